@@ -1,0 +1,291 @@
+//! L1: the trait that every cache implements. Its documentation is a contract, and one suite
+//! (`tests/it/cache_contract.rs`) holds every implementation to it.
+//!
+//! > A value enters L1 only under a permit (a read lease or a write permit) which L1 itself issued in that entry's
+//! > present life, and only at a revision >= the entry's floor. Whatever holds no permit may only remove.
+//!
+//! Not here: who calls what in which order (`tiered`), and any word about L2.
+
+pub mod entry;
+pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::time::Instant;
+
+use crate::record::{Millis, RecordKey, Revision, State, encoding::StoredRecord};
+
+/// How long a read lease lives.
+pub const LEASE: Duration = Duration::from_secs(3);
+/// How long a write permit lives.
+pub const PERMIT: Duration = Duration::from_secs(5);
+/// The longest life of a pending entry.
+pub const PENDING: Duration = Duration::from_secs(60);
+/// The most live permits on one entry; one more and the entry is removed instead.
+pub const MAX_PERMITS: usize = 64;
+
+/// The generation of the cache: a random id kept in L2 and part of every key, so a new epoch is a cold, correct cache
+/// and two deployments on one Redis never meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Where an entry lives: `{}fs:<epoch>:<view length>:<view>:<entity id>`. The leading `{}` makes Redis Cluster hash the
+/// whole key, so entity ids cannot force a slot.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct CacheKey(Bytes);
+
+impl CacheKey {
+    /// The key of a record in an epoch.
+    pub fn new(epoch: Epoch, key: &RecordKey) -> Self {
+        let (view, id) = (key.view.as_str(), key.entity_id.as_str());
+        let mut buf = BytesMut::with_capacity(26 + view.len() + id.len());
+        buf.put_slice(b"{}fs:");
+        put_hex(epoch.0, &mut buf);
+        // A view has at most 63 bytes, so its length has one or two digits.
+        buf.put_u8(b':');
+        if view.len() >= 10 {
+            buf.put_u8(b'0' + (view.len() / 10) as u8);
+        }
+        buf.put_u8(b'0' + (view.len() % 10) as u8);
+        buf.put_u8(b':');
+        buf.put_slice(view.as_bytes());
+        buf.put_u8(b':');
+        buf.put_slice(id.as_bytes());
+        Self(buf.freeze())
+    }
+
+    /// The bytes of the key.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn put_hex(number: u64, buf: &mut BytesMut) {
+    for shift in (0..16).rev() {
+        buf.put_u8(b"0123456789abcdef"[(number >> (shift * 4)) as usize & 15]);
+    }
+}
+
+impl fmt::Debug for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+/// Names a lease or a permit: random, and a new one for each sending, so that a late or repeated command never counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PermitId(pub [u8; 8]);
+
+impl PermitId {
+    /// A new one.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+/// What a clean entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheValue {
+    /// The record, live or expired.
+    Record(StoredRecord),
+    /// A negative entry: there is no record; with the tombstone's revision, or 0.
+    Absent(Revision),
+}
+
+impl CacheValue {
+    /// Its revision.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Self::Record(record) => record.revision(),
+            Self::Absent(revision) => *revision,
+        }
+    }
+
+    /// Its expire time; None: never, or no record.
+    pub fn expire_at(&self) -> Option<Millis> {
+        match self {
+            Self::Record(record) => record.expire_at(),
+            Self::Absent(_) => None,
+        }
+    }
+}
+
+impl From<State> for CacheValue {
+    fn from(state: State) -> Self {
+        match state {
+            State::Absent => Self::Absent(Revision::NONE),
+            State::Tombstone(revision) => Self::Absent(revision),
+            State::Record(record) => Self::Record(record),
+        }
+    }
+}
+
+impl From<CacheValue> for State {
+    fn from(value: CacheValue) -> Self {
+        match value {
+            CacheValue::Record(record) => Self::Record(record),
+            CacheValue::Absent(Revision::NONE) => Self::Absent,
+            CacheValue::Absent(revision) => Self::Tombstone(revision),
+        }
+    }
+}
+
+/// The answer to `acquire`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acquired {
+    /// Clean after all.
+    Hit(CacheValue),
+    /// The caller holds the lease and may fill; the value that was there before the last write began, if any.
+    Lease {
+        /// May be newer than what L2 answers; never to be answered unless it is.
+        suspect: Option<CacheValue>,
+    },
+    /// Another lease or a write permit is alive: read L2, fill nothing.
+    NoFill {
+        /// As for `Lease`.
+        suspect: Option<CacheValue>,
+    },
+}
+
+/// The answer to `mark`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marked {
+    /// The permit is held.
+    Granted,
+    /// Too many permits: the entry was removed, and with it all of them.
+    Overflow,
+}
+
+/// What `settle`, `put` and `unmark` left behind. Each of them confirms that L1 holds nothing older than the revision
+/// that was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The value was installed.
+    Installed,
+    /// An older value was removed.
+    Dropped,
+    /// Nothing older was there.
+    Kept,
+    /// There is no such entry.
+    NoEntry,
+}
+
+/// A value and how long L1 may keep it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// What to install.
+    pub value: CacheValue,
+    /// From now on; at least 1 ms.
+    pub ttl: Duration,
+}
+
+/// One `settle`: what L2 was seen to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settle {
+    /// Where.
+    pub key: CacheKey,
+    /// At which revision.
+    pub revision: Revision,
+    /// The lease and what to install under it; None: only remove what is older.
+    pub fill: Option<(PermitId, Fill)>,
+}
+
+/// One `put`: what a write left in L2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// Where.
+    pub key: CacheKey,
+    /// The permit that `mark` granted.
+    pub permit: PermitId,
+    /// What L2 now holds.
+    pub fill: Fill,
+}
+
+/// Why L1 did not do as told. None of these fails a request by itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CacheError {
+    /// No answer within the deadline; it may have happened.
+    #[error("L1 did not answer in time")]
+    Timeout,
+    /// Cannot be reached, or not verified since the connection was lost; it may have happened.
+    #[error("L1 is unavailable: {0}")]
+    Unavailable(Arc<str>),
+    /// It answered with an error, and the entry could not be removed either.
+    #[error("L1 refused: {0}")]
+    Refused(Arc<str>),
+}
+
+/// What `probe` found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// The engine holds what it held, or came back without the keys of this epoch.
+    Intact,
+    /// The engine restarted and holds keys of this epoch from an earlier time: a new epoch is needed.
+    Restored,
+}
+
+/// How a tier describes itself; the address is without credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheInfo {
+    /// memory, redis, redis-cluster or redis-sentinel.
+    pub kind: &'static str,
+    /// Where it is.
+    pub address: String,
+}
+
+/// The operations on L1. Every batch answers in its own order, one result an item.
+///
+/// The implementer's duties:
+///
+/// 1. An operation on one entry is atomic, and does exactly what `entry::Entry` does.
+/// 2. Every future ends by `deadline`, with `Timeout` for what was not answered; dropping a future is allowed.
+/// 3. An item that was answered `Ok` has happened. After an `Err` it may have happened, or may still happen.
+/// 4. What cannot be read (a bad checksum, a foreign type) is removed and counts as a miss. An operation that the engine
+///    refuses (memory full) is answered by removing the entry, which is always safe: then it is `Ok`, `Effect::Dropped`,
+///    or for `acquire` `NoFill`, for `mark` `Overflow`.
+/// 5. A batch of `get` is one command; of any other operation one pipeline. Nothing is retried.
+/// 6. After a connection was lost every operation fails with `Unavailable` until `probe` has succeeded, so that nobody
+///    reads from an engine that came back with old data.
+/// 7. Eviction may remove any entry at any time. Nothing else removes one before its time, and nothing keeps one beyond.
+#[async_trait]
+pub trait Cache: Send + Sync + 'static {
+    /// Clean entries only; a pending one is a miss. Never changes an entry.
+    async fn get(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Option<CacheValue>, CacheError>>;
+
+    /// Asks for the lease to fill an entry, one new id each.
+    async fn acquire(&self, asks: &[(CacheKey, PermitId)], deadline: Instant) -> Vec<Result<Acquired, CacheError>>;
+
+    /// Tells what L2 was seen to hold: installs it where the lease still holds and the revision is not below the floor,
+    /// else removes what is older and raises the floor.
+    async fn settle(&self, settles: &[Settle], deadline: Instant) -> Vec<Result<Effect, CacheError>>;
+
+    /// Announces writes, one new id each: from now on the entries' values are suspect and their leases void.
+    async fn mark(&self, marks: &[(CacheKey, PermitId)], deadline: Instant) -> Vec<Result<Marked, CacheError>>;
+
+    /// Ends writes: installs what L2 now holds where the permit is alive, the revision is not below the floor and is above
+    /// the value's, else removes what is older. The permit is gone afterwards.
+    async fn put(&self, puts: &[Put], deadline: Instant) -> Vec<Result<Effect, CacheError>>;
+
+    /// Takes a write back that L2 surely never saw: with no permit left the suspect value is clean again.
+    async fn unmark(&self, marks: &[(CacheKey, PermitId)], deadline: Instant) -> Vec<Result<Effect, CacheError>>;
+
+    /// Removes entries, as an eviction would.
+    async fn remove(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<(), CacheError>>;
+
+    /// Connects if need be, and verifies what the engine holds against `epoch`. A successful probe makes the cache usable
+    /// again after a lost connection.
+    async fn probe(&self, epoch: Epoch, deadline: Instant) -> Result<Probe, CacheError>;
+
+    /// What and where it is.
+    fn info(&self) -> CacheInfo;
+}

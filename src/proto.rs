@@ -1,0 +1,13 @@
+//! The generated code of `featurestore.v1`, and the one message of it that is written by hand: a row whose features
+//! stay the bytes they are stored as.
+
+#![allow(missing_docs, clippy::all, reason = "generated; the documentation is in the .proto file")]
+
+mod encoded_row;
+
+pub use encoded_row::EncodedRow;
+
+tonic::include_proto!("featurestore.v1");
+
+/// Everything reflection needs to know, comments included.
+pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("featurestore.v1.descriptors");

@@ -1,0 +1,349 @@
+//! The stored bytes of a record: what the embedded L2 and every L1 keep, and what a row passes through.
+//!
+//! ```text
+//! offset  size  field, little-endian
+//!      0     1  format version, 1
+//!      1     3  zero
+//!      4     4  CRC-32 (IEEE) of all other bytes
+//!      8     8  revision
+//!     16     8  event time, ms since the Unix epoch
+//!     24     8  expire time, ms since the Unix epoch; i64::MAX: never
+//!     32     4  offset of segment 2
+//!     36     .  segment 1: encoded field 3 of FeatureRow (the features), names sorted
+//!      .     .  segment 2: encoded fields 4, 6, 7, 8 of FeatureRow (model version, times), in this order
+//! ```
+//!
+//! The layout is final: a change gets a new format version, and this one is still read. Features are found by
+//! scanning tags, never by decoding values (`FeatureEntries`, `Projection`).
+
+mod matrix;
+mod projection;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::{
+    Message,
+    encoding::{self, WireType},
+};
+use prost_types::Timestamp;
+
+use super::{FeatureName, Features, Millis, Revision, Snapshot};
+use crate::proto::Value;
+
+pub use matrix::{Cell, Columns};
+pub use projection::Projection;
+
+const FORMAT_VERSION: u8 = 1;
+const HEADER_BYTES: usize = 36;
+const NEVER: i64 = i64::MAX;
+/// The tag of `FeatureRow.features` with its wire type.
+const FEATURES_TAG: u8 = (3 << 3) | 2;
+
+/// Stored bytes that cannot be read. Never the same as absence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stored bytes cannot be read: {0}")]
+pub struct Corrupt(pub &'static str);
+
+/// The stored bytes of one record, whose header has been checked. Cloning is cheap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord(Bytes);
+
+impl StoredRecord {
+    /// Encodes a record as it stands.
+    pub fn encode(snapshot: &Snapshot) -> Self {
+        let features = snapshot.features.iter().map(|(name, value)| entry_len(name, value)).sum::<usize>();
+        let mut buf = BytesMut::with_capacity(HEADER_BYTES + features + 64 + snapshot.model_version.len());
+        buf.put_u8(FORMAT_VERSION);
+        buf.put_bytes(0, 7);
+        buf.put_i64_le(snapshot.revision.0);
+        buf.put_i64_le(snapshot.event_time.0);
+        buf.put_i64_le(snapshot.expire_at.map_or(NEVER, |at| at.0));
+        let segment2 = u32::try_from(HEADER_BYTES + features).expect("records are far below 4 GiB");
+        buf.put_u32_le(segment2);
+        for (name, value) in &snapshot.features {
+            put_entry(name, value, &mut buf);
+        }
+        if !snapshot.model_version.is_empty() {
+            encoding::string::encode(4, &snapshot.model_version, &mut buf);
+        }
+        encoding::message::encode(6, &timestamp(snapshot.event_time), &mut buf);
+        encoding::message::encode(7, &timestamp(snapshot.write_time), &mut buf);
+        if let Some(at) = snapshot.expire_at {
+            encoding::message::encode(8, &timestamp(at), &mut buf);
+        }
+        let sum = checksum(&buf);
+        buf[4..8].copy_from_slice(&sum.to_le_bytes());
+        Self(buf.freeze())
+    }
+
+    /// Checks bytes that were stored: version, checksum and bounds.
+    pub fn parse(bytes: Bytes) -> Result<Self, Corrupt> {
+        let record = Self::parse_summed(bytes)?;
+        if record.0[4..8] != checksum(&record.0).to_le_bytes() {
+            return Err(Corrupt("checksum differs"));
+        }
+        Ok(record)
+    }
+
+    /// Checks version and bounds only, for bytes that another checksum already covers (an L1 entry's).
+    pub fn parse_summed(bytes: Bytes) -> Result<Self, Corrupt> {
+        if bytes.len() < HEADER_BYTES {
+            return Err(Corrupt("shorter than the header"));
+        }
+        if bytes[0] != FORMAT_VERSION {
+            return Err(Corrupt("unknown format version"));
+        }
+        let record = Self(bytes);
+        if !(HEADER_BYTES..=record.0.len()).contains(&record.segment2()) {
+            return Err(Corrupt("segment 2 is out of bounds"));
+        }
+        Ok(record)
+    }
+
+    /// The bytes to store.
+    pub fn as_bytes(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// The record's revision.
+    pub fn revision(&self) -> Revision {
+        Revision(self.i64_at(8))
+    }
+
+    /// When the features were true in the world.
+    pub fn event_time(&self) -> Millis {
+        Millis(self.i64_at(16))
+    }
+
+    /// When the record expires; None: never.
+    pub fn expire_at(&self) -> Option<Millis> {
+        Some(self.i64_at(24)).filter(|at| *at != NEVER).map(Millis)
+    }
+
+    /// Whether it counts as absent at `now`.
+    pub fn is_expired(&self, now: Millis) -> bool {
+        self.i64_at(24) <= now.0 && self.i64_at(24) != NEVER
+    }
+
+    /// Segment 1: the encoded features.
+    pub fn features_segment(&self) -> Bytes {
+        self.0.slice(HEADER_BYTES..self.segment2())
+    }
+
+    /// Segment 2: the encoded model version and times.
+    pub fn metadata_segment(&self) -> Bytes {
+        self.0.slice(self.segment2()..)
+    }
+
+    /// The features one by one, in the order of their names, undecoded.
+    pub fn entries(&self) -> FeatureEntries<'_> {
+        FeatureEntries(&self.0[HEADER_BYTES..self.segment2()])
+    }
+
+    /// The model version, without decoding the rest: it stands first in segment 2 where there is one.
+    pub fn model_version(&self) -> Result<&str, Corrupt> {
+        let mut rest = &self.0[self.segment2()..];
+        match encoding::decode_key(&mut rest) {
+            Ok((4, WireType::LengthDelimited)) => {
+                let text = take_delimited(&mut rest).ok_or(Corrupt("segment 2 is cut off"))?;
+                std::str::from_utf8(text).map_err(|_| Corrupt("the model version is not UTF-8"))
+            }
+            Ok(_) => Ok(""),
+            Err(_) => Err(Corrupt("segment 2 cannot be read")),
+        }
+    }
+
+    /// Decodes everything; only writes (MERGE) need it.
+    pub fn decode(&self) -> Result<Snapshot, Corrupt> {
+        let mut features = Features::new();
+        for entry in self.entries() {
+            let entry = entry?;
+            let name = FeatureName::parse(entry.name).map_err(|_| Corrupt("a feature's name is not allowed"))?;
+            let value = Value::decode(entry.value).map_err(|_| Corrupt("a value cannot be decoded"))?;
+            features.insert(name, value);
+        }
+        Ok(Snapshot {
+            features,
+            model_version: self.model_version()?.to_owned(),
+            revision: self.revision(),
+            event_time: self.event_time(),
+            write_time: self.write_time()?,
+            expire_at: self.expire_at(),
+        })
+    }
+
+    fn write_time(&self) -> Result<Millis, Corrupt> {
+        let mut rest = &self.0[self.segment2()..];
+        while !rest.is_empty() {
+            let (tag, _) = encoding::decode_key(&mut rest).map_err(|_| Corrupt("segment 2 cannot be read"))?;
+            let field = take_delimited(&mut rest).ok_or(Corrupt("segment 2 is cut off"))?;
+            if tag == 7 {
+                let at = Timestamp::decode(field).map_err(|_| Corrupt("the write time cannot be read"))?;
+                return Ok(Millis(at.seconds * 1000 + i64::from(at.nanos) / 1_000_000));
+            }
+        }
+        Err(Corrupt("there is no write time"))
+    }
+
+    fn segment2(&self) -> usize {
+        let mut offset = [0; 4];
+        offset.copy_from_slice(&self.0[32..36]);
+        u32::from_le_bytes(offset) as usize
+    }
+
+    fn i64_at(&self, at: usize) -> i64 {
+        let mut number = [0; 8];
+        number.copy_from_slice(&self.0[at..at + 8]);
+        i64::from_le_bytes(number)
+    }
+}
+
+/// How many bytes these features take in stored form: what `limits.max_record_bytes` is compared with.
+pub fn features_len(features: &Features) -> usize {
+    features.iter().map(|(name, value)| entry_len(name, value)).sum()
+}
+
+/// One undecoded feature of segment 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeatureEntry<'a> {
+    /// The whole map entry, tag and length included: it can be copied into a row as it is.
+    pub encoded: &'a [u8],
+    /// The feature's name.
+    pub name: &'a str,
+    /// The encoded `Value`.
+    pub value: &'a [u8],
+}
+
+/// Walks segment 1 by its tags.
+#[derive(Clone, Debug)]
+pub struct FeatureEntries<'a>(&'a [u8]);
+
+impl<'a> Iterator for FeatureEntries<'a> {
+    type Item = Result<FeatureEntry<'a>, Corrupt>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let entry = next_entry(&mut self.0);
+        if entry.is_none() {
+            self.0 = &[]; // what follows cannot be told apart
+        }
+        Some(entry.ok_or(Corrupt("a feature cannot be read")))
+    }
+}
+
+fn next_entry<'a>(rest: &mut &'a [u8]) -> Option<FeatureEntry<'a>> {
+    let start = *rest;
+    if take_byte(rest)? != FEATURES_TAG {
+        return None;
+    }
+    let mut body = take_delimited(rest)?;
+    if take_byte(&mut body)? != (1 << 3) | 2 {
+        return None;
+    }
+    let name = std::str::from_utf8(take_delimited(&mut body)?).ok()?;
+    if take_byte(&mut body)? != (2 << 3) | 2 {
+        return None;
+    }
+    let value = take_delimited(&mut body)?;
+    body.is_empty().then_some(FeatureEntry { encoded: &start[..start.len() - rest.len()], name, value })
+}
+
+fn take_byte(rest: &mut &[u8]) -> Option<u8> {
+    let (first, tail) = rest.split_first()?;
+    *rest = tail;
+    Some(*first)
+}
+
+fn take_delimited<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = usize::try_from(encoding::decode_varint(rest).ok()?).ok()?;
+    let (head, tail) = rest.split_at_checked(len)?;
+    *rest = tail;
+    Some(head)
+}
+
+fn entry_body_len(name: &FeatureName, value: &Value) -> usize {
+    let name = name.as_str().len();
+    1 + encoding::encoded_len_varint(name as u64) + name + encoding::message::encoded_len(2, value)
+}
+
+fn entry_len(name: &FeatureName, value: &Value) -> usize {
+    let body = entry_body_len(name, value);
+    1 + encoding::encoded_len_varint(body as u64) + body
+}
+
+fn put_entry(name: &FeatureName, value: &Value, buf: &mut BytesMut) {
+    buf.put_u8(FEATURES_TAG);
+    encoding::encode_varint(entry_body_len(name, value) as u64, buf);
+    buf.put_u8((1 << 3) | 2);
+    encoding::encode_varint(name.as_str().len() as u64, buf);
+    buf.put_slice(name.as_str().as_bytes());
+    encoding::message::encode(2, value, buf);
+}
+
+fn checksum(bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes[..4]);
+    hasher.update(&bytes[8..]);
+    hasher.finalize()
+}
+
+/// The wire form of a point in time.
+pub fn timestamp(at: Millis) -> Timestamp {
+    Timestamp { seconds: at.0.div_euclid(1000), nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::value::Kind;
+
+    fn sample() -> Snapshot {
+        let value = |kind| Value { kind: Some(kind) };
+        let features = [
+            ("zeta", Kind::DoubleVal(-0.0)),
+            ("alpha", Kind::StringVal(String::new())),
+            ("beta", Kind::NullVal(0)),
+            ("gamma", Kind::FloatListVal(crate::proto::FloatList { val: vec![1.5, f32::NAN] })),
+        ];
+        Snapshot {
+            features: features.into_iter().map(|(n, k)| (FeatureName::parse(n).unwrap(), value(k))).collect(),
+            model_version: "v1".to_owned(),
+            revision: Revision(1_790_000_000_000_000),
+            event_time: Millis(-1),
+            write_time: Millis(1_790_000_000_123),
+            expire_at: None,
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_noticed() {
+        let bytes = StoredRecord::encode(&sample()).0;
+        for at in 0..bytes.len() * 8 {
+            let mut bad = bytes.to_vec();
+            bad[at / 8] ^= 1 << (at % 8);
+            assert!(StoredRecord::parse(bad.into()).is_err(), "bit {at}");
+        }
+        for len in 0..bytes.len() {
+            assert!(StoredRecord::parse(bytes.slice(..len)).is_err(), "cut to {len}");
+        }
+    }
+
+    #[test]
+    fn the_layout_is_final() {
+        // These bytes were written by the first release; they must be read, and written, for ever.
+        let bytes = StoredRecord::encode(&sample()).0;
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, include_str!("encoding/v1.hex").trim());
+    }
+
+    #[test]
+    fn a_decoded_record_encodes_to_the_same_bytes() {
+        let stored = StoredRecord::encode(&sample());
+        let decoded = stored.decode().unwrap();
+        assert_eq!(decoded.event_time, Millis(-1));
+        assert_eq!(decoded.write_time, Millis(1_790_000_000_123));
+        assert_eq!(StoredRecord::encode(&decoded), stored);
+        assert_eq!(stored.model_version(), Ok("v1"));
+    }
+}

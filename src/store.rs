@@ -1,0 +1,189 @@
+//! L2: the trait that every store implements. Its documentation is a contract, and one suite
+//! (`tests/it/store_contract.rs`) holds every implementation to it.
+//!
+//! Not here: caching (`cache`, `tiered`), and what a request may hold (`api`).
+
+pub mod apply;
+pub mod embedded;
+mod error;
+#[cfg(feature = "mongodb")]
+pub mod mongodb;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+pub use error::StoreError;
+
+use crate::{
+    cache::Epoch,
+    record::{Millis, Record, RecordKey, Revision, State},
+};
+
+/// How many of its latest writes a record remembers by their request ids.
+pub const REMEMBERED_REQUESTS: usize = 8;
+
+/// What holds for every write.
+#[derive(Clone, Debug)]
+pub struct WriteRules {
+    /// For records that give no lifetime.
+    pub default_ttl: Duration,
+    /// How long a tombstone, and a record past its expire time, is kept.
+    pub tombstone_ttl: Duration,
+    /// Features of a record, after a merge.
+    pub max_features: usize,
+    /// Bytes of a record's features, after a merge. Embedded: of their stored form; MongoDB: of their BSON form.
+    pub max_record_bytes: usize,
+}
+
+/// Names one write, the client's id or one of ours, so that it applies once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(pub Arc<str>);
+
+/// What to do to one key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// Which record.
+    pub key: RecordKey,
+    /// Names this write.
+    pub request_id: RequestId,
+    /// Only if the live record has this revision; 0: only if there is no live record.
+    pub if_revision: Option<Revision>,
+    /// What to do.
+    pub change: Change,
+}
+
+/// What a write does to its record.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// Writes it.
+    Upsert(Record),
+    /// Leaves a tombstone in its place.
+    Delete,
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The record was written.
+    Written,
+    /// The stored event time is newer; nothing changed.
+    SkippedStale,
+    /// The record was deleted.
+    Deleted,
+    /// There was no live record to delete; nothing changed.
+    NotFound,
+    /// `if_revision` differs; nothing changed. `stored` is 0 where there is no live record.
+    RevisionMismatch {
+        /// The live record's.
+        stored: Revision,
+    },
+    /// The merged record would have more features than allowed; nothing changed.
+    TooManyFeatures {
+        /// How many it would have.
+        count: usize,
+    },
+    /// The merged record would be larger than allowed; nothing changed.
+    RecordTooLarge {
+        /// How large it would be.
+        bytes: usize,
+    },
+}
+
+/// The answer to one write: what became of it, and what now stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Of a repeated request id: the first outcome.
+    pub outcome: Outcome,
+    /// Of the record or tombstone as it now stands; 0: neither.
+    pub revision: Revision,
+}
+
+/// The generation of L1 as L2 has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochState {
+    /// Part of every L1 key.
+    pub epoch: Epoch,
+    /// A write bypassed L1 in this epoch: whoever lost sight of L1 trusts it again only under a new one.
+    pub dirty: bool,
+}
+
+/// How a read is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadConcern {
+    /// What a majority acknowledged, from the primary.
+    Majority,
+    /// As of now, even against a deposed primary.
+    Linearizable,
+}
+
+/// How a tier describes itself; the address is without credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreInfo {
+    /// embedded or mongodb.
+    pub kind: &'static str,
+    /// Where it is.
+    pub address: String,
+    /// No other process can write to it.
+    pub exclusive: bool,
+}
+
+/// The operations on L2. Every batch answers in its own order, one result an item.
+///
+/// The implementer's duties:
+///
+/// 1. A write that was answered `Ok` is durable (fsynced; MongoDB: `w: majority, j: true`), and reads see only what is.
+/// 2. A write does exactly what `apply::apply` does, atomically: the checks run in the order request id, if_revision, event
+///    time, limits; the clock is L2's own; every attempt on a stored document is remembered by its request id.
+/// 3. `OutcomeUnknown` and only that is answered for a write that may have happened or may still happen; any other error
+///    means that it surely did not.
+/// 4. Absence is data: a key that was not found is `State::Absent`, and no error ever becomes that. One that cannot be
+///    read is `Corrupt`, for that key alone.
+/// 5. Every future ends by `deadline`, at the latest a moment after. It may be dropped at any await without harm: what
+///    must not be dropped is spawned.
+/// 6. Expired and deleted records stay readable (as expired, as tombstones) for `tombstone_ttl`; collecting them later is
+///    only garbage collection.
+/// 7. The store may be unreachable when it is made: each call connects, and prepares what it needs (indexes), if need be.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Reads records. Majority: one query for all keys.
+    async fn read(&self, keys: &[RecordKey], concern: ReadConcern, deadline: Instant)
+    -> Vec<Result<State, StoreError>>;
+
+    /// Does one write and answers what now stands, whatever became of the write.
+    async fn write(&self, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError>;
+
+    /// Does many writes in as few round trips as possible. Writes of equal keys are done in their order. One may fail where
+    /// the others succeed.
+    async fn write_batch(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Receipt, StoreError>>;
+
+    /// The epoch; the first call ever makes one.
+    async fn epoch(&self, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Replaces the epoch by a new random one that is not dirty, if it is still `seen`; answers the one that then stands.
+    async fn renew_epoch(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Marks the present epoch as dirty, durably, and answers it.
+    async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Whether it can serve now: reads and writes.
+    async fn ping(&self, deadline: Instant) -> Result<(), StoreError>;
+
+    /// Ends what runs in the background and flushes; nothing is called afterwards.
+    async fn close(&self);
+
+    /// What and where it is.
+    fn info(&self) -> StoreInfo;
+}
+
+/// When the document may be collected: an absent time means never.
+pub fn collect_at(expire_at: Option<Millis>, deleted_at: Option<Millis>, rules: &WriteRules) -> Option<Millis> {
+    match (expire_at, deleted_at) {
+        (expire_at, Some(deleted_at)) => {
+            Some(expire_at.map_or(deleted_at, |at| at.max(deleted_at)).after(rules.tombstone_ttl))
+        }
+        (Some(at), None) => Some(at.after(rules.tombstone_ttl)),
+        (None, None) => None,
+    }
+}

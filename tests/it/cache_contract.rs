@@ -1,0 +1,1 @@
+//! Every L1 keeps the contract of `featurestore::cache::Cache`.

@@ -1,0 +1,7 @@
+//! What tests stand on: real servers on free ports in temporary folders, ended with the test binary.
+
+#![allow(dead_code, reason = "each test uses what it needs")]
+
+pub mod mongod;
+pub mod process;
+pub mod redis;

@@ -1,0 +1,87 @@
+//! A child process that never outlives the test binary, however that ends.
+//!
+//! A shell stands between: it kills the child once its own standard input closes, which the kernel does when the test
+//! binary dies. So not even a SIGKILL of the tests leaves a server behind.
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const KEEPER: &str = r#"log=$1; shift; "$@" </dev/null >"$log" 2>&1 & pid=$!; echo $pid; cat >/dev/null; kill -CONT $pid; kill -9 $pid; wait $pid"#;
+
+pub struct Process {
+    keeper: Child,
+    pid: u32,
+}
+
+impl Process {
+    /// Starts a program; its output goes to the file `log`.
+    pub fn start<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>, log: &Path) -> Self {
+        let mut keeper = Command::new("sh")
+            .args(["-c", KEEPER, "keeper"])
+            .arg(log)
+            .arg(&program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {}: {e}", program.as_ref().display()));
+        let mut line = String::new();
+        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self { keeper, pid: line.trim().parse().unwrap() }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a signal by its name: `STOP`, `CONT`, `TERM`, `KILL`.
+    pub fn signal(&self, name: &str) {
+        let done = Command::new("kill").args(["-s", name, &self.pid.to_string()]).status().unwrap();
+        assert!(done.success(), "cannot send SIG{name} to {}", self.pid);
+    }
+
+    /// Kills it at once, as `kill -9` would, and waits until it is gone.
+    pub fn kill(&mut self) {
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&self) -> bool {
+        // A zombie is not running; its keeper reaps it only at the end.
+        std::fs::read_to_string(format!("/proc/{}/stat", self.pid))
+            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Polls until `ready` says so; panics with `what` after `bound`.
+pub fn wait_until(what: &str, bound: Duration, mut ready: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !ready() {
+        assert!(start.elapsed() < bound, "waited {bound:?} for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A new temporary folder, removed when dropped.
+pub fn temp_dir() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}

@@ -1,0 +1,1 @@
+//! Every L2 keeps the contract of `featurestore::store::Store`.

@@ -98,6 +98,8 @@ pub struct Receipt {
     pub outcome: Outcome,
     /// Of the record or tombstone as it now stands; 0: neither.
     pub revision: Revision,
+    /// What now stands is a tombstone. (A repeated delete may find a record that was written since.)
+    pub tombstone: bool,
 }
 
 /// The generation of L1 as L2 has it.

@@ -42,6 +42,12 @@ impl Document {
         }
     }
 
+    /// What is answered about a write, given what became of it.
+    fn receipt(&self, outcome: Outcome) -> Receipt {
+        let tombstone = matches!(self.content, Content::Tombstone(_));
+        Receipt { outcome, revision: self.revision(), tombstone }
+    }
+
     fn live(&self, now: Millis) -> Option<&Snapshot> {
         match &self.content {
             Content::Record(snapshot) if snapshot.expire_at.is_none_or(|at| at > now) => Some(snapshot),
@@ -53,10 +59,11 @@ impl Document {
 /// Does `write` to what is stored, at L2's time `now`. Answers the receipt, and the document to store if anything
 /// changed (a remembered attempt is a change; an attempt on nothing leaves nothing).
 pub fn apply(stored: Option<&Document>, write: &Write, now: Millis, rules: &WriteRules) -> (Receipt, Option<Document>) {
-    let revision = stored.map_or(Revision::NONE, Document::revision);
-    if let Some(first) = stored.and_then(|document| document.requests.iter().find(|r| r.id == write.request_id)) {
-        return (Receipt { outcome: first.outcome, revision }, None);
+    let remembered = |document: &&Document| document.requests.iter().find(|r| r.id == write.request_id).cloned();
+    if let Some((document, first)) = stored.and_then(|document| Some((document, remembered(&document)?))) {
+        return (document.receipt(first.outcome), None);
     }
+    let revision = stored.map_or(Revision::NONE, Document::revision);
     let live = stored.and_then(|document| document.live(now));
     let (outcome, content) = attempt(live, revision.next(now), write, now, rules);
 
@@ -72,8 +79,8 @@ pub fn apply(stored: Option<&Document>, write: &Write, now: Millis, rules: &Writ
         (None, Some(stored)) => Some(Document { requests: remember(Some(stored), write, outcome), ..stored.clone() }),
         (None, None) => None,
     };
-    let revision = document.as_ref().map_or(revision, Document::revision);
-    (Receipt { outcome, revision }, document)
+    let nothing = Receipt { outcome, revision: Revision::NONE, tombstone: false };
+    (document.as_ref().map_or(nothing, |document| document.receipt(outcome)), document)
 }
 
 fn attempt(

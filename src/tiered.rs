@@ -1,0 +1,179 @@
+//! L1 in front of L2: read-through, write-through, delete and bulk over a [`Cache`] and a [`Store`].
+//!
+//! This is the coherence protocol. Which engine is behind a trait cannot be seen from here; requests, status codes and
+//! limits are `api`'s. The promise, per record: a write that was answered with `cached` is what every later read
+//! returns, or something newer; what falls short of that is said in the answer (`degraded`, `cached = false`).
+//!
+//! - [`read`](Tiered::read): MGET, ACQUIRE, one L2 read, SETTLE; many callers of one key share a flight.
+//! - [`upsert`](Tiered::upsert), [`delete`](Tiered::delete): MARK, commit, PUT, in a task that no cancelled call can drop.
+//! - [`write_bulk`](Tiered::write_bulk): commit, then SETTLE.
+//! - [`trust`]: whether L1 may be used at all; [`watch`](Tiered::watch) brings it back after a loss.
+
+pub mod breaker;
+mod bulk;
+mod flight;
+pub mod meter;
+mod read;
+pub mod trust;
+mod watch;
+mod write;
+
+use std::{sync::Arc, time::Duration};
+
+use rand::RngExt as _;
+use tokio::{sync::watch::Sender, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    cache::{Cache, CacheError, CacheKey, CacheValue, Epoch, Fill},
+    record::{Clock, RecordKey, State},
+    store::{Store, StoreError},
+};
+use breaker::Breaker;
+use flight::Flights;
+use meter::Meter;
+use trust::Trust;
+
+pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
+pub use watch::Reach;
+pub use write::{BulkAnswer, WriteAnswer, WriteError};
+
+/// What an operator can turn.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long L1 keeps a record at most, before jitter.
+    pub l1_ttl: Duration,
+    /// How long a call waits for L1, in all.
+    pub l1_timeout: Duration,
+    /// What becomes of writes that L1 does not confirm.
+    pub on_l1_loss: OnL1Loss,
+    /// How long L2 keeps tombstones.
+    pub tombstone_ttl: Duration,
+    /// How long a read of L2 on behalf of many callers may take.
+    pub read_deadline: Duration,
+    /// How long a write may take after its call, if any, has gone.
+    pub write_deadline: Duration,
+}
+
+/// What becomes of writes that L1 does not confirm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnL1Loss {
+    /// They are answered OK, `cached = false`.
+    Accept,
+    /// They are refused.
+    Reject,
+}
+
+/// Both tiers and what is known of them.
+pub struct Tiered {
+    cache: Arc<dyn Cache>,
+    store: Arc<dyn Store>,
+    settings: Settings,
+    clock: Clock,
+    trust: Trust,
+    l2_breaker: Breaker,
+    flights: Flights,
+    tasks: TaskTracker,
+    reach: Sender<Reach>,
+    /// What L1 did since start.
+    pub l1_meter: Meter,
+    /// What L2 did since start.
+    pub l2_meter: Meter,
+}
+
+impl Tiered {
+    /// Puts `cache` in front of `store`. Nothing is trusted before [`watch`](Self::watch) has looked at both.
+    pub fn new(cache: Arc<dyn Cache>, store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Arc<Self> {
+        let exclusive = store.info().exclusive;
+        Arc::new(Self {
+            cache,
+            store,
+            settings,
+            clock,
+            trust: Trust::new(exclusive),
+            l2_breaker: Breaker::new(5),
+            flights: Flights::default(),
+            tasks: TaskTracker::new(),
+            reach: Sender::new(Reach::default()),
+            l1_meter: Meter::default(),
+            l2_meter: Meter::default(),
+        })
+    }
+
+    /// The cache, for its description.
+    pub fn cache(&self) -> &dyn Cache {
+        self.cache.as_ref()
+    }
+
+    /// The store, for its description.
+    pub fn store(&self) -> &dyn Store {
+        self.store.as_ref()
+    }
+
+    /// Whether L1 may be used.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    /// Whether L2 is being asked.
+    pub fn l2_breaker(&self) -> &Breaker {
+        &self.l2_breaker
+    }
+
+    /// Waits until every detached write and fill has ended. New ones are still taken meanwhile.
+    pub async fn settled(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn l1_deadline(&self) -> Instant {
+        Instant::now() + self.settings.l1_timeout
+    }
+
+    /// Counts a failed L1 command. A refusal says nothing about the connection, so it does not trip the breaker.
+    fn note_l1(&self, error: &CacheError) {
+        self.l1_meter.failed();
+        match error {
+            CacheError::Timeout => self.trust.breaker.failed(),
+            CacheError::Unavailable(_) => self.trust.breaker.trip(),
+            CacheError::Refused(reason) => tracing::warn!(%reason, "L1 refused a command"),
+        }
+        self.trust.wake();
+    }
+
+    /// Counts an answer of L2; `budget` is how long it was given, as a client's own short deadline is no outage.
+    fn note_l2<T>(&self, answer: &Result<T, StoreError>, budget: Duration) {
+        match answer {
+            Ok(_) => self.l2_breaker.succeeded(),
+            Err(error) => {
+                self.l2_meter.failed();
+                tracing::warn!(%error, "L2 failed");
+                if error.is_outage() && budget >= Duration::from_millis(500) {
+                    self.l2_breaker.failed();
+                }
+            }
+        }
+    }
+
+    /// What goes into L1, for how long. Jitter keeps entries that were filled together from expiring together.
+    fn fill(&self, state: State) -> Fill {
+        const NEGATIVE: std::ops::Range<u64> = 5_000..30_000;
+        let now = self.clock.now();
+        let short = || Duration::from_millis(rand::rng().random_range(NEGATIVE));
+        let ttl = match &state {
+            State::Absent | State::Tombstone(_) => short(),
+            State::Record(record) if record.is_expired(now) => short(),
+            State::Record(record) => {
+                let ttl = self.settings.l1_ttl.mul_f64(rand::rng().random_range(0.85..=1.0));
+                let left = record.expire_at().map(|at| Duration::from_millis(at.0.abs_diff(now.0)));
+                left.map_or(ttl, |left| ttl.min(left))
+            }
+        };
+        // Never beyond l1.ttl, which may be set shorter than the negative entries' range.
+        Fill { value: CacheValue::from(state), ttl: ttl.min(self.settings.l1_ttl).max(Duration::from_millis(1)) }
+    }
+}
+
+fn cache_keys(epoch: Epoch, keys: &[RecordKey]) -> Vec<CacheKey> {
+    keys.iter().map(|key| CacheKey::new(epoch, key)).collect()
+}

@@ -1,0 +1,108 @@
+//! Whether a tier is asked at all. Healthy lets everything through; tripped lets nothing through, until whoever watches
+//! the tier has probed it.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+
+/// Counts failures in a row.
+#[derive(Debug)]
+pub struct Breaker {
+    mode: AtomicU8,
+    failures: AtomicU32,
+    threshold: u32,
+}
+
+/// What a breaker says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The tier is asked.
+    Healthy,
+    /// The tier is left alone.
+    Tripped,
+    /// The tier is left alone but for one probe that is on its way.
+    Probing,
+}
+
+impl Breaker {
+    /// Trips after this many failures in a row.
+    pub fn new(threshold: u32) -> Self {
+        Self { mode: AtomicU8::new(0), failures: AtomicU32::new(0), threshold }
+    }
+
+    /// What it says now.
+    pub fn mode(&self) -> Mode {
+        match self.mode.load(Relaxed) {
+            0 => Mode::Healthy,
+            1 => Mode::Tripped,
+            _ => Mode::Probing,
+        }
+    }
+
+    /// Whether the tier may be asked.
+    pub fn is_healthy(&self) -> bool {
+        self.mode() == Mode::Healthy
+    }
+
+    /// An answer came.
+    pub fn succeeded(&self) {
+        // Loaded first: a store on each hit would move the cache line between cores.
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+    }
+
+    /// No answer came.
+    pub fn failed(&self) {
+        if self.failures.fetch_add(1, Relaxed) + 1 >= self.threshold {
+            self.trip();
+        }
+    }
+
+    /// Leaves the tier alone from now on.
+    pub fn trip(&self) {
+        let _ = self.mode.compare_exchange(0, 1, Relaxed, Relaxed);
+    }
+
+    /// A probe is on its way.
+    pub fn probing(&self) {
+        let _ = self.mode.compare_exchange(1, 2, Relaxed, Relaxed);
+    }
+
+    /// The probe has ended.
+    pub fn probed(&self, well: bool) {
+        if well {
+            self.failures.store(0, Relaxed);
+            self.mode.store(0, Relaxed);
+        } else {
+            self.mode.store(1, Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trips_after_failures_in_a_row_and_heals_only_by_a_probe() {
+        let breaker = Breaker::new(3);
+        breaker.failed();
+        breaker.failed();
+        breaker.succeeded();
+        breaker.failed();
+        breaker.failed();
+        assert!(breaker.is_healthy());
+        breaker.failed();
+        assert_eq!(breaker.mode(), Mode::Tripped);
+        breaker.succeeded();
+        assert_eq!(breaker.mode(), Mode::Tripped);
+        breaker.probing();
+        assert!(!breaker.is_healthy());
+        breaker.probed(false);
+        assert_eq!(breaker.mode(), Mode::Tripped);
+        breaker.probing();
+        breaker.probed(true);
+        assert!(breaker.is_healthy());
+        breaker.failed();
+        assert!(breaker.is_healthy());
+    }
+}

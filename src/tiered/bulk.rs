@@ -1,0 +1,70 @@
+//! Bulk writes: one batch in L2, then L1 is told to drop what is older (and with `warm`, filled). No MARK: a chunk costs
+//! one pipeline less, and it is not answered before L1 has confirmed.
+
+use std::{collections::HashSet, sync::Arc};
+
+use tokio::time::Instant;
+
+use super::{BulkAnswer, OnL1Loss, Tiered, WriteError, cache_keys, trust::L1Use};
+use crate::{
+    record::RecordKey,
+    store::{ReadConcern, Receipt, Write},
+};
+
+impl Tiered {
+    /// Writes a chunk; of equal keys the last wins. A call that is dropped meanwhile does not stop it.
+    pub async fn write_bulk(self: &Arc<Self>, writes: Vec<Write>, warm: bool) -> BulkAnswer {
+        let (tiered, count) = (self.clone(), writes.len());
+        let items = self.detached(async move { tiered.run_bulk(writes, warm).await }).await;
+        BulkAnswer { items: items.unwrap_or_else(|| vec![Err(WriteError::Internal); count]) }
+    }
+
+    async fn run_bulk(&self, writes: Vec<Write>, warm: bool) -> Vec<Result<(Receipt, bool), WriteError>> {
+        let keys: Vec<RecordKey> = writes.iter().map(|write| write.key.clone()).collect();
+        let refused = |error: WriteError| vec![Err(error); keys.len()];
+        if let Err(error) = self.l2_is_asked() {
+            return refused(error.into());
+        }
+        let trusted = matches!(self.trust.l1(), L1Use::Trusted(_));
+        if !trusted && self.settings.on_l1_loss == OnL1Loss::Reject {
+            return refused(WriteError::L1Lost);
+        }
+        // Held until the answer: L1 is not trusted again before these writes have ended.
+        let _bypassed = (!trusted).then(|| self.trust.begin_bypassed(keys.clone()));
+        if !trusted && let Err(error) = self.make_dirty().await {
+            return refused(error.into());
+        }
+
+        let receipts = self.commit_batch(writes).await;
+        let written: Vec<usize> = (0..keys.len()).filter(|i| receipts[*i].is_ok()).collect();
+        let written_keys: Vec<RecordKey> = written.iter().map(|i| keys[*i].clone()).collect();
+        let revisions: Vec<_> = receipts.iter().flatten().map(|receipt| receipt.revision).collect();
+        let confirmed =
+            if written.is_empty() { Vec::new() } else { self.remove_older(&written_keys, &revisions).await };
+        let mut cached = vec![false; keys.len()];
+        for (i, confirmed) in written.into_iter().zip(confirmed) {
+            cached[i] = confirmed;
+        }
+        if warm {
+            self.warm(&written_keys).await;
+        }
+        self.answers(&keys, receipts, cached).await
+    }
+
+    /// Fills L1: the leases first, then the read back, as a read back from before a lease may be older than a write
+    /// that came between. Only an offer: what does not succeed stays cold.
+    async fn warm(&self, keys: &[RecordKey]) {
+        let L1Use::Trusted(epoch) = self.trust.l1() else { return };
+        let distinct: HashSet<&RecordKey> = keys.iter().collect();
+        let keys: Vec<RecordKey> = distinct.into_iter().cloned().collect();
+        let Some(asks) = self.acquire(cache_keys(epoch, &keys)).await else { return };
+        let leased = |(key, ask): (RecordKey, super::read::Ask)| Some((key, Some(ask.token?)));
+        let (keys, tokens): (Vec<_>, Vec<_>) = keys.into_iter().zip(asks).filter_map(leased).unzip();
+        if keys.is_empty() {
+            return;
+        }
+        let deadline = Instant::now() + self.settings.read_deadline;
+        let states = self.query(&keys, ReadConcern::Majority, deadline).await;
+        self.settle_read(epoch, &keys, tokens, &states).await;
+    }
+}

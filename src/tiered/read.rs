@@ -1,0 +1,476 @@
+//! Reads: L1 first, L2 for what L1 lacks, and L1 told what L2 answered before the caller is.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    Tiered, cache_keys,
+    flight::{Crew, Flight, Landed},
+    trust::L1Use,
+};
+use crate::{
+    cache::{Acquired, CacheKey, CacheValue, Epoch, PermitId, Settle},
+    record::{RecordKey, Revision, State},
+    store::{ReadConcern, StoreError},
+};
+
+/// Which tier may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// L1 may.
+    Cached,
+    /// L2 does.
+    Strong,
+}
+
+/// What to read.
+#[derive(Clone, Debug)]
+pub struct ReadRequest {
+    /// The records, duplicates allowed.
+    pub keys: Vec<RecordKey>,
+    /// Which tier may answer.
+    pub consistency: Consistency,
+    /// The oldest revision that may answer, by key.
+    pub min_revisions: HashMap<RecordKey, Revision>,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+}
+
+/// The tier that answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// The cache.
+    L1,
+    /// The store.
+    L2,
+}
+
+/// What is known of a key, and from where.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Absence is a state too.
+    pub state: State,
+    /// The tier that answered.
+    pub tier: Tier,
+}
+
+/// Why a row could not be answered. Never the same as absence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// L2 failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What stands is older than `min_revisions` asks for.
+    #[error("the record stands at revision {stored}, older than asked for")]
+    RevisionNotReached {
+        /// Its revision; 0: there is none.
+        stored: Revision,
+    },
+    /// Not within the deadline.
+    #[error("not read in time")]
+    Deadline,
+    /// A bug.
+    #[error("the read was lost")]
+    Internal,
+}
+
+/// One row a key, in the order of the request.
+#[derive(Clone, Debug)]
+pub struct ReadAnswer {
+    /// `rows[i]` answers `keys[i]`.
+    pub rows: Vec<Result<Row, RowError>>,
+    /// A tier failed or was skipped on the way.
+    pub degraded: bool,
+}
+
+/// Rows of distinct keys as they come in.
+struct Board {
+    rows: Vec<Option<Result<Row, RowError>>>,
+    degraded: bool,
+}
+
+impl Tiered {
+    /// Reads records. Equal keys get equal rows.
+    pub async fn read(self: &Arc<Self>, request: ReadRequest) -> ReadAnswer {
+        let (distinct, places) = distinct(request.keys);
+        let mins: Vec<Revision> = if request.min_revisions.is_empty() {
+            Vec::new()
+        } else {
+            distinct.iter().map(|key| request.min_revisions.get(key).copied().unwrap_or_default()).collect()
+        };
+        let mut board = Board { rows: vec![None; distinct.len()], degraded: false };
+        match request.consistency {
+            Consistency::Cached => self.read_cached(&distinct, &mins, request.deadline, &mut board).await,
+            Consistency::Strong => {
+                let all = (0..distinct.len()).collect();
+                self.read_l2(&distinct, all, ReadConcern::Linearizable, request.deadline, &mut board).await;
+            }
+        }
+        self.hold_to(&distinct, &mins, request.deadline, &mut board).await;
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            self.tell(&distinct, &board, request.consistency);
+        }
+        let rows: Vec<_> = board.rows.into_iter().map(|row| row.unwrap_or(Err(RowError::Internal))).collect();
+        let rows = match places {
+            None => rows,
+            Some(places) => places.into_iter().map(|place| rows[place].clone()).collect(),
+        };
+        ReadAnswer { rows, degraded: board.degraded }
+    }
+
+    async fn read_cached(
+        self: &Arc<Self>,
+        keys: &[RecordKey],
+        mins: &[Revision],
+        deadline: Instant,
+        board: &mut Board,
+    ) {
+        let at_least = |i: usize| mins.get(i).copied().unwrap_or_default();
+        let (mut missed, mut outdated) = (Vec::new(), Vec::new());
+        match self.trust.l1() {
+            L1Use::Trusted(epoch) => self.look(epoch, keys, board).await,
+            L1Use::HitsOnly(epoch) => {
+                board.degraded = true;
+                self.look(epoch, keys, board).await;
+            }
+            L1Use::RemoveOnly(_) | L1Use::Bypassed => board.degraded = true,
+        }
+        for (i, row) in board.rows.iter_mut().enumerate() {
+            match row {
+                Some(Ok(hit)) if self.satisfies(&hit.state, at_least(i)) => {}
+                Some(_) => {
+                    *row = None;
+                    outdated.push(i);
+                }
+                None => missed.push(i),
+            }
+        }
+        if !missed.is_empty() {
+            self.board_flights(keys, &missed, deadline, board).await;
+        }
+        if !outdated.is_empty() {
+            self.read_l2(keys, outdated, ReadConcern::Majority, deadline, board).await;
+        }
+    }
+
+    /// Looks into L1: one MGET. Rows that it lacks stay empty.
+    async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board) {
+        let started = Instant::now();
+        let found = self.cache.get(&cache_keys(epoch, keys), self.l1_deadline()).await;
+        let (mut hits, mut failure) = (0, None);
+        for (row, found) in board.rows.iter_mut().zip(found) {
+            match found {
+                Ok(Some(value)) => {
+                    hits += 1;
+                    *row = Some(Ok(Row { state: value.into(), tier: Tier::L1 }));
+                }
+                Ok(None) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        self.l1_meter.read(hits, keys.len() - hits);
+        match failure {
+            None => {
+                self.trust.breaker.succeeded();
+                self.l1_meter.took(started.elapsed());
+            }
+            Some(error) => {
+                board.degraded = true;
+                self.note_l1(&error);
+            }
+        }
+    }
+
+    /// Gets the missed rows through flights, at most until the caller's deadline.
+    async fn board_flights(
+        self: &Arc<Self>,
+        keys: &[RecordKey],
+        missed: &[usize],
+        deadline: Instant,
+        board: &mut Board,
+    ) {
+        let wanted: Vec<_> = missed.iter().map(|i| keys[*i].clone()).collect();
+        let (boarded, to_start) = self.flights.board(&wanted);
+        if !to_start.is_empty() {
+            let tiered = self.clone();
+            self.tasks.spawn(async move { tiered.fly(to_start).await });
+        }
+        for (i, flight) in missed.iter().zip(boarded) {
+            let landed = tokio::time::timeout_at(deadline, flight.landed()).await;
+            let landed = landed.unwrap_or(Landed { row: Err(RowError::Deadline), degraded: true });
+            board.degraded |= landed.degraded;
+            board.rows[*i] = Some(landed.row);
+        }
+    }
+
+    /// Runs flights, and those that queue behind them, to the end.
+    async fn fly(&self, to_start: Vec<Arc<Flight>>) {
+        let mut crew = Crew::new(&self.flights, to_start);
+        let mut queued = false;
+        loop {
+            let keys = crew.keys();
+            let landed = self.fetch(&keys, queued, &crew).await;
+            if !crew.land(landed) {
+                return;
+            }
+            queued = true;
+        }
+    }
+
+    /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded.
+    async fn fetch(&self, keys: &[RecordKey], look_first: bool, crew: &Crew<'_>) -> Vec<Landed> {
+        let mut board = Board { rows: vec![None; keys.len()], degraded: false };
+        let mut l1 = self.trust.l1();
+        if let (L1Use::Trusted(epoch), true) = (l1, look_first) {
+            self.look(epoch, keys, &mut board).await;
+        }
+        let missing: Vec<usize> = (0..keys.len()).filter(|i| board.rows[*i].is_none()).collect();
+        let wanted: Vec<RecordKey> = missing.iter().map(|i| keys[*i].clone()).collect();
+        if board.degraded || !matches!(l1, L1Use::Trusted(_)) {
+            board.degraded = true;
+            l1 = L1Use::Bypassed;
+        }
+        let mut asked = None;
+        if let (L1Use::Trusted(epoch), false) = (l1, wanted.is_empty()) {
+            asked = Some(self.acquire(cache_keys(epoch, &wanted)).await);
+        }
+        crew.close_doors();
+
+        // Those that were clean after all, or whose value was made clean meanwhile, need no L2 read.
+        let mut asks: Vec<Ask> = Vec::with_capacity(wanted.len());
+        match asked {
+            Some(Some(answers)) => asks = answers,
+            Some(None) => {
+                board.degraded = true;
+                asks.resize_with(wanted.len(), Ask::default);
+            }
+            None => asks.resize_with(wanted.len(), Ask::default),
+        }
+        let mut to_read = Vec::with_capacity(wanted.len());
+        for (place, (i, ask)) in missing.iter().zip(&mut asks).enumerate() {
+            match ask.hit.take() {
+                Some(value) => board.rows[*i] = Some(Ok(Row { state: value.into(), tier: Tier::L1 })),
+                None => to_read.push(place),
+            }
+        }
+        if !to_read.is_empty() {
+            let l2_keys: Vec<RecordKey> = to_read.iter().map(|place| wanted[*place].clone()).collect();
+            let deadline = Instant::now() + self.settings.read_deadline;
+            let states = self.query(&l2_keys, ReadConcern::Majority, deadline).await;
+            if let L1Use::Trusted(epoch) = l1 {
+                let tokens = to_read.iter().map(|place| asks[*place].token).collect();
+                if !self.settle_read(epoch, &l2_keys, tokens, &states).await {
+                    board.degraded = true;
+                }
+            }
+            for (place, state) in to_read.into_iter().zip(states) {
+                let row = state.map_err(RowError::from).map(|state| match asks[place].suspect.take() {
+                    // L2 answered from before a write that L1 already had: the suspect is right.
+                    Some(suspect) if suspect.revision() > state.revision() => {
+                        Row { state: suspect.into(), tier: Tier::L1 }
+                    }
+                    _ => Row { state, tier: Tier::L2 },
+                });
+                board.rows[missing[place]] = Some(row);
+            }
+        }
+        let degraded = board.degraded;
+        board.rows.into_iter().map(|row| Landed { row: row.unwrap_or(Err(RowError::Internal)), degraded }).collect()
+    }
+
+    /// Asks for leases. None: L1 failed.
+    pub(super) async fn acquire(&self, keys: Vec<CacheKey>) -> Option<Vec<Ask>> {
+        let asks: Vec<_> = keys.into_iter().map(|key| (key, PermitId::random())).collect();
+        let answers = self.cache.acquire(&asks, self.l1_deadline()).await;
+        let mut failure = None;
+        let read = |((_, token), answer): (&(CacheKey, PermitId), _)| match answer {
+            Ok(Acquired::Hit(value)) => Ask { hit: Some(value), ..Ask::default() },
+            Ok(Acquired::Lease { suspect }) => Ask { token: Some(*token), suspect, hit: None },
+            Ok(Acquired::NoFill { suspect }) => Ask { token: None, suspect, hit: None },
+            Err(error) => {
+                failure = Some(error);
+                Ask::default()
+            }
+        };
+        let answers = asks.iter().zip(answers).map(read).collect();
+        match failure {
+            None => Some(answers),
+            Some(error) => {
+                self.note_l1(&error);
+                None
+            }
+        }
+    }
+
+    /// Tells L1 what L2 answered. False: not confirmed, and remembered.
+    pub(super) async fn settle_read(
+        &self,
+        epoch: Epoch,
+        keys: &[RecordKey],
+        tokens: Vec<Option<PermitId>>,
+        states: &[Result<State, StoreError>],
+    ) -> bool {
+        let mut settles = Vec::with_capacity(keys.len());
+        let mut settled = Vec::with_capacity(keys.len());
+        for ((key, token), state) in keys.iter().zip(tokens).zip(states) {
+            // An error is never cached as anything; its lease lapses.
+            let Ok(state) = state else { continue };
+            settles.push(Settle {
+                key: CacheKey::new(epoch, key),
+                revision: state.revision(),
+                fill: token.map(|token| (token, self.fill(state.clone()))),
+            });
+            settled.push(key);
+        }
+        self.settle_or_remember(settles, &settled).await
+    }
+
+    /// SETTLE in one pipeline; the keys of what was not confirmed are remembered.
+    pub(super) async fn settle_or_remember(&self, settles: Vec<Settle>, keys: &[&RecordKey]) -> bool {
+        if settles.is_empty() {
+            return true;
+        }
+        let answers = self.cache.settle(&settles, self.l1_deadline()).await;
+        let lost: Vec<_> =
+            keys.iter().zip(&answers).filter(|(_, answer)| answer.is_err()).map(|(key, _)| *key).collect();
+        if lost.is_empty() {
+            return true;
+        }
+        self.trust.remember(lost);
+        if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
+            self.note_l1(error);
+        }
+        false
+    }
+
+    /// Reads straight from L2 and removes from L1 what is older: STRONG reads, and rows that must be newer.
+    async fn read_l2(
+        &self,
+        keys: &[RecordKey],
+        places: Vec<usize>,
+        concern: ReadConcern,
+        deadline: Instant,
+        board: &mut Board,
+    ) {
+        let wanted: Vec<RecordKey> = places.iter().map(|i| keys[*i].clone()).collect();
+        let states = self.query(&wanted, concern, deadline).await;
+        match self.trust.l1() {
+            L1Use::Trusted(epoch) | L1Use::RemoveOnly(epoch) => {
+                board.degraded |= !self.settle_read(epoch, &wanted, vec![None; wanted.len()], &states).await;
+            }
+            // What L1 holds may be older than this answer, and a later hit may show it.
+            L1Use::HitsOnly(_) | L1Use::Bypassed => board.degraded = true,
+        }
+        for (i, state) in places.into_iter().zip(states) {
+            board.rows[i] = Some(state.map(|state| Row { state, tier: Tier::L2 }).map_err(RowError::from));
+        }
+    }
+
+    /// Asks L2, unless its breaker says that there is no use.
+    pub(super) async fn query(
+        &self,
+        keys: &[RecordKey],
+        concern: ReadConcern,
+        deadline: Instant,
+    ) -> Vec<Result<State, StoreError>> {
+        if !self.l2_breaker.is_healthy() {
+            return vec![Err(StoreError::Unavailable("its breaker is open".into())); keys.len()];
+        }
+        let started = Instant::now();
+        let states = self.store.read(keys, concern, deadline).await;
+        let hits = states.iter().filter(|state| matches!(state, Ok(State::Record(_)))).count();
+        self.l2_meter.read(hits, states.iter().filter(|state| state.is_ok()).count() - hits);
+        self.l2_meter.took(started.elapsed());
+        // One batch is one answer: its worst item tells how L2 is.
+        if let Some(state) = states.iter().find(|state| state.is_err()).or(states.first()) {
+            self.note_l2(state, deadline.saturating_duration_since(started));
+        }
+        states
+    }
+
+    /// Holds rows to `min_revisions`: what is older is read once more at linearizable, then it is an error.
+    async fn hold_to(&self, keys: &[RecordKey], mins: &[Revision], deadline: Instant, board: &mut Board) {
+        let falls_short = |board: &Board, i: usize| match &board.rows[i] {
+            Some(Ok(row)) if !self.satisfies(&row.state, mins[i]) => Some(row.state.revision()),
+            _ => None,
+        };
+        let short: Vec<usize> = (0..mins.len()).filter(|i| falls_short(board, *i).is_some()).collect();
+        if short.is_empty() {
+            return;
+        }
+        self.read_l2(keys, short.clone(), ReadConcern::Linearizable, deadline, board).await;
+        for i in short {
+            if let Some(stored) = falls_short(board, i) {
+                board.rows[i] = Some(Err(RowError::RevisionNotReached { stored }));
+            }
+        }
+    }
+
+    /// Whether a state may answer a read that asks for this revision. A revision is a time, so one that is older than
+    /// tombstones are kept may have been collected: then absence answers it.
+    fn satisfies(&self, state: &State, at_least: Revision) -> bool {
+        let kept = Duration::as_millis(&self.settings.tombstone_ttl) as i64;
+        state.revision() >= at_least
+            || (*state == State::Absent && at_least.0 / 1000 < self.clock.now().0.saturating_sub(kept))
+    }
+
+    /// One line a lookup, for a person at the debug level.
+    fn tell(&self, keys: &[RecordKey], board: &Board, consistency: Consistency) {
+        let skipped = consistency == Consistency::Strong || !matches!(self.trust.l1(), L1Use::Trusted(_));
+        for (key, row) in keys.iter().zip(&board.rows) {
+            let (feature_view, entity_id) = (key.view.as_str(), key.entity_id.as_str());
+            match row {
+                Some(Ok(Row { state, tier: Tier::L1 })) => {
+                    let what = if matches!(state, State::Record(_)) { "L1" } else { "L1, negative entry" };
+                    let revision = state.revision().0;
+                    tracing::debug!(feature_view, entity_id, tier = "L1", revision, "cache HIT {entity_id} ({what})");
+                }
+                Some(Ok(Row { state, tier: Tier::L2 })) => {
+                    let l1 = if skipped { "L1 skipped" } else { "MISS L1" };
+                    let l2 = if matches!(state, State::Record(_)) { "HIT" } else { "MISS" };
+                    let revision = state.revision().0;
+                    tracing::debug!(feature_view, entity_id, tier = "L2", revision, "{l1}, {l2} L2 {entity_id}");
+                }
+                Some(Err(error)) => tracing::debug!(feature_view, entity_id, %error, "ERROR {entity_id}"),
+                None => {}
+            }
+        }
+    }
+}
+
+/// What ACQUIRE said of one key.
+#[derive(Default)]
+pub(super) struct Ask {
+    hit: Option<CacheValue>,
+    pub(super) token: Option<PermitId>,
+    suspect: Option<CacheValue>,
+}
+
+/// Each key once, and where to find each of the request's (None: they were distinct).
+fn distinct(keys: Vec<RecordKey>) -> (Vec<RecordKey>, Option<Vec<usize>>) {
+    if keys.len() < 2 {
+        return (keys, None);
+    }
+    let mut seen: HashMap<&RecordKey, usize> = HashMap::with_capacity(keys.len());
+    let mut places = Vec::with_capacity(keys.len());
+    for key in &keys {
+        let next = seen.len();
+        places.push(*seen.entry(key).or_insert(next));
+    }
+    if seen.len() == keys.len() {
+        return (keys, None);
+    }
+    let mut next = 0;
+    let firsts: Vec<bool> = places
+        .iter()
+        .map(|place| {
+            let first = *place == next;
+            next += usize::from(first);
+            first
+        })
+        .collect();
+    let mut firsts = firsts.into_iter();
+    let keys = keys.into_iter().filter(|_| firsts.next().unwrap_or(false)).collect();
+    (keys, Some(places))
+}

@@ -1,0 +1,197 @@
+//! The gRPC service: five thin methods over [`Tiered`].
+//!
+//! A method reads its request (`convert`), asks the tiers within a deadline, and answers (`rows`, `matrix`, `status`).
+//! The call's status code is about the request; a row's status is about its entity.
+
+mod bulk;
+mod convert;
+mod failure;
+mod info;
+mod matrix;
+mod rows;
+pub mod status;
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    proto::{
+        BulkUpsertRequest, BulkUpsertResponse, DeleteFeaturesRequest, DeleteFeaturesResponse, GetFeaturesRequest,
+        GetFeaturesResponse, InfoRequest, InfoResponse, UpsertFeaturesRequest, UpsertFeaturesResponse,
+        feature_store_service_server::FeatureStoreService,
+    },
+    record::Clock,
+    tiered::{Consistency, Tiered},
+};
+use failure::Failure;
+
+/// What a request may hold at most.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Ids of a read or a delete.
+    pub max_entities: usize,
+    /// Features of a record, after a merge; names of a read.
+    pub max_features: usize,
+    /// Bytes of a record's features and model version.
+    pub max_record_bytes: usize,
+    /// Records of a bulk message.
+    pub max_bulk_records: usize,
+    /// Bytes of a request message.
+    pub max_request_bytes: usize,
+    /// Bytes of a response message.
+    pub max_response_bytes: usize,
+    /// The longest time to live.
+    pub max_ttl: Duration,
+}
+
+/// How long calls may take that give no deadline, or a longer one.
+#[derive(Clone, Debug)]
+pub struct Deadlines {
+    /// Reads.
+    pub read: Duration,
+    /// Reads with strong consistency.
+    pub strong: Duration,
+    /// Writes, deletes, and each chunk of a bulk stream.
+    pub write: Duration,
+}
+
+/// When the client stops waiting; the server's deadline layer puts it into the request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientDeadline(pub Instant);
+
+/// The service.
+#[derive(Clone)]
+pub struct Api(Arc<Inner>);
+
+struct Inner {
+    tiered: Arc<Tiered>,
+    limits: Limits,
+    deadlines: Deadlines,
+    /// For Info.
+    default_ttl: Duration,
+    /// For Info.
+    cache_ttl: Duration,
+    clock: Clock,
+    started: Instant,
+    draining: AtomicBool,
+}
+
+impl Api {
+    /// The service over these tiers.
+    pub fn new(
+        tiered: Arc<Tiered>,
+        limits: Limits,
+        deadlines: Deadlines,
+        default_ttl: Duration,
+        cache_ttl: Duration,
+        clock: Clock,
+    ) -> Self {
+        let (started, draining) = (Instant::now(), AtomicBool::new(false));
+        Self(Arc::new(Inner { tiered, limits, deadlines, default_ttl, cache_ttl, clock, started, draining }))
+    }
+
+    /// What a request may hold at most.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// From now on Info says that the server is shutting down.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Relaxed);
+    }
+}
+
+#[tonic::async_trait]
+impl FeatureStoreService for Api {
+    async fn get_features(
+        &self,
+        request: Request<GetFeaturesRequest>,
+    ) -> Result<Response<GetFeaturesResponse>, Status> {
+        let arrived = Arrival::of(&request);
+        let read = convert::read(request.into_inner(), &self.0.limits)?;
+        let deadline = arrived.deadline(match read.consistency {
+            Consistency::Cached => self.0.deadlines.read,
+            Consistency::Strong => self.0.deadlines.strong,
+        });
+        let answer = self.0.tiered.read(read.request(deadline)).await;
+        let response = rows::response(read, answer, deadline, self.0.clock.now())?;
+        rows::check_size(&response, self.0.limits.max_response_bytes)?;
+        Ok(Response::new(response))
+    }
+
+    async fn upsert_features(
+        &self,
+        request: Request<UpsertFeaturesRequest>,
+    ) -> Result<Response<UpsertFeaturesResponse>, Status> {
+        let arrived = Arrival::of(&request);
+        let write = convert::upsert(request.into_inner(), &self.0.limits)?;
+        let answer = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert(write)).await?;
+        Ok(Response::new(convert::upsert_response(answer, &self.0.limits)?))
+    }
+
+    type BulkUpsertStream = ReceiverStream<Result<BulkUpsertResponse, Status>>;
+
+    async fn bulk_upsert(
+        &self,
+        request: Request<Streaming<BulkUpsertRequest>>,
+    ) -> Result<Response<Self::BulkUpsertStream>, Status> {
+        let arrived = Arrival::of(&request);
+        Ok(Response::new(bulk::serve(self.clone(), request.into_inner(), arrived)))
+    }
+
+    async fn delete_features(
+        &self,
+        request: Request<DeleteFeaturesRequest>,
+    ) -> Result<Response<DeleteFeaturesResponse>, Status> {
+        let arrived = Arrival::of(&request);
+        let deletes = convert::delete(request.into_inner(), &self.0.limits)?;
+        let deleting = async { Ok::<_, Failure>(self.0.tiered.delete(deletes.writes.clone()).await) };
+        let answer = within(arrived.deadline(self.0.deadlines.write), deleting).await?;
+        Ok(Response::new(convert::delete_response(deletes, answer, &self.0.limits)?))
+    }
+
+    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        Ok(Response::new(info::response(&self.0)))
+    }
+}
+
+/// When a call came, and how long its client waits.
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    at: Instant,
+    client: Option<Instant>,
+}
+
+impl Arrival {
+    fn of<T>(request: &Request<T>) -> Self {
+        let client = request.extensions().get::<ClientDeadline>().map(|deadline| deadline.0);
+        Self { at: Instant::now(), client }
+    }
+
+    /// The client's deadline, or this long after the call came if that is sooner.
+    fn deadline(self, ours: Duration) -> Instant {
+        let ours = self.at + ours;
+        self.client.map_or(ours, |client| client.min(ours))
+    }
+}
+
+/// Stops waiting at the deadline. What the work does goes on: writes are detached.
+async fn within<T, E: Into<Failure>>(
+    deadline: Instant,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout_at(deadline, work).await {
+        Ok(done) => done.map_err(E::into),
+        Err(_) => Err(Failure::deadline()),
+    }
+}

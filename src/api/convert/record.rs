@@ -1,0 +1,167 @@
+//! A `FeatureRecord` from the wire, checked field by field.
+
+use std::time::Duration;
+
+use prost_types::{Timestamp, value::Kind as JsonKind};
+
+use crate::{
+    api::{
+        Limits,
+        failure::{Failure, Violation},
+    },
+    proto::{FeatureRecord, Value, WriteMode as ProtoWriteMode, value::Kind},
+    record::{EntityId, FeatureName, Features, Lifetime, Millis, Record, Revision, WriteMode, encoding},
+};
+
+use super::unknown_enum;
+
+/// The range of google.protobuf.Timestamp: years 1 to 9999.
+const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
+/// What a bulk message says for records that do not.
+#[derive(Default)]
+pub(super) struct BulkDefaults {
+    model_version: String,
+    lifetime: Option<Lifetime>,
+}
+
+impl BulkDefaults {
+    pub(super) fn parse(
+        model_version: String,
+        ttl: Option<prost_types::Duration>,
+        limits: &Limits,
+        wrong: &mut Vec<Violation>,
+    ) -> Self {
+        Self { model_version, lifetime: parse_ttl(ttl, limits, wrong) }
+    }
+}
+
+/// A checked record and its condition.
+pub(super) struct ParsedRecord {
+    pub(super) entity_id: EntityId,
+    pub(super) record: Record,
+    pub(super) if_revision: Option<Revision>,
+}
+
+/// Checks a record; the paths of what is wrong begin inside the record.
+pub(super) fn parse_record(
+    record: FeatureRecord,
+    defaults: &BulkDefaults,
+    limits: &Limits,
+) -> Result<ParsedRecord, Failure> {
+    let FeatureRecord { entity_id, features, model_version, event_time, ttl, never_expires, write_mode, if_revision } =
+        record;
+    if features.len() > limits.max_features {
+        return Err(Failure::too_many("TOO_MANY_FEATURES", "features", features.len(), limits.max_features));
+    }
+    let mut wrong = Vec::new();
+    let entity_id = EntityId::parse(&entity_id)
+        .map_err(|why| wrong.push(Violation::new("entity_id", "INVALID_ENTITY_ID", why)))
+        .ok();
+    let features = parse_features(features, &mut wrong);
+    let event_time = event_time.and_then(|at| parse_time(at, &mut wrong));
+    if never_expires && ttl.is_some() {
+        wrong.push(Violation::new("ttl", "INVALID_TTL", "a record that never expires has no ttl: give one of both"));
+    }
+    let given = parse_ttl(ttl, limits, &mut wrong);
+    let mode = match ProtoWriteMode::try_from(write_mode) {
+        Ok(ProtoWriteMode::Unspecified | ProtoWriteMode::Replace) => WriteMode::Replace,
+        Ok(ProtoWriteMode::Merge) => WriteMode::Merge,
+        Err(_) => {
+            wrong.push(unknown_enum("write_mode", write_mode));
+            WriteMode::Replace
+        }
+    };
+    if if_revision.is_some_and(|revision| revision < 0) {
+        wrong.push(Violation::new("if_revision", "INVALID_REVISION", "a revision must not be negative"));
+    }
+    let Some(entity_id) = entity_id.filter(|_| wrong.is_empty()) else { return Err(Failure::invalid(wrong)) };
+
+    let model_version = if model_version.is_empty() { defaults.model_version.clone() } else { model_version };
+    let bytes = encoding::features_len(&features) + model_version.len();
+    if bytes > limits.max_record_bytes {
+        return Err(Failure::record_too_large(bytes, limits.max_record_bytes));
+    }
+    let lifetime = if never_expires { Some(Lifetime::Forever) } else { given.or(defaults.lifetime) };
+    Ok(ParsedRecord {
+        entity_id,
+        record: Record { mode, features, model_version, event_time, lifetime },
+        if_revision: if_revision.map(Revision),
+    })
+}
+
+fn parse_features(features: std::collections::BTreeMap<String, Value>, wrong: &mut Vec<Violation>) -> Features {
+    let mut parsed = Features::new();
+    for (name, value) in features {
+        let field = || format!("features[{name:?}]");
+        match FeatureName::parse(&name) {
+            Err(why) => wrong.push(Violation::new(field(), "INVALID_FEATURE_NAME", why)),
+            Ok(_) if !has_kind(&value) => {
+                wrong.push(Violation::new(field(), "INVALID_VALUE", "a value, or one within it, has no kind"));
+            }
+            Ok(name) => {
+                parsed.insert(name, value);
+            }
+        }
+    }
+    parsed
+}
+
+/// Whether a value, and every value within it, has a kind that is known.
+fn has_kind(value: &Value) -> bool {
+    match &value.kind {
+        None => false,
+        // google.protobuf.NullValue has one number.
+        Some(Kind::NullVal(number)) => *number == 0,
+        Some(Kind::StructVal(json)) => json.fields.values().all(json_has_kind),
+        Some(_) => true,
+    }
+}
+
+fn json_has_kind(value: &prost_types::Value) -> bool {
+    match &value.kind {
+        None => false,
+        Some(JsonKind::NullValue(number)) => *number == 0,
+        Some(JsonKind::StructValue(json)) => json.fields.values().all(json_has_kind),
+        Some(JsonKind::ListValue(list)) => list.values.iter().all(json_has_kind),
+        Some(JsonKind::NumberValue(_) | JsonKind::StringValue(_) | JsonKind::BoolValue(_)) => true,
+    }
+}
+
+fn parse_time(at: Timestamp, wrong: &mut Vec<Violation>) -> Option<Millis> {
+    let Timestamp { seconds, nanos } = at;
+    if TIMESTAMP_SECONDS.contains(&seconds) && (0..1_000_000_000).contains(&nanos) {
+        return Some(Millis(seconds * 1000 + i64::from(nanos) / 1_000_000));
+    }
+    let why = "a time must lie in the years 1 to 9999, with nanos from 0 to 999,999,999";
+    wrong.push(Violation::new("event_time", "INVALID_TIME", why));
+    None
+}
+
+fn parse_ttl(ttl: Option<prost_types::Duration>, limits: &Limits, wrong: &mut Vec<Violation>) -> Option<Lifetime> {
+    match parse_duration(ttl?) {
+        Ok(millis) if u128::from(millis.unsigned_abs()) <= limits.max_ttl.as_millis() => {
+            Some(Lifetime::Ttl(Duration::from_millis(millis.unsigned_abs())))
+        }
+        Ok(_) => {
+            let why = format!("a ttl may be {} s at most; never_expires keeps a record", limits.max_ttl.as_secs());
+            wrong.push(Violation::new("ttl", "INVALID_TTL", why));
+            None
+        }
+        Err(why) => {
+            wrong.push(Violation::new("ttl", "INVALID_TTL", why));
+            None
+        }
+    }
+}
+
+/// Milliseconds of a duration, which must be at least one.
+pub(super) fn parse_duration(duration: prost_types::Duration) -> Result<i64, &'static str> {
+    let prost_types::Duration { seconds, nanos } = duration;
+    // The range of google.protobuf.Duration: 10,000 years.
+    if !(-999_999_999..=999_999_999).contains(&nanos) || !(-315_576_000_000..=315_576_000_000).contains(&seconds) {
+        return Err("a duration must be within 10,000 years, with nanos below 10^9");
+    }
+    let millis = seconds * 1000 + i64::from(nanos) / 1_000_000;
+    if millis < 1 { Err("a duration must be at least a millisecond") } else { Ok(millis) }
+}

@@ -1,0 +1,179 @@
+//! Everything that can be wrong with a call, a row or an item, with its code, its stable reason and its words.
+//! `status` gives it its two forms on the wire.
+
+use std::{collections::BTreeMap, fmt::Display, time::Duration};
+
+use tonic::Code;
+
+use crate::{
+    store::{Outcome, StoreError},
+    tiered::{RowError, WriteError},
+};
+
+use super::Limits;
+
+/// What went wrong, as a client is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(super) code: Code,
+    /// UPPER_SNAKE_CASE, stable.
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) violations: Vec<Violation>,
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// What is wrong with one field of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Violation {
+    /// The path in the request: `record.features["a.b"]`.
+    pub(super) field: String,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+impl Violation {
+    pub(super) fn new(field: impl Into<String>, reason: &'static str, message: impl Display) -> Self {
+        Self { field: field.into(), reason, message: message.to_string() }
+    }
+
+    /// The same, seen from the message that holds the field.
+    pub(super) fn under(mut self, parent: &str) -> Self {
+        self.field = if self.field.is_empty() { parent.to_owned() } else { format!("{parent}.{}", self.field) };
+        self
+    }
+}
+
+impl Failure {
+    fn new(code: Code, reason: &'static str, message: impl Display) -> Self {
+        let message = message.to_string();
+        Self { code, reason, message, metadata: BTreeMap::new(), violations: Vec::new(), retry_after: None }
+    }
+
+    fn with(mut self, key: &str, value: impl Display) -> Self {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    fn retry(mut self) -> Self {
+        self.retry_after = Some(Duration::from_millis(500));
+        self
+    }
+
+    /// A request with bad fields; there is at least one.
+    pub(super) fn invalid(violations: Vec<Violation>) -> Self {
+        let words = |violation: &Violation| format!("{}: {}", violation.field, violation.message);
+        let message = violations.iter().map(words).collect::<Vec<_>>().join("; ");
+        let reason = violations.first().map_or("INVALID_FIELD", |violation| violation.reason);
+        Self { violations, ..Self::new(Code::InvalidArgument, reason, message) }
+    }
+
+    /// More of something than a limit allows.
+    pub(super) fn too_many(reason: &'static str, what: &str, count: usize, maximum: usize) -> Self {
+        let message = format!("{count} {what}, at most {maximum} are allowed");
+        Self::new(Code::InvalidArgument, reason, message).with("count", count).with("maximum", maximum)
+    }
+
+    pub(super) fn record_too_large(bytes: usize, maximum: usize) -> Self {
+        let message = format!("a record of {bytes} bytes, at most {maximum} are allowed");
+        Self::new(Code::InvalidArgument, "RECORD_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
+    }
+
+    pub(super) fn response_too_large(bytes: usize, maximum: usize) -> Self {
+        let message = format!(
+            "the response would have {bytes} bytes, at most {maximum} are allowed: ask for fewer entities or name features"
+        );
+        Self::new(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
+    }
+
+    pub(super) fn deadline() -> Self {
+        Self::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline passed; a write may have happened")
+    }
+
+    /// A bug: the cause goes to the log under an id, the client gets the id.
+    pub(crate) fn internal(cause: impl Display) -> Self {
+        let id = format!("{:016x}", rand::random::<u64>());
+        tracing::error!(%id, %cause, "internal error");
+        Self::new(Code::Internal, "INTERNAL", format!("internal error, in the server's log under {id}")).with("id", id)
+    }
+
+    pub(super) fn unreadable() -> Self {
+        Self::new(Code::DataLoss, "RECORD_UNREADABLE", "what is stored for this entity cannot be read")
+    }
+
+    /// What became of a write that is no success; None: it is one.
+    pub(super) fn of_outcome(outcome: &Outcome, limits: &Limits) -> Option<Self> {
+        match outcome {
+            Outcome::Written | Outcome::SkippedStale | Outcome::Deleted | Outcome::NotFound => None,
+            Outcome::RevisionMismatch { stored } => Some(
+                Self::new(Code::Aborted, "REVISION_MISMATCH", format!("the record stands at revision {stored}"))
+                    .with("stored", stored),
+            ),
+            Outcome::TooManyFeatures { count } => {
+                Some(Self::too_many("TOO_MANY_FEATURES", "features after the merge", *count, limits.max_features))
+            }
+            Outcome::RecordTooLarge { bytes } => Some(Self::record_too_large(*bytes, limits.max_record_bytes)),
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => {
+                Self::new(Code::Unavailable, "L2_UNAVAILABLE", "the store cannot be reached").retry()
+            }
+            StoreError::Timeout(_) => {
+                Self::new(Code::Unavailable, "L2_TIMEOUT", "the store did not answer in time").retry()
+            }
+            StoreError::OutcomeUnknown(_) => Self::new(
+                Code::Unavailable,
+                "OUTCOME_UNKNOWN",
+                "the write may have happened: retry it with the same request_id",
+            )
+            .retry(),
+            StoreError::Corrupt(cause) => {
+                tracing::error!(%cause, "a stored record cannot be read");
+                Self::unreadable()
+            }
+            StoreError::Internal(cause) => Self::internal(cause),
+        }
+    }
+}
+
+impl From<RowError> for Failure {
+    fn from(error: RowError) -> Self {
+        match error {
+            RowError::Store(error) => error.into(),
+            RowError::RevisionNotReached { stored } => Self::new(
+                Code::FailedPrecondition,
+                "REVISION_NOT_REACHED",
+                format!("the record stands at revision {stored}, older than min_revisions asks for"),
+            )
+            .with("stored", stored),
+            RowError::Deadline => Self::deadline(),
+            RowError::Internal => Self::internal("a flight was lost"),
+        }
+    }
+}
+
+impl From<WriteError> for Failure {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Store(error) => error.into(),
+            WriteError::L1Lost => Self::new(
+                Code::Unavailable,
+                "L1_LOST",
+                "the cache cannot be reached, and this server refuses writes meanwhile (l1.on_loss = reject)",
+            )
+            .retry(),
+            WriteError::CommittedNotCached => Self::new(
+                Code::Unavailable,
+                "COMMITTED_NOT_CACHED",
+                "the write is durable, but older values may be read for a while (l1.on_loss = reject)",
+            ),
+            WriteError::Internal => Self::internal("a detached write was lost"),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The matrix formats: rows x columns of little-endian numbers for `numpy.frombuffer`, NaN where there is none.
+
+use std::collections::BTreeMap;
+
+use super::{failure::Failure, rows::Judge};
+use crate::{
+    proto::{FeatureMatrix, FieldStatus, RowStatus},
+    record::{
+        State,
+        encoding::{Cell, Columns},
+    },
+    tiered::{Row, RowError},
+};
+
+/// Builds the matrix; `single`: 4-byte floats, overflow becoming inf.
+pub(super) fn build(
+    names: &[String],
+    columns: &Columns,
+    single: bool,
+    rows: Vec<Result<Row, RowError>>,
+    judge: &Judge<'_>,
+) -> FeatureMatrix {
+    let cells = rows.len() * columns.count();
+    let mut values = Values { bytes: Vec::with_capacity(cells * if single { 4 } else { 8 }), single };
+    let mut field_statuses = Vec::with_capacity(cells);
+    let mut row_statuses = Vec::with_capacity(rows.len());
+    let mut revisions = Vec::with_capacity(rows.len());
+    let mut row_errors = BTreeMap::new();
+    let mut row_cells = vec![Cell::Missing; columns.count()];
+    let row_count = rows.len() as u32;
+
+    for (index, row) in (0..).zip(rows) {
+        revisions.push(row.as_ref().map_or(0, |row| row.state.revision().0));
+        let status = match row.map_err(Failure::from).and_then(|row| read(&row.state, columns, judge, &mut row_cells)) {
+            Ok(status) => status,
+            Err(failure) => {
+                row_errors.insert(index, failure.into());
+                RowStatus::Error
+            }
+        };
+        row_statuses.push(status.into());
+        for cell in &row_cells {
+            let (field_status, number) = match field_status(status) {
+                Some(of_row) => (of_row, f64::NAN),
+                None => match cell {
+                    Cell::Number(number) => (FieldStatus::Present, *number),
+                    Cell::Null => (FieldStatus::NullValue, f64::NAN),
+                    Cell::NotNumeric => (FieldStatus::NotNumeric, f64::NAN),
+                    Cell::Missing => (FieldStatus::NotFound, f64::NAN),
+                },
+            };
+            field_statuses.push(field_status as u8);
+            values.push(number);
+        }
+    }
+    FeatureMatrix {
+        feature_names: names.to_vec(),
+        row_count,
+        values: values.bytes.into(),
+        field_statuses: field_statuses.into(),
+        row_statuses,
+        revisions,
+        row_errors,
+    }
+}
+
+fn read(state: &State, columns: &Columns, judge: &Judge<'_>, cells: &mut [Cell]) -> Result<RowStatus, Failure> {
+    let State::Record(record) = state else { return Ok(RowStatus::NotFound) };
+    let read = judge.status(record).and_then(|status| {
+        if status == RowStatus::Found {
+            columns.read(record, cells)?;
+        }
+        Ok(status)
+    });
+    read.map_err(|cause| {
+        tracing::error!(%cause, "a stored record cannot be read");
+        Failure::unreadable()
+    })
+}
+
+/// What every field of a row without features says; None: each its own.
+fn field_status(row: RowStatus) -> Option<FieldStatus> {
+    match row {
+        RowStatus::Found => None,
+        RowStatus::NotFound => Some(FieldStatus::NotFound),
+        RowStatus::Expired | RowStatus::TooOld => Some(FieldStatus::OutsideMaxAge),
+        RowStatus::VersionMismatch => Some(FieldStatus::VersionMismatch),
+        RowStatus::Error | RowStatus::Unspecified => Some(FieldStatus::Error),
+    }
+}
+
+struct Values {
+    bytes: Vec<u8>,
+    single: bool,
+}
+
+impl Values {
+    fn push(&mut self, number: f64) {
+        if self.single {
+            self.bytes.extend_from_slice(&(number as f32).to_le_bytes());
+        } else {
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+}

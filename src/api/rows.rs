@@ -1,0 +1,143 @@
+//! What a read is answered: each state becomes a row, its features passed through as the bytes that are stored.
+
+use bytes::{Bytes, BytesMut};
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::{
+    convert::{Read, Shape},
+    failure::Failure,
+    matrix,
+};
+use crate::{
+    proto::{EncodedRow, GetFeaturesResponse, RowStatus, Source},
+    record::{
+        Millis, State,
+        encoding::{Corrupt, Projection, StoredRecord},
+    },
+    store::StoreError,
+    tiered::{ReadAnswer, Row, RowError, Tier},
+};
+
+/// Builds the response. Fails only where no row could be answered for want of L2, or the deadline passed.
+pub(super) fn response(
+    read: Read,
+    answer: ReadAnswer,
+    deadline: Instant,
+    now: Millis,
+) -> Result<GetFeaturesResponse, Failure> {
+    let ReadAnswer { rows, degraded } = answer;
+    if rows.iter().any(|row| matches!(row, Err(RowError::Deadline))) && Instant::now() >= deadline {
+        return Err(Failure::deadline());
+    }
+    if let Some(error) = all_failed(&rows) {
+        return Err(error.into());
+    }
+    let degraded = degraded || rows.iter().any(|row| matches!(row, Err(RowError::Store(_))));
+    let judge = Judge { now, expected: &read.expected_model_version, max_age: read.max_age };
+    Ok(match &read.shape {
+        Shape::Rows(projection) => {
+            let mut scratch = BytesMut::new();
+            let build = |(id, row)| {
+                let row = encoded_row(id, row, &judge, projection.as_ref(), read.omit_metadata, &mut scratch);
+                row.unwrap_or_else(|(id, failure)| error_row(id, failure))
+            };
+            let rows = read.entity_ids.into_iter().zip(rows).map(build).collect();
+            GetFeaturesResponse { rows, matrix: None, degraded }
+        }
+        Shape::Matrix { names, columns, single } => {
+            let matrix = matrix::build(names, columns, *single, rows, &judge);
+            GetFeaturesResponse { rows: Vec::new(), matrix: Some(matrix), degraded }
+        }
+    })
+}
+
+/// Refuses what is larger than clients are told to expect.
+pub(super) fn check_size(response: &GetFeaturesResponse, maximum: usize) -> Result<(), Failure> {
+    let bytes = response.encoded_len();
+    if bytes > maximum { Err(Failure::response_too_large(bytes, maximum)) } else { Ok(()) }
+}
+
+/// L2's error where no row at all could be read, so that clients' retry policies work. What cannot be read however
+/// often it is tried stays a row's error.
+fn all_failed(rows: &[Result<Row, RowError>]) -> Option<RowError> {
+    let lacking = |row: &Result<Row, RowError>| match row {
+        Err(RowError::Store(StoreError::Corrupt(_)) | RowError::RevisionNotReached { .. }) | Ok(_) => false,
+        Err(RowError::Store(_) | RowError::Deadline | RowError::Internal) => true,
+    };
+    rows.iter().all(lacking).then(|| rows.first().and_then(|row| row.as_ref().err()).cloned()).flatten()
+}
+
+/// Says what a stored record's row says.
+pub(super) struct Judge<'a> {
+    now: Millis,
+    expected: &'a str,
+    max_age: Option<i64>,
+}
+
+impl Judge<'_> {
+    /// Of several that hold, the first in this order.
+    pub(super) fn status(&self, record: &StoredRecord) -> Result<RowStatus, Corrupt> {
+        Ok(if record.is_expired(self.now) {
+            RowStatus::Expired
+        } else if !self.expected.is_empty() && record.model_version()? != self.expected {
+            RowStatus::VersionMismatch
+        } else if self.max_age.is_some_and(|max_age| record.event_time().0 < self.now.0.saturating_sub(max_age)) {
+            RowStatus::TooOld
+        } else {
+            RowStatus::Found
+        })
+    }
+}
+
+fn encoded_row(
+    id: String,
+    row: Result<Row, RowError>,
+    judge: &Judge<'_>,
+    projection: Option<&Projection>,
+    omit_metadata: bool,
+    scratch: &mut BytesMut,
+) -> Result<EncodedRow, (String, Failure)> {
+    let Row { state, tier } = match row {
+        Ok(row) => row,
+        Err(error) => return Err((id, error.into())),
+    };
+    let mut encoded = EncodedRow::new(id, RowStatus::NotFound);
+    encoded.revision = state.revision().0;
+    if !omit_metadata {
+        encoded = encoded.from_source(match tier {
+            Tier::L1 => Source::L1,
+            Tier::L2 => Source::L2,
+        });
+    }
+    let State::Record(record) = state else { return Ok(encoded) };
+    let mut fill = |encoded: &mut EncodedRow| -> Result<(), Corrupt> {
+        let status = judge.status(&record)?;
+        encoded.status = status.into();
+        if !omit_metadata {
+            encoded.metadata = record.metadata_segment();
+        }
+        if status == RowStatus::Found {
+            (encoded.features, encoded.missing_features) = match projection {
+                None => (record.features_segment(), Vec::new()),
+                Some(projection) => projection.apply(&record, scratch)?,
+            };
+        }
+        Ok(())
+    };
+    match fill(&mut encoded) {
+        Ok(()) => Ok(encoded),
+        Err(cause) => {
+            tracing::error!(entity_id = encoded.entity_id, %cause, "a stored record cannot be read");
+            Err((encoded.entity_id, Failure::unreadable()))
+        }
+    }
+}
+
+fn error_row(id: String, failure: Failure) -> EncodedRow {
+    EncodedRow {
+        error: Some(Box::new(failure.into())),
+        features: Bytes::new(),
+        ..EncodedRow::new(id, RowStatus::Error)
+    }
+}

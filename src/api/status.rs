@@ -1,0 +1,35 @@
+//! The only place where a failure takes its form on the wire: a call's `tonic::Status` with its google.rpc details, or
+//! a row's or an item's `Error`.
+
+use tonic::Status;
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+use super::failure::Failure;
+use crate::proto::Error;
+
+/// The domain of every ErrorInfo.
+pub const ERROR_DOMAIN: &str = "featurestore.v1";
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let Failure { code, reason, message, metadata, violations, retry_after } = failure;
+        let mut details = ErrorDetails::new();
+        details.set_error_info(reason, ERROR_DOMAIN, metadata.into_iter().collect::<std::collections::HashMap<_, _>>());
+        if !violations.is_empty() {
+            let violations = violations.into_iter().map(|v| FieldViolation::new(v.field, v.message));
+            details.set_bad_request(violations.collect::<Vec<_>>());
+        }
+        if let Some(retry_after) = retry_after {
+            details.set_retry_info(Some(retry_after));
+        }
+        Status::with_error_details(code, message, details)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let Failure { code, reason, message, metadata, violations, retry_after: _ } = failure;
+        let field = violations.into_iter().next().map(|violation| violation.field).unwrap_or_default();
+        Self { code: code as i32, reason: reason.to_owned(), message, field, metadata }
+    }
+}

@@ -1,0 +1,189 @@
+//! Where settings come from: each source becomes texts by key, and a later source wins.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// The commented default file: the reference, and the lowest source.
+pub const DEFAULTS: &str = include_str!("default.toml");
+
+/// Keys that the default file only shows in comments.
+const OPTIONAL: [&str; 5] = ["redis.url", "redis.host", "redis.username", "redis.password", "mongodb.uri"];
+
+/// Keys that are or may hold secrets: never shown, never taken from the command line.
+const SECRET: [&str; 3] = ["redis.url", "redis.password", "mongodb.uri"];
+
+/// Names that deployments already use.
+const ALIASES: [(&str, &str); 10] = [
+    ("REDIS_URL", "redis.url"),
+    ("REDIS_HOST", "redis.host"),
+    ("REDIS_PORT", "redis.port"),
+    ("REDIS_DB", "redis.db"),
+    ("REDIS_USERNAME", "redis.username"),
+    ("REDIS_PASSWORD", "redis.password"),
+    ("REDIS_TTL", "l1.ttl"),
+    ("MONGO_URI", "mongodb.uri"),
+    ("MONGO_DB", "mongodb.database"),
+    ("RUST_LOG", "log.filter"),
+];
+
+/// What the command line says.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Flags {
+    /// A TOML file with any of the keys that `featurestore config --defaults` shows
+    #[arg(long, global = true, value_name = "FILE", env = "FEATURESTORE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where gRPC is served [default: 127.0.0.1:50051]
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Where /livez, /readyz and /metrics are served [default: 127.0.0.1:9464]
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub admin_listen: Option<String>,
+    /// The folder of the embedded store [default: ./data]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    pub data_dir: Option<String>,
+    /// Allow listening beyond loopback, where anybody can read and write
+    #[arg(long, global = true)]
+    pub insecure_bind: bool,
+    /// Set any other key, as in --set limits.max_entities=500; repeatable
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Texts by key.
+pub(super) type Settings = BTreeMap<String, Setting>;
+
+/// A text and where it comes from, for error messages.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub(super) text: String,
+    pub(super) source: String,
+}
+
+/// Whether a key's value must not be shown.
+pub(super) fn is_secret(key: &str) -> bool {
+    SECRET.contains(&key)
+}
+
+/// Reads all sources.
+pub(super) fn gather(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> (Settings, Vec<String>) {
+    let mut errors = Vec::new();
+    let mut settings = from_toml(DEFAULTS, "the defaults", &mut errors);
+    let known: Vec<String> = settings.keys().cloned().chain(OPTIONAL.map(str::to_owned)).collect();
+    if let Some(path) = &flags.config {
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                let file = from_toml(&text, &path.display().to_string(), &mut errors);
+                settings.extend(only_known(file, &known, &mut errors));
+            }
+            Err(error) => errors.push(format!("--config: {} cannot be read: {error}", path.display())),
+        }
+    }
+    settings.extend(from_environment(environment, &known, &mut errors));
+    let flags = from_flags(flags, &mut errors);
+    settings.extend(only_known(flags, &known, &mut errors));
+    (settings, errors)
+}
+
+fn only_known(settings: Settings, known: &[String], errors: &mut Vec<String>) -> Settings {
+    let is_known = |key: &String, setting: &Setting, errors: &mut Vec<String>| {
+        let is_known = known.contains(key);
+        if !is_known {
+            errors.push(format!(
+                "{key}: there is no such key (in {}); see `featurestore config --defaults`",
+                setting.source
+            ));
+        }
+        is_known
+    };
+    settings.into_iter().filter(|(key, setting)| is_known(key, setting, errors)).collect()
+}
+
+fn from_toml(text: &str, source: &str, errors: &mut Vec<String>) -> Settings {
+    let mut settings = Settings::new();
+    match text.parse::<toml::Table>() {
+        Ok(table) => flatten("", table, source, &mut settings),
+        Err(error) => errors.push(format!("{source}: {}", error.to_string().trim())),
+    }
+    settings
+}
+
+fn flatten(prefix: &str, table: toml::Table, source: &str, settings: &mut Settings) {
+    for (name, value) in table {
+        let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+        match value {
+            toml::Value::Table(table) => flatten(&key, table, source, settings),
+            toml::Value::String(text) => {
+                settings.insert(key, Setting { text, source: source.to_owned() });
+            }
+            other => {
+                settings.insert(key, Setting { text: other.to_string(), source: source.to_owned() });
+            }
+        }
+    }
+}
+
+fn from_environment(
+    environment: impl IntoIterator<Item = (String, String)>,
+    known: &[String],
+    errors: &mut Vec<String>,
+) -> Settings {
+    let own = |key: &String| (format!("FEATURESTORE_{}", key.replace('.', "_").to_uppercase()), key.clone());
+    let mut names: BTreeMap<String, String> = ALIASES.map(|(name, key)| (name.to_owned(), key.to_owned())).into();
+    names.extend(known.iter().map(own));
+    let mut settings = Settings::new();
+    let mut given: Vec<(String, String)> = environment.into_iter().collect();
+    // Our own names come after the general ones, so that they win.
+    given.sort_by_key(|(name, _)| (name.starts_with("FEATURESTORE_"), name.clone()));
+    for (name, text) in given {
+        let (key, text) = match (names.get(&name), name.strip_suffix("_FILE").and_then(|name| names.get(name))) {
+            (Some(key), _) => (key, text),
+            (None, Some(key)) if is_secret(key) => match std::fs::read_to_string(&text) {
+                Ok(secret) => (key, secret.trim_end_matches(['\r', '\n']).to_owned()),
+                Err(error) => {
+                    errors.push(format!("{key}: {name} names {text}, which cannot be read: {error}"));
+                    continue;
+                }
+            },
+            _ => continue,
+        };
+        if name == "REDIS_PORT" && text.starts_with("tcp://") {
+            continue; // Kubernetes sets this for a Service that is called redis
+        }
+        let text = if name == "REDIS_TTL" { format!("{text}s") } else { text };
+        settings.insert(key.clone(), Setting { text, source: format!("the environment, {name}") });
+    }
+    settings
+}
+
+fn from_flags(flags: &Flags, errors: &mut Vec<String>) -> Settings {
+    let mut settings = Settings::new();
+    let named = [("listen", &flags.listen), ("admin_listen", &flags.admin_listen), ("data_dir", &flags.data_dir)];
+    for (key, text) in named {
+        if let Some(text) = text {
+            let source = format!("--{}", key.replace('_', "-"));
+            settings.insert(key.to_owned(), Setting { text: text.clone(), source });
+        }
+    }
+    if flags.insecure_bind {
+        settings.insert("insecure_bind".to_owned(), Setting { text: "true".to_owned(), source: "a flag".to_owned() });
+    }
+    for set in &flags.set {
+        match set.split_once('=') {
+            Some((key, _)) if is_secret(key) => {
+                let names: Vec<&str> = ALIASES.iter().filter(|(_, of)| *of == key).map(|(name, _)| *name).collect();
+                errors.push(format!(
+                    "{key}: a secret does not belong on the command line, where every process can read it: use {0} or \
+                     {0}_FILE",
+                    names.join(", ")
+                ));
+            }
+            Some((key, text)) => {
+                settings.insert(key.to_owned(), Setting { text: text.to_owned(), source: "--set".to_owned() });
+            }
+            None => errors.push(format!("--set {set}: must be KEY=VALUE")),
+        }
+    }
+    settings
+}

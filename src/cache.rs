@@ -25,7 +25,7 @@ pub const LEASE: Duration = Duration::from_secs(3);
 pub const PERMIT: Duration = Duration::from_secs(5);
 /// The longest life of a pending entry.
 pub const PENDING: Duration = Duration::from_secs(60);
-/// The most live permits on one entry; one more and the entry is removed instead.
+/// The most permits listed on one entry, those whose time is over included; one more and the entry is removed instead.
 pub const MAX_PERMITS: usize = 64;
 
 /// The generation of the cache: a random id kept in L2 and part of every key, so a new epoch is a cold, correct cache
@@ -142,18 +142,18 @@ impl From<CacheValue> for State {
 
 /// The answer to `acquire`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Acquired {
+pub enum Acquired<V = CacheValue> {
     /// Clean after all.
-    Hit(CacheValue),
+    Hit(V),
     /// The caller holds the lease and may fill; the value that was there before the last write began, if any.
     Lease {
         /// May be newer than what L2 answers; never to be answered unless it is.
-        suspect: Option<CacheValue>,
+        suspect: Option<V>,
     },
     /// Another lease or a write permit is alive: read L2, fill nothing.
     NoFill {
         /// As for `Lease`.
-        suspect: Option<CacheValue>,
+        suspect: Option<V>,
     },
 }
 
@@ -194,7 +194,7 @@ pub struct Fill {
 pub struct Settle {
     /// Where.
     pub key: CacheKey,
-    /// At which revision.
+    /// At which revision; a fill's value has this one.
     pub revision: Revision,
     /// The lease and what to install under it; None: only remove what is older.
     pub fill: Option<(PermitId, Fill)>,

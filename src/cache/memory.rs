@@ -1,1 +1,178 @@
-//! L1 in this process.
+//! L1 in this process: the entry state machine under locks, bounded by bytes.
+//!
+//! A key belongs to one shard, a mutex around a cache without one; an operation takes a lock for as long as the machine
+//! needs, and awaits nothing. Time is monotonic. An entry whose time is over is a miss; its memory is used until it is
+//! replaced or evicted. Not here: what an operation does (`entry`).
+
+use std::{
+    hash::BuildHasher,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter, unsync};
+use tokio::time::Instant;
+
+use super::{
+    Acquired, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, Fill, Marked, PermitId, Probe, Put,
+    Settle,
+    entry::{self, Install, Lifetimes},
+};
+
+type Entry = entry::Entry<CacheValue, PermitId>;
+type Shard = unsync::Cache<CacheKey, Entry, Weight>;
+
+/// What an entry costs beside its bytes: its slot, the table's, the allocations' heads.
+const OVERHEAD_BYTES: u64 = 288;
+/// What a permit costs.
+const PERMIT_BYTES: u64 = 40;
+/// No shard is smaller, unless the whole is: an entry must fit into one.
+const MIN_SHARD_BYTES: u64 = 8 << 20;
+const MAX_SHARDS: u64 = 64;
+
+/// L1 in this process.
+#[derive(Debug)]
+pub struct MemoryCache {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: DefaultHashBuilder,
+    started: Instant,
+    lives: Lifetimes,
+}
+
+impl MemoryCache {
+    /// An empty one that holds about `capacity_bytes` at most: keys, values and what they cost beside.
+    pub fn new(capacity_bytes: u64) -> Self {
+        let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
+        let shard = || Mutex::new(new_shard(capacity_bytes / shards));
+        Self {
+            shards: (0..shards).map(|_| shard()).collect(),
+            hasher: DefaultHashBuilder::default(),
+            started: Instant::now(),
+            lives: Lifetimes::default(),
+        }
+    }
+
+    /// With other lifetimes than the contract's, for tests.
+    pub fn with_lifetimes(self, lives: Lifetimes) -> Self {
+        Self { lives, ..self }
+    }
+
+    /// Removes everything, as an eviction would: for when the source of invalidations breaks.
+    pub fn clear(&self) {
+        for shard in &self.shards {
+            lock(shard).clear();
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, Shard> {
+        // The upper half: within a shard the lower bits still tell the keys apart.
+        let hash = self.hasher.hash_one(key) >> 32;
+        lock(&self.shards[hash as usize % self.shards.len()])
+    }
+
+    /// Runs one operation on one entry, whatever becomes of it.
+    fn change<T>(&self, key: &CacheKey, operation: impl FnOnce(&mut Option<Entry>) -> T) -> T {
+        let mut shard = self.shard(key);
+        let mut slot = shard.get(key).cloned();
+        let was_there = slot.is_some();
+        let reply = operation(&mut slot);
+        match slot {
+            Some(entry) => shard.insert(key.clone(), entry),
+            None if was_there => drop(shard.remove(key)),
+            None => {}
+        }
+        reply
+    }
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn new_shard(bytes: u64) -> Shard {
+    // The second number also bounds what is remembered of evicted entries, which the weight does not count.
+    let options = OptionsBuilder::new()
+        .weight_capacity(bytes)
+        .estimated_items_capacity((bytes / 1024).max(1) as usize)
+        .ghost_allocation(0.25)
+        .build()
+        .expect("capacities are given");
+    Shard::with_options(options, Weight, DefaultHashBuilder::default(), unsync::DefaultLifecycle::default())
+}
+
+#[derive(Debug)]
+struct Weight;
+
+impl Weighter<CacheKey, Entry> for Weight {
+    fn weight(&self, key: &CacheKey, entry: &Entry) -> u64 {
+        let value = match entry.value() {
+            Some(CacheValue::Record(record)) => record.as_bytes().len(),
+            _ => 0,
+        };
+        (key.as_bytes().len() + value) as u64 + PERMIT_BYTES * entry.permits() as u64 + OVERHEAD_BYTES
+    }
+}
+
+fn install(fill: &Fill) -> Install<CacheValue> {
+    Install { value: fill.value.clone(), ttl_ms: u64::try_from(fill.ttl.as_millis()).unwrap_or(u64::MAX) }
+}
+
+#[async_trait]
+impl Cache for MemoryCache {
+    async fn get(&self, keys: &[CacheKey], _: Instant) -> Vec<Result<Option<CacheValue>, CacheError>> {
+        let now = self.now();
+        keys.iter().map(|key| Ok(self.shard(key).get(key).and_then(|entry| entry.hit(now)).cloned())).collect()
+    }
+
+    async fn acquire(&self, asks: &[(CacheKey, PermitId)], _: Instant) -> Vec<Result<Acquired, CacheError>> {
+        let now = self.now();
+        let ask = |(key, token): &_| self.change(key, |slot| Entry::acquire(slot, *token, now, &self.lives));
+        asks.iter().map(ask).map(Ok).collect()
+    }
+
+    async fn settle(&self, settles: &[Settle], _: Instant) -> Vec<Result<Effect, CacheError>> {
+        let now = self.now();
+        let settle = |Settle { key, revision, fill }: &_| {
+            let fill = fill.as_ref().map(|(token, fill)| (*token, install(fill)));
+            self.change(key, |slot| Entry::settle(slot, *revision, fill, now))
+        };
+        settles.iter().map(settle).map(Ok).collect()
+    }
+
+    async fn mark(&self, marks: &[(CacheKey, PermitId)], _: Instant) -> Vec<Result<Marked, CacheError>> {
+        let now = self.now();
+        let mark = |(key, permit): &_| self.change(key, |slot| Entry::mark(slot, *permit, now, &self.lives));
+        marks.iter().map(mark).map(Ok).collect()
+    }
+
+    async fn put(&self, puts: &[Put], _: Instant) -> Vec<Result<Effect, CacheError>> {
+        let now = self.now();
+        let put = |Put { key, permit, fill }: &_| {
+            let revision = fill.value.revision();
+            self.change(key, |slot| Entry::put(slot, *permit, revision, install(fill), now))
+        };
+        puts.iter().map(put).map(Ok).collect()
+    }
+
+    async fn unmark(&self, marks: &[(CacheKey, PermitId)], _: Instant) -> Vec<Result<Effect, CacheError>> {
+        let now = self.now();
+        let unmark = |(key, permit): &_| self.change(key, |slot| Entry::unmark(slot, *permit, now));
+        marks.iter().map(unmark).map(Ok).collect()
+    }
+
+    async fn remove(&self, keys: &[CacheKey], _: Instant) -> Vec<Result<(), CacheError>> {
+        keys.iter().map(|key| Ok(drop(self.shard(key).remove(key)))).collect()
+    }
+
+    async fn probe(&self, _: Epoch, _: Instant) -> Result<Probe, CacheError> {
+        Ok(Probe::Intact)
+    }
+
+    fn info(&self) -> CacheInfo {
+        CacheInfo { kind: "memory", address: "in process".to_owned() }
+    }
+}

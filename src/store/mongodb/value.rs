@@ -20,9 +20,6 @@ const BOOL_LIST: i32 = 17;
 const UNIX_TIMESTAMP_LIST: i32 = 18;
 const STRUCT: i32 = 40;
 
-/// MongoDB refuses documents that are nested deeper than 100 levels; deeper structs are stored encoded.
-const MAX_STRUCT_DEPTH: usize = 60;
-
 /// A value's BSON, and its kind's number where the BSON type does not tell it.
 pub(super) fn to_bson(value: &Value) -> (Bson, Option<i32>) {
     match value.kind.as_ref() {
@@ -45,7 +42,7 @@ pub(super) fn to_bson(value: &Value) -> (Bson, Option<i32>) {
         Some(Kind::UnixTimestampListVal(list)) => {
             (array(&list.val, |item| Bson::Int64(*item)), Some(UNIX_TIMESTAMP_LIST))
         }
-        Some(Kind::StructVal(object)) => match struct_to_document(object, 0) {
+        Some(Kind::StructVal(object)) => match struct_to_document(object) {
             Some(document) => (Bson::Document(document), None),
             None => (binary(object.encode_to_vec()), Some(STRUCT)),
         },
@@ -60,29 +57,24 @@ fn array<T>(items: &[T], to_bson: impl Fn(&T) -> Bson) -> Bson {
     Bson::Array(items.iter().map(to_bson).collect())
 }
 
-/// None: it has a key or a depth that MongoDB does not hold safely, or a value without a kind.
-fn struct_to_document(object: &Struct, depth: usize) -> Option<Document> {
-    if depth > MAX_STRUCT_DEPTH {
-        return None;
-    }
+/// None: it has a key that MongoDB does not hold safely, or a value without a kind. Depth is no matter: protobuf's own
+/// limit for what is decoded is half of MongoDB's.
+fn struct_to_document(object: &Struct) -> Option<Document> {
     let entry = |(key, value): (&String, &JsonValue)| {
         let safe = !key.is_empty() && !key.starts_with('$') && !key.contains(['.', '\0']);
-        if safe { Some((key.clone(), json_to_bson(value, depth + 1)?)) } else { None }
+        if safe { Some((key.clone(), json_to_bson(value)?)) } else { None }
     };
     object.fields.iter().map(entry).collect()
 }
 
-fn json_to_bson(value: &JsonValue, depth: usize) -> Option<Bson> {
+fn json_to_bson(value: &JsonValue) -> Option<Bson> {
     Some(match value.kind.as_ref()? {
         JsonKind::NullValue(_) => Bson::Null,
         JsonKind::NumberValue(number) => Bson::Double(*number),
         JsonKind::StringValue(text) => Bson::String(text.clone()),
         JsonKind::BoolValue(flag) => Bson::Boolean(*flag),
-        JsonKind::StructValue(object) => Bson::Document(struct_to_document(object, depth)?),
-        JsonKind::ListValue(_) if depth > MAX_STRUCT_DEPTH => return None,
-        JsonKind::ListValue(list) => {
-            Bson::Array(list.values.iter().map(|item| json_to_bson(item, depth + 1)).collect::<Option<_>>()?)
-        }
+        JsonKind::StructValue(object) => Bson::Document(struct_to_document(object)?),
+        JsonKind::ListValue(list) => Bson::Array(list.values.iter().map(json_to_bson).collect::<Option<_>>()?),
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod documents;
 mod equals_apply;
+mod interruptions;
 mod outages;
 
 use std::{sync::Arc, time::Duration};

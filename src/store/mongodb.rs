@@ -1,1 +1,145 @@
 //! L2 in MongoDB.
+//!
+//! One document a record in the collection `features`, made for people to query: `_id: {view, entity_id}`, `features` in
+//! natural BSON types, `kinds` (name -> number of the `Value` kind, where BSON has no type for it), `model_version`,
+//! `rev`, `event_time`, `write_time`, `expire_at` (absent: never), `deleted`, `gc_at` (a TTL index collects by it) and
+//! `requests` (the latest writes, `{id, rev, outcome, number}`). The collection `meta` holds the epoch.
+
+mod address;
+mod batch;
+mod connection;
+mod document;
+mod epoch;
+mod failure;
+mod pipeline;
+mod read;
+mod value;
+mod write;
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use bson::doc;
+use tokio::time::Instant;
+
+pub use address::InvalidUri;
+
+use self::{connection::Connection, failure::Failure};
+use super::{EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules};
+use crate::{
+    cache::Epoch,
+    record::{RecordKey, State},
+};
+
+/// The collection of the records.
+const FEATURES: &str = "features";
+/// The collection of what the servers share besides.
+const META: &str = "meta";
+
+/// Where MongoDB is, and how it is used.
+#[derive(Clone)]
+pub struct MongoConfig {
+    /// A connection string; may hold credentials.
+    pub uri: String,
+    /// Everything of ours lies in this database.
+    pub database: String,
+    /// What holds for every write.
+    pub rules: WriteRules,
+    /// Connections to one server, and operations at a time.
+    pub max_pool: u32,
+    /// Connections being made at a time.
+    pub max_connecting: u32,
+    /// How long an operation waits for a primary.
+    pub server_selection_timeout: Duration,
+}
+
+impl MongoConfig {
+    /// The usual settings: 64 connections, 8 being made at a time, 2 s for a primary.
+    pub fn new(uri: impl Into<String>, database: impl Into<String>, rules: WriteRules) -> Self {
+        Self {
+            uri: uri.into(),
+            database: database.into(),
+            rules,
+            max_pool: 64,
+            max_connecting: 8,
+            server_selection_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+impl fmt::Debug for MongoConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { uri: _, database, rules, max_pool, max_connecting, server_selection_timeout } = self;
+        f.debug_struct("MongoConfig")
+            .field("uri", &"(may hold credentials)")
+            .field("database", database)
+            .field("rules", rules)
+            .field("max_pool", max_pool)
+            .field("max_connecting", max_connecting)
+            .field("server_selection_timeout", server_selection_timeout)
+            .finish()
+    }
+}
+
+/// L2 in MongoDB: a replica set, a sharded cluster, or one standalone server (for development).
+pub struct MongoStore {
+    connection: Connection,
+}
+
+impl MongoStore {
+    /// Checks the configuration. The server is not asked: it may be unreachable until the first call, which prepares
+    /// the indexes.
+    pub fn new(config: MongoConfig) -> Result<Self, InvalidUri> {
+        let uri = address::parse(&config.uri)?;
+        Ok(Self { connection: Connection::new(config, uri) })
+    }
+}
+
+#[async_trait]
+impl Store for MongoStore {
+    async fn read(
+        &self,
+        keys: &[RecordKey],
+        concern: ReadConcern,
+        deadline: Instant,
+    ) -> Vec<Result<State, StoreError>> {
+        read::read(&self.connection, keys, concern, deadline).await
+    }
+
+    async fn write(&self, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError> {
+        write::write(&self.connection, write, deadline).await
+    }
+
+    async fn write_batch(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Receipt, StoreError>> {
+        batch::write_batch(&self.connection, writes, deadline).await
+    }
+
+    async fn epoch(&self, deadline: Instant) -> Result<EpochState, StoreError> {
+        epoch::read(&self.connection, deadline).await
+    }
+
+    async fn renew_epoch(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError> {
+        epoch::renew(&self.connection, seen, deadline).await
+    }
+
+    async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError> {
+        epoch::mark_dirty(&self.connection, deadline).await
+    }
+
+    async fn ping(&self, deadline: Instant) -> Result<(), StoreError> {
+        let read = self.connection.run(deadline, |prepared, left| {
+            let meta = prepared.majority(META);
+            async move { meta.find_one(doc! { "_id": "epoch" }).max_time(left).await }
+        });
+        read.await.map(drop).map_err(Failure::of_read)
+    }
+
+    async fn close(&self) {
+        self.connection.close().await;
+    }
+
+    fn info(&self) -> StoreInfo {
+        let address = address::describe(self.connection.uri(), &self.connection.config().database);
+        StoreInfo { kind: "mongodb", address, exclusive: false }
+    }
+}

@@ -1,7 +1,8 @@
 //! What tests stand on: real servers on free ports in temporary folders, ended with the test binary.
 
-#![allow(dead_code, reason = "each test uses what it needs")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses what it needs")]
 
+#[cfg(feature = "mongodb")]
 pub mod mongod;
 pub mod process;
 pub mod redis;

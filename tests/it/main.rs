@@ -2,4 +2,6 @@
 
 mod cache_contract;
 mod harness;
+#[cfg(feature = "mongodb")]
+mod mongodb_store;
 mod store_contract;

@@ -1,0 +1,71 @@
+//! The connection string: checked at start, and never shown with its credentials.
+
+use mongodb::options::{ConnectionString, HostInfo};
+
+/// A connection string that cannot be used. The text says why, without what may be secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the MongoDB URI cannot be used: {0}")]
+pub struct InvalidUri(String);
+
+/// Parses a connection string; no server and no DNS is asked.
+pub(super) fn parse(uri: &str) -> Result<ConnectionString, InvalidUri> {
+    ConnectionString::parse(uri).map_err(|error| {
+        // The driver quotes what it cannot parse, which may be a part of the password, so its words are shown only for
+        // a URI that holds no secret: what stands left of the last @ is cut off and the rest parsed again.
+        let Some((scheme, rest)) = uri.split_once("://") else {
+            return InvalidUri("it must begin with mongodb:// or mongodb+srv://".to_owned());
+        };
+        let reason = match rest.rsplit_once('@') {
+            None => reason(rest, &error),
+            Some((_, open)) => match ConnectionString::parse(format!("{scheme}://{open}")) {
+                Ok(_) => "user name and password must be percent-encoded".to_owned(),
+                Err(error) => reason(open, &error),
+            },
+        };
+        InvalidUri(reason)
+    })
+}
+
+fn reason(open: &str, error: &mongodb::error::Error) -> String {
+    let lower = open.to_lowercase();
+    if ["password", "token", "authmechanismproperties"].iter().any(|secret| lower.contains(secret)) {
+        return "see its options; they hold secrets, so the reason is not shown".to_owned();
+    }
+    error.kind.to_string()
+}
+
+/// Where the database is, without credentials.
+pub(super) fn describe(uri: &ConnectionString, database: &str) -> String {
+    match &uri.host_info {
+        HostInfo::DnsRecord(name) => format!("mongodb+srv://{name}/{database}"),
+        HostInfo::HostIdentifiers(hosts) => {
+            let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+            format!("mongodb://{}/{database}", hosts.join(","))
+        }
+        _ => format!("mongodb:///{database}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_uri_is_refused_without_telling_the_password() {
+        for (uri, reason) in [
+            ("localhost:27017", "mongodb://"),
+            ("redis://localhost", "scheme"),
+            ("mongodb://user:hunter2@@host/", "percent-encoded"),
+            ("mongodb://user:hun/ter2@host/", "percent-encoded"),
+            ("mongodb://user:hunter2@host:port/", "port"),
+            ("mongodb://user:hunter2@host/?maxPoolSize=many", "maxPoolSize"),
+            ("mongodb://host/?tlsCertificateKeyFilePassword=hunter2&maxPoolSize=many", "secrets"),
+        ] {
+            let text = parse(uri).unwrap_err().to_string().to_lowercase();
+            assert!(text.contains(&reason.to_lowercase()), "{uri}: {text}");
+            assert!(!text.contains("ter2"), "{text}");
+        }
+        let uri = parse("mongodb://user:hunter2@a:1,b:2/?replicaSet=rs").unwrap();
+        assert_eq!(describe(&uri, "features"), "mongodb://a:1,b:2/features");
+    }
+}

@@ -1,0 +1,199 @@
+//! Runs operations of the driver: each as a task of its own, within a deadline, on a prepared database.
+//!
+//! Invariants: no future of the driver is ever dropped half way (RUST-937: it can corrupt the driver's state); at most
+//! as many operations run as there are connections, so that nothing queues inside the driver without a bound.
+
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bson::{RawDocumentBuf, doc};
+use mongodb::{
+    Client, Collection, Database, IndexModel,
+    error::Error,
+    options::{
+        Acknowledgment, ClientOptions, CollectionOptions, ConnectionString, IndexOptions, ReadConcern, ReadPreference,
+        SelectionCriteria, WriteConcern,
+    },
+};
+use tokio::{
+    sync::{OnceCell, Semaphore},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{MongoConfig, failure::Failure};
+
+/// How long `close` waits for what still runs, and then for the driver.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How soon a silent server is given up, unless the URI says otherwise: the monitor asks this often and waits this long,
+/// and only the monitor ends operations on a connection that went dead.
+const MONITOR_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The way to the server.
+pub(super) struct Connection {
+    config: MongoConfig,
+    uri: ConnectionString,
+    client: OnceCell<Client>,
+    prepared: OnceLock<Prepared>,
+    slots: Arc<Semaphore>,
+    running: TaskTracker,
+}
+
+/// A database that was reached once and has its indexes.
+#[derive(Clone)]
+pub(super) struct Prepared {
+    pub(super) database: Database,
+    /// No replica set: there is no majority to ask, and `local` is the latest.
+    standalone: bool,
+}
+
+impl Prepared {
+    /// A collection; reads go to the primary and see what a majority has.
+    pub(super) fn majority(&self, name: &str) -> Collection<RawDocumentBuf> {
+        self.collection(name, ReadConcern::majority())
+    }
+
+    /// A collection; reads see the latest acknowledged state, even against a deposed primary.
+    pub(super) fn linearizable(&self, name: &str) -> Collection<RawDocumentBuf> {
+        self.collection(name, ReadConcern::linearizable())
+    }
+
+    fn collection(&self, name: &str, concern: ReadConcern) -> Collection<RawDocumentBuf> {
+        let concern = if self.standalone { ReadConcern::local() } else { concern };
+        let options = CollectionOptions::builder()
+            .read_concern(concern)
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .write_concern(durable())
+            .build();
+        self.database.collection_with_options(name, options)
+    }
+}
+
+/// Every write is in the journals of a majority before it is answered.
+fn durable() -> WriteConcern {
+    WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build()
+}
+
+impl Connection {
+    pub(super) fn new(config: MongoConfig, uri: ConnectionString) -> Self {
+        let slots = Arc::new(Semaphore::new(config.max_pool.max(1) as usize));
+        Self { config, uri, client: OnceCell::new(), prepared: OnceLock::new(), slots, running: TaskTracker::new() }
+    }
+
+    pub(super) fn config(&self) -> &MongoConfig {
+        &self.config
+    }
+
+    pub(super) fn uri(&self) -> &ConnectionString {
+        &self.uri
+    }
+
+    /// Runs one operation on the prepared database; it is told how much time it has.
+    pub(super) async fn run<T, F>(
+        &self,
+        deadline: Instant,
+        operation: impl FnOnce(Prepared, Duration) -> F,
+    ) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let prepared = self.prepared(deadline).await?;
+        self.spawn(deadline, |left| operation(prepared, left)).await
+    }
+
+    /// Waits for what runs, and ends the driver's own tasks. Nothing is sent afterwards.
+    pub(super) async fn close(&self) {
+        self.slots.close();
+        self.running.close();
+        if timeout(CLOSE_TIMEOUT, self.running.wait()).await.is_err() {
+            tracing::warn!(operations = self.running.len(), "MongoDB operations were still running at the end");
+        }
+        if let Some(client) = self.client.get() {
+            let shutdown = tokio::spawn(client.clone().shutdown().immediate(true).into_future());
+            let _ = timeout(CLOSE_TIMEOUT, shutdown).await;
+        }
+    }
+
+    async fn prepared(&self, deadline: Instant) -> Result<Prepared, Failure> {
+        if let Some(prepared) = self.prepared.get() {
+            return Ok(prepared.clone());
+        }
+        // Several callers may do this at the same time: it is harmless, and none waits for another's deadline. Whatever
+        // goes wrong here, what the caller wants was not done.
+        let client = timeout_at(deadline, self.client.get_or_try_init(|| self.connect(deadline)));
+        let client = client.await.map_err(|_| Failure::not_done("connecting took too long"))??;
+        let database = client.database(&self.config.database);
+        let hello = database.clone();
+        let hello = self.spawn(deadline, move |_| async move { hello.run_command(doc! { "hello": 1 }).await });
+        let hello = hello.await.map_err(Failure::before_the_operation)?;
+        let standalone = !hello.contains_key("setName") && !hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
+        let prepared = Prepared { database, standalone };
+        self.create_indexes(&prepared, deadline).await?;
+        Ok(self.prepared.get_or_init(|| prepared).clone())
+    }
+
+    async fn connect(&self, deadline: Instant) -> Result<Client, Failure> {
+        let uri = self.uri.clone();
+        let config = &self.config;
+        // Asks DNS where the URI is mongodb+srv.
+        let options = self.spawn(deadline, |_| async { ClientOptions::parse(uri).await });
+        let mut options = options.await.map_err(Failure::before_the_operation)?;
+        options.app_name.get_or_insert_with(|| "featurestore".to_owned());
+        options.max_pool_size = Some(config.max_pool);
+        options.max_connecting = Some(config.max_connecting);
+        options.server_selection_timeout = Some(config.server_selection_timeout);
+        options.connect_timeout.get_or_insert(MONITOR_INTERVAL);
+        options.heartbeat_freq.get_or_insert(MONITOR_INTERVAL);
+        // The driver's retry would hide that the first try may have happened; ours does not, and ours covers commands.
+        options.retry_writes = Some(false);
+        Client::with_options(options).map_err(|error| Failure::not_done(&error.kind.to_string()))
+    }
+
+    /// The index only collects garbage, so a server that refuses it can serve all the same.
+    async fn create_indexes(&self, prepared: &Prepared, deadline: Instant) -> Result<(), Failure> {
+        let features = prepared.majority(super::FEATURES);
+        let created = self.spawn(deadline, move |left| async move {
+            let options = IndexOptions::builder().name("gc_at_ttl".to_owned()).expire_after(Duration::ZERO).build();
+            let index = IndexModel::builder().keys(doc! { "gc_at": 1 }).options(options).build();
+            features.create_index(index).max_time(left).await
+        });
+        match created.await {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.is_refusal() => {
+                tracing::warn!(%failure, "MongoDB refused the TTL index; expired records will not be collected");
+                Ok(())
+            }
+            Err(failure) => Err(failure.before_the_operation()),
+        }
+    }
+
+    async fn spawn<T, F>(&self, deadline: Instant, operation: impl FnOnce(Duration) -> F) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let slot = match timeout_at(deadline, self.slots.clone().acquire_owned()).await {
+            Ok(Ok(slot)) => slot,
+            Ok(Err(_)) => return Err(Failure::not_done("the store is closed")),
+            Err(_) => return Err(Failure::not_done("every connection was busy until the deadline")),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left < Duration::from_millis(1) {
+            return Err(Failure::not_done("the deadline passed before it was sent"));
+        }
+        let operation = operation(left);
+        let task = self.running.spawn(async move {
+            let _slot = slot; // held until it has ended, not until somebody stops waiting
+            operation.await
+        });
+        match timeout_at(deadline, task).await {
+            Ok(Ok(result)) => result.map_err(Failure::from),
+            Ok(Err(_)) => Err(Failure::unknown("the operation's task ended without an answer")),
+            Err(_) => Err(Failure::out_of_time()),
+        }
+    }
+}

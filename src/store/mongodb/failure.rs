@@ -1,0 +1,154 @@
+//! What a failed operation means: surely not done, or maybe done.
+//!
+//! "It failed" and "it may have happened" are kept apart with care: a client repeats the second with its request id,
+//! and L1 drops a mark only after the first. Where the driver does not tell, it may have happened.
+
+use std::{fmt, sync::Arc};
+
+use mongodb::error::{Error, ErrorKind, NO_WRITES_PERFORMED, SYSTEM_OVERLOADED_ERROR, WriteFailure};
+
+use crate::store::StoreError;
+
+/// A failed operation.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    meaning: Meaning,
+    /// For the log.
+    text: Arc<str>,
+    /// Another try may go better at once: a new primary, a new connection.
+    pub(super) worth_repeating: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// It surely was not done: never sent, or refused by a server that cannot serve.
+    NotDone,
+    /// It was sent, or may be, and was not answered in time. It may still happen.
+    OutOfTime,
+    /// The connection broke, or the answer tells too little. It may have happened.
+    Unknown,
+    /// The server will not do it. It surely was not done.
+    Rejected,
+}
+
+impl Failure {
+    pub(super) fn not_done(text: &str) -> Self {
+        Self { meaning: Meaning::NotDone, text: text.into(), worth_repeating: false }
+    }
+
+    pub(super) fn out_of_time() -> Self {
+        Self { meaning: Meaning::OutOfTime, text: "the deadline passed".into(), worth_repeating: false }
+    }
+
+    pub(super) fn unknown(text: &str) -> Self {
+        Self { meaning: Meaning::Unknown, text: text.into(), worth_repeating: false }
+    }
+
+    /// From the code of an answer.
+    pub(super) fn answered(code: i32, text: &str) -> Self {
+        let (meaning, worth_repeating) = match code {
+            // Not a writable primary, in each of its wordings.
+            10107 | 13435 | 10058 | 13436 => (Meaning::NotDone, true),
+            // Interrupted, shutting down, stepping down: nobody tells at which point.
+            11600 | 11602 | 189 | 91 | 6 | 7 | 89 | 9001 => (Meaning::Unknown, true),
+            // MaxTimeMSExpired, ExceededTimeLimit, write concern timeouts.
+            50 | 262 | 64 => (Meaning::OutOfTime, false),
+            // Majority not reachable.
+            100 | 79 | 134 => (Meaning::Unknown, false),
+            // DuplicateKey: another upsert of the same new key was faster; WriteConflict.
+            11000 | 112 => (Meaning::Rejected, true),
+            // Unauthorized, AuthenticationFailed: a matter of setup, and nothing works until it is mended.
+            13 | 18 => (Meaning::NotDone, false),
+            _ => (Meaning::Rejected, false),
+        };
+        Self { meaning, text: format!("{text} (code {code})").into(), worth_repeating }
+    }
+
+    /// Done here, but not known to be safe with a majority.
+    pub(super) fn not_confirmed(code: i32, text: &str) -> Self {
+        let worth_repeating = !matches!(code, 50 | 64 | 100 | 79);
+        Self { meaning: Meaning::Unknown, text: format!("{text} (code {code})").into(), worth_repeating }
+    }
+
+    /// It befell what had to be done first: the operation itself was never sent.
+    pub(super) fn before_the_operation(self) -> Self {
+        Self { meaning: Meaning::NotDone, ..self }
+    }
+
+    /// The server works, and will not do it.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.meaning == Meaning::Rejected
+    }
+
+    /// A write with this failure may have happened.
+    pub(super) fn may_be_done(&self) -> bool {
+        matches!(self.meaning, Meaning::OutOfTime | Meaning::Unknown)
+    }
+
+    /// The same, of a command that holds many writes: those before the failure may be done.
+    pub(super) fn of_many(mut self) -> Self {
+        if self.meaning == Meaning::NotDone && self.worth_repeating {
+            self.meaning = Meaning::Unknown;
+        }
+        self
+    }
+
+    /// For a read.
+    pub(super) fn of_read(self) -> StoreError {
+        match self.meaning {
+            Meaning::OutOfTime => StoreError::Timeout(self.text),
+            Meaning::NotDone | Meaning::Unknown => StoreError::Unavailable(self.text),
+            Meaning::Rejected => StoreError::Internal(self.text),
+        }
+    }
+
+    /// For a write, of which earlier tries `may_be_done`.
+    pub(super) fn of_write(self, earlier_may_be_done: bool) -> StoreError {
+        match self.meaning {
+            _ if earlier_may_be_done => StoreError::OutcomeUnknown(self.text),
+            Meaning::OutOfTime | Meaning::Unknown => StoreError::OutcomeUnknown(self.text),
+            Meaning::NotDone => StoreError::Unavailable(self.text),
+            Meaning::Rejected => StoreError::Internal(self.text),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let text = error.kind.to_string();
+        let of = |meaning, worth_repeating| Self { meaning, text: text.as_str().into(), worth_repeating };
+        match error.kind.as_ref() {
+            ErrorKind::Command(answer) if error.contains_label(NO_WRITES_PERFORMED) => {
+                Self { meaning: Meaning::NotDone, ..Self::answered(answer.code, &answer.message) }
+            }
+            ErrorKind::Command(answer) => Self::answered(answer.code, &answer.message),
+            ErrorKind::Write(WriteFailure::WriteError(answer)) => Self::answered(answer.code, &answer.message),
+            ErrorKind::Write(WriteFailure::WriteConcernError(answer)) => {
+                Self::not_confirmed(answer.code, &answer.message)
+            }
+            // The driver puts this label on network errors while it connects: nothing was sent.
+            ErrorKind::Io(_) if error.contains_label(SYSTEM_OVERLOADED_ERROR) => of(Meaning::NotDone, true),
+            ErrorKind::Io(_) => of(Meaning::Unknown, true),
+            // The pool was cleared while this waited for a connection. The same kind is used when the monitor cuts a
+            // connection in use, and then it may have been sent.
+            ErrorKind::ConnectionPoolCleared { message, .. } if message.starts_with("Connection pool for") => {
+                of(Meaning::NotDone, true)
+            }
+            ErrorKind::ServerSelection { .. }
+            | ErrorKind::DnsResolve { .. }
+            | ErrorKind::Authentication { .. }
+            | ErrorKind::InvalidTlsConfig { .. }
+            | ErrorKind::IncompatibleServer { .. }
+            | ErrorKind::SessionsNotSupported
+            | ErrorKind::Shutdown => of(Meaning::NotDone, false),
+            ErrorKind::InvalidArgument { .. } => of(Meaning::Rejected, false),
+            _ => of(Meaning::Unknown, false),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Reads of the collection `features`.
+
+use std::collections::HashMap;
+
+use bson::{Document, RawDocument, RawDocumentBuf, doc};
+use futures_util::StreamExt as _;
+use tokio::time::Instant;
+
+use super::{FEATURES, connection::Connection, document, failure::Failure};
+use crate::{
+    record::{RecordKey, State},
+    store::{ReadConcern, StoreError},
+};
+
+/// How many single reads a linearizable batch makes at the same time.
+const LINEARIZABLE_AT_ONCE: usize = 32;
+
+/// Reads records, in the order of the keys.
+pub(super) async fn read(
+    connection: &Connection,
+    keys: &[RecordKey],
+    concern: ReadConcern,
+    deadline: Instant,
+) -> Vec<Result<State, StoreError>> {
+    match concern {
+        ReadConcern::Majority => read_majority(connection, keys, deadline).await,
+        // Linearizable reads are defined for one document at a time.
+        ReadConcern::Linearizable => {
+            let reads = keys.iter().cloned().map(|key| read_linearizable(connection, key, deadline));
+            futures_util::stream::iter(reads).buffered(LINEARIZABLE_AT_ONCE).collect().await
+        }
+    }
+}
+
+async fn read_majority(
+    connection: &Connection,
+    keys: &[RecordKey],
+    deadline: Instant,
+) -> Vec<Result<State, StoreError>> {
+    let documents = match find(connection, keys, None, deadline).await {
+        Ok(documents) => documents,
+        Err(failure) => {
+            let error = failure.of_read();
+            return keys.iter().map(|_| Err(error.clone())).collect();
+        }
+    };
+    let found = by_key(&documents);
+    keys.iter()
+        .map(|key| found.get(&name(key)).map_or(Ok(State::Absent), |document| document::state(document)))
+        .collect()
+}
+
+async fn read_linearizable(connection: &Connection, key: RecordKey, deadline: Instant) -> Result<State, StoreError> {
+    let filter = doc! { "_id": document::id(&key) };
+    let found = connection
+        .run(deadline, |prepared, left| {
+            let features = prepared.linearizable(FEATURES);
+            async move { features.find_one(filter).max_time(left).await }
+        })
+        .await
+        .map_err(Failure::of_read)?;
+    found.map_or(Ok(State::Absent), |document| document::state(&document))
+}
+
+/// The documents of these keys, in no order, in one query; all of their fields or those of the projection.
+pub(super) async fn find(
+    connection: &Connection,
+    keys: &[RecordKey],
+    projection: Option<Document>,
+    deadline: Instant,
+) -> Result<Vec<RawDocumentBuf>, Failure> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<Document> = keys.iter().map(document::id).collect();
+    let batch_size = u32::try_from(ids.len()).unwrap_or(u32::MAX).saturating_add(1); // one more: no getMore for the end
+    connection
+        .run(deadline, |prepared, left| {
+            let features = prepared.majority(FEATURES);
+            async move {
+                let mut find = features.find(doc! { "_id": { "$in": ids } }).batch_size(batch_size).max_time(left);
+                if let Some(projection) = projection {
+                    find = find.projection(projection);
+                }
+                let mut cursor = find.await?;
+                let mut documents = Vec::new();
+                while cursor.advance().await? {
+                    documents.push(cursor.current().to_owned());
+                }
+                Ok(documents)
+            }
+        })
+        .await
+}
+
+/// Documents by view and entity id.
+pub(super) fn by_key(documents: &[RawDocumentBuf]) -> HashMap<(&str, &str), &RawDocument> {
+    documents.iter().filter_map(|document| Some((document::key_of(document)?, &**document))).collect()
+}
+
+/// A key as `by_key` has it.
+pub(super) fn name(key: &RecordKey) -> (&str, &str) {
+    (key.view.as_str(), key.entity_id.as_str())
+}

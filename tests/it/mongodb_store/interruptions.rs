@@ -1,0 +1,188 @@
+//! Answers that go wrong at chosen moments (the server's own fail points) and histories with crashes in them: what
+//! was acknowledged is there, what was refused is not, and what is unknown applies at most once.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// One command of our client goes wrong, `times` times.
+async fn fail(bench: &Bench, command: &str, times: i32, how: Document) {
+    let mut data = doc! { "failCommands": [command], "appName": "featurestore" };
+    data.extend(how);
+    let command = doc! { "configureFailPoint": "failCommand", "mode": { "times": times }, "data": data };
+    bench.database.client().database("admin").run_command(command).await.unwrap();
+}
+
+async fn mend(bench: &Bench) {
+    let command = doc! { "configureFailPoint": "failCommand", "mode": "off" };
+    bench.database.client().database("admin").run_command(command).await.unwrap();
+}
+
+fn cut() -> Document {
+    doc! { "closeConnection": true }
+}
+
+fn code(code: i32) -> Document {
+    doc! { "errorCode": code }
+}
+
+/// Done, but not by a majority as far as anybody knows.
+fn not_confirmed() -> Document {
+    doc! { "writeConcernError": { "code": 91, "errmsg": "shutting down" } }
+}
+
+fn one(n: i32) -> Record {
+    record([("n", Kind::Int32Val(n))])
+}
+
+#[tokio::test]
+async fn one_bad_answer_is_made_good_by_a_repeat_that_applies_once() {
+    let mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();
+    let bench = Bench::on(&mongod, rules()).await;
+    bench.store.ping(soon()).await.unwrap();
+    for how in [cut(), code(10107), code(11602), not_confirmed()] {
+        let write = upsert("a", one(1));
+        fail(&bench, "findAndModify", 1, how.clone()).await;
+        let (receipt, _) = bench.write(write.clone()).await;
+        assert_eq!(receipt.outcome, Outcome::Written, "{how}");
+        assert_eq!(bench.write(write).await.0, receipt, "{how}");
+
+        let batch = vec![upsert("b", one(1)), upsert("c", one(1)), upsert("b", one(2))];
+        fail(&bench, "update", 1, how.clone()).await;
+        let receipts = bench.store.write_batch(batch.clone(), soon()).await;
+        assert!(
+            receipts.iter().all(|r| r.as_ref().is_ok_and(|r| r.outcome == Outcome::Written)),
+            "{how}: {receipts:?}"
+        );
+        assert_eq!(bench.store.write_batch(batch, soon()).await[2], receipts[2], "{how}");
+    }
+    for how in [cut(), code(10107), code(11602)] {
+        fail(&bench, "find", 1, how).await;
+        assert!(bench.read("a").await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn what_may_have_happened_is_unknown_and_what_did_not_is_unavailable() {
+    let mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();
+    let bench = Bench::on(&mongod, rules()).await;
+    bench.write(upsert("a", one(0))).await;
+    let unknown = |error: &StoreError| matches!(error, StoreError::OutcomeUnknown(_));
+    let unavailable = |error: &StoreError| matches!(error, StoreError::Unavailable(_));
+    // How it fails, and whether a single write surely did not happen.
+    for (how, surely_not) in
+        [(cut(), false), (code(10107), true), (code(11602), false), (not_confirmed(), false), (code(50), false)]
+    {
+        fail(&bench, "findAndModify", 100, how.clone()).await;
+        let error = bench.store.write(upsert("a", one(1)), soon()).await.unwrap_err();
+        assert!(if surely_not { unavailable(&error) } else { unknown(&error) }, "{how}: {error:?}");
+        mend(&bench).await;
+
+        // Some writes of a batch may have been done before it was interrupted.
+        fail(&bench, "update", 100, how.clone()).await;
+        let answers = bench.store.write_batch(vec![upsert("b", one(1)), delete("c")], soon()).await;
+        assert!(answers.iter().all(|a| a.as_ref().is_err_and(unknown)), "{how}: {answers:?}");
+        mend(&bench).await;
+    }
+    // The writes are done, and nobody can tell what became of them.
+    fail(&bench, "find", 100, code(50)).await;
+    let answers = bench.store.write_batch(vec![upsert("b", one(1))], soon()).await;
+    assert!(answers[0].as_ref().is_err_and(unknown), "{answers:?}");
+    let read = bench.store.read(&[key("a")], ReadConcern::Majority, soon()).await;
+    assert!(matches!(read[0], Err(StoreError::Timeout(_))), "{read:?}");
+    mend(&bench).await;
+
+    // A lost try may still find what is written meanwhile, so "there was nothing" is not known after it.
+    fail(&bench, "findAndModify", 1, cut()).await;
+    let error = bench.store.write(delete("absent"), soon()).await.unwrap_err();
+    assert!(unknown(&error), "{error:?}");
+    fail(&bench, "update", 1, cut()).await;
+    let answers = bench.store.write_batch(vec![delete("absent")], soon()).await;
+    assert!(answers[0].as_ref().is_err_and(unknown), "{answers:?}");
+
+    // A server that refuses for good is neither: it is not an outage, and nothing happened.
+    fail(&bench, "findAndModify", 1, code(72)).await;
+    let error = bench.store.write(upsert("a", one(1)), soon()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Internal(_)), "{error:?}");
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Acknowledged,
+    Refused,
+    Unknown,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn through_step_downs_and_crashes_every_answer_is_true() {
+    let mut mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();
+    let bench = Arc::new(Bench::on(&mongod, rules()).await);
+    bench.store.ping(soon()).await.unwrap();
+
+    // Each writer merges features of its own into one record; so the record tells which writes happened.
+    let until = Instant::now() + Duration::from_secs(8);
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let bench = bench.clone();
+            tokio::spawn(async move {
+                let mut fates = BTreeMap::new();
+                for n in 0.. {
+                    if Instant::now() > until {
+                        break;
+                    }
+                    let name = format!("w{writer}_{n}");
+                    let write = upsert("a", merge([(&name, Kind::BoolVal(true))]));
+                    let deadline = Instant::now() + Duration::from_millis(3000);
+                    let answer = if n % 2 == 0 {
+                        bench.store.write(write, deadline).await.map(|(receipt, _)| receipt)
+                    } else {
+                        bench.store.write_batch(vec![write], deadline).await.remove(0)
+                    };
+                    let fate = match answer {
+                        Ok(receipt) => {
+                            assert_eq!(receipt.outcome, Outcome::Written);
+                            Fate::Acknowledged
+                        }
+                        Err(StoreError::Unavailable(_)) => Fate::Refused,
+                        Err(StoreError::OutcomeUnknown(_)) => Fate::Unknown,
+                        Err(other) => panic!("{other:?}"),
+                    };
+                    fates.insert(name, fate);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                fates
+            })
+        })
+        .collect();
+
+    let admin = bench.database.client().database("admin");
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let step_down = doc! { "replSetStepDown": 1, "secondaryCatchUpPeriodSecs": 0, "force": true };
+        let _ = admin.run_command(step_down).await; // the answer may be cut off with every other connection
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+        mongod = tokio::task::spawn_blocking(move || {
+            mongod.restart();
+            mongod
+        })
+        .await
+        .unwrap();
+    }
+    let mut fates = BTreeMap::new();
+    for writer in writers {
+        fates.extend(writer.await.unwrap());
+    }
+    let stored = bench.snapshot("a").await;
+    for (name, fate) in &fates {
+        let happened = stored.features.contains_key(name.as_str());
+        match fate {
+            Fate::Acknowledged => assert!(happened, "{name} was acknowledged and is lost"),
+            Fate::Refused => assert!(!happened, "{name} was refused and happened"),
+            Fate::Unknown => {}
+        }
+    }
+    let count = |wanted| fates.values().filter(|fate| **fate == wanted).count();
+    let counts = (count(Fate::Acknowledged), count(Fate::Refused), count(Fate::Unknown));
+    assert!(counts.0 > 20 && counts.1 + counts.2 > 0, "acknowledged, refused, unknown: {counts:?}");
+    println!("acknowledged, refused, unknown: {counts:?}");
+}

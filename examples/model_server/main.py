@@ -132,7 +132,8 @@ def serve_and_compare(
                 raise Surprise(f"a prediction is not the original's, among {ids[0]} ... {ids[-1]}")
             predictions += len(rows)
     p50, p99 = (numpy.percentile(reads, percent) * 1000 for percent in (50, 99))
-    print(f"{predictions} predictions for {len(entity_ids)} entities: every input and every prediction as the original's")
+    count = f"{predictions} predictions for {len(entity_ids)} entities"
+    print(f"{count}: every input and every prediction equals the original's")
     print(
         f"{len(reads)} calls of up to {ENTITIES_PER_CALL} entities x {data.shape[1]} features: "
         f"p50 {p50:.2f} ms, p99 {p99:.2f} ms, slowest {max(reads) * 1000:.2f} ms"

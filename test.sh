@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Everything that must hold, in one command. See usage below.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+exec </dev/null
+
+usage() {
+  cat <<'USAGE'
+./test.sh [--quick] [-- ARGUMENTS OF cargo test]
+
+Lints, builds, runs the example against a fresh server, and runs all tests against real Redis and MongoDB servers that
+they start themselves. Needs Rust, Python 3.11 with pip, and the package registries; what else it needs it gets into
+target/tools, once. It ends with cargo test's own lines; the exit code is 0 only if everything held.
+
+  --quick              leave out the lints: fmt, clippy, the slim build, cargo-deny, buf, shellcheck, hadolint, compose
+  REQUIRE_BACKENDS=0   in the environment: a missing redis-server or mongod is announced instead of being an error
+  MONGOD_BIN=...       the mongod to use
+USAGE
+}
+
+quick=0
+while (($#)); do
+  case $1 in
+    --quick) quick=1 ;;
+    -h | --help) usage && exit 0 ;;
+    --) shift && break ;;
+    *) usage >&2 && exit 64 ;;
+  esac
+  shift
+done
+
+export REQUIRE_BACKENDS="${REQUIRE_BACKENDS:-1}"
+# The developer's own Redis and MongoDB are none of the tests' business.
+for name in $(compgen -e); do
+  case $name in FEATURESTORE_* | REDIS_* | MONGO_* | OTEL_*) unset "$name" ;; esac
+done
+
+# shellcheck source=tests/tools.sh
+source tests/tools.sh
+
+# A check by a tool out of tests/tools.txt: lint PROGRAM ARGUMENT...
+lint() {
+  local package
+  package=$(grep -o "^[a-z-]*${1}[^ ]*" tests/tools.txt)
+  if once "$package" "$venv/bin/pip" install --quiet --only-binary :all: --no-deps "$package"; then
+    say "$*"
+    "$venv/bin/$1" "${@:2}"
+  else
+    left_out "$*: no package of it for this platform"
+  fi
+}
+
+lints() {
+  say "cargo fmt"
+  cargo fmt --check
+  say "cargo clippy"
+  cargo clippy --all-targets --locked -- -D warnings
+  say "cargo check, the slim build: no Redis, no MongoDB, no OpenTelemetry"
+  cargo check --no-default-features --locked
+  lint cargo-deny --locked check bans licenses sources
+  lint buf lint
+  lint shellcheck --external-sources test.sh .ci/run
+  lint hadolint deploy/Dockerfile
+
+  say "docker-compose config"
+  if docker compose version >/dev/null 2>&1; then
+    docker compose config --quiet
+  elif command -v docker-compose >/dev/null || once compose install_compose; then
+    docker-compose config --quiet
+  else
+    left_out "the check of docker-compose.yml: neither docker compose nor Debian's docker-compose is to be had"
+  fi
+}
+
+# The example as a user runs it, against a server as a user starts it: the embedded pair on a free port.
+example() {
+  local binary="${CARGO_TARGET_DIR:-target}/debug/featurestore" port admin_port
+  scratch=$(mktemp -d)
+  "$venv/bin/python" examples/model_server/generate_stubs.py
+  read -r port admin_port < <("$venv/bin/python" -c '
+import socket
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(s.getsockname()[1] for s in sockets))')
+  (
+    export FEATURESTORE_LISTEN="127.0.0.1:$port" FEATURESTORE_ADMIN_LISTEN="127.0.0.1:$admin_port"
+    export FEATURESTORE_DATA_DIR="$scratch/data"
+    exec "$binary" serve
+  ) >"$scratch/log" 2>&1 &
+  server=$!
+  local end=$((SECONDS + 30))
+  until FEATURESTORE_LISTEN="127.0.0.1:$port" "$binary" health featurestore.v1.FeatureStoreService >/dev/null 2>&1; do
+    if ! kill -0 "$server" 2>/dev/null || ((SECONDS > end)); then
+      tail -n 20 "$scratch/log" >&2
+      die "the server for the example is not ready"
+    fi
+    sleep 0.1
+  done
+  if ! "$venv/bin/python" examples/model_server/main.py --target "127.0.0.1:$port"; then
+    tail -n 20 "$scratch/log" >&2
+    die "the example"
+  fi
+  clean_up
+}
+
+server='' scratch=''
+clean_up() {
+  [[ -z $server ]] || { kill -KILL "$server" && wait "$server"; } 2>/dev/null || true
+  [[ -z $scratch ]] || rm -rf "$scratch"
+  server='' scratch=''
+}
+trap clean_up EXIT
+
+if ((quick)); then
+  left_out "the lints, as asked by --quick"
+else
+  lints
+fi
+
+say "cargo build"
+cargo build --locked
+say "examples/model_server against a fresh server"
+example
+
+say "cargo test"
+export FEATURESTORE_TEST_PYTHON="$venv/bin/python"
+for name in MONGOD_BIN GRPCURL GRPC_HEALTH_PROBE; do
+  if [[ -n ${!name} ]]; then export "${name?}"; else unset "$name"; fi
+done
+cargo test --locked "$@"

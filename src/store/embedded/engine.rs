@@ -1,0 +1,225 @@
+//! The engine under the embedded store, fjall, and the three tables on it. Why fjall: `docs/embedded-engine.md`.
+//!
+//! - `records`: key -> envelope.
+//! - `expiry`: (when it may be collected, key) -> nothing; what `records` says, ordered by time.
+//! - `meta`: the epoch, and how many groups were committed.
+//!
+//! A group is in the journal and fsynced before it enters the memtables (`fjall::OwnedWriteBatch::commit`), so readers
+//! see only what is durable. Not here: what a write means (`group`), when groups are made (`writer`).
+
+use std::{
+    fs::{File, OpenOptions},
+    ops::Bound,
+    os::unix::fs::FileExt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use fjall::{
+    Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
+    config::{FilterPolicy, HashRatioPolicy},
+};
+
+use super::open::OpenError;
+use crate::{record::Millis, record::RecordKey, store::StoreError};
+
+const COMMITS: &str = "commits";
+/// Small memtables and journals: an open after a crash replays all journals, and 64 MiB are read well below a second.
+const JOURNAL_BYTES: u64 = 64 << 20;
+const RECORDS_MEMTABLE_BYTES: u64 = 16 << 20;
+const SMALL_MEMTABLE_BYTES: u64 = 2 << 20;
+
+pub(super) struct Engine {
+    database: Database,
+    records: Keyspace,
+    expiry: Keyspace,
+    meta: Keyspace,
+    /// The number of committed groups, once more, outside of the journal and not fsynced. An engine that knows of fewer
+    /// at open has lost some: fjall takes a damaged journal for one whose end was not yet written, and cuts it there.
+    commits: File,
+}
+
+/// What one group changes. It counts the group too.
+pub(super) struct Changes {
+    batch: OwnedWriteBatch,
+    number: u64,
+}
+
+impl Engine {
+    /// Opens or creates; also answers how many groups were ever committed.
+    pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<(Self, u64), OpenError> {
+        let folder = dir.join("fjall");
+        std::fs::create_dir_all(&folder).map_err(|e| OpenError::io(dir, &e))?;
+        let commits = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join(COMMITS))
+            .map_err(|e| OpenError::io(dir, &e))?;
+        let expected = read_count(&commits);
+        if expected > 0 && !folder.join("version").exists() {
+            return Err(OpenError::corrupt(dir, "the engine's version marker is gone"));
+        }
+        // fjall trusts some of what it reads at open; a panic there is damage like any other.
+        let opened = catch_unwind(AssertUnwindSafe(|| Self::open_tables(&folder, cache_bytes, expected)));
+        let (database, [records, expiry, meta]) = opened
+            .unwrap_or_else(|_| Err(fjall::Error::Unrecoverable))
+            .map_err(|error| OpenError::engine(dir, &error))?;
+        let engine = Self { database, records, expiry, meta, commits };
+        let count = engine.get_meta(COMMITS).map_err(|e| OpenError::corrupt(dir, &e.to_string()))?;
+        let count = count.and_then(|bytes| bytes.first_chunk().copied()).map_or(0, u64::from_le_bytes);
+        if count < expected {
+            let lost = format!("the last {} committed groups of writes are gone", expected - count);
+            return Err(OpenError::corrupt(dir, &lost));
+        }
+        Ok((engine, count))
+    }
+
+    fn open_tables(folder: &PathBuf, cache_bytes: u64, commits: u64) -> fjall::Result<(Database, [Keyspace; 3])> {
+        let database = Database::builder(folder)
+            .cache_size(cache_bytes)
+            .max_journaling_size(JOURNAL_BYTES)
+            .worker_threads(2)
+            .open()?;
+        // A table whose marker is gone is emptied by fjall as one half created.
+        if commits > 0 && !["records", "expiry", "meta"].iter().all(|name| database.keyspace_exists(name)) {
+            return Err(fjall::Error::Unrecoverable);
+        }
+        let records = database.keyspace("records", || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(RECORDS_MEMTABLE_BYTES)
+                .data_block_hash_ratio_policy(HashRatioPolicy::all(1.0))
+        })?;
+        let expiry = database.keyspace("expiry", || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(SMALL_MEMTABLE_BYTES)
+                .filter_policy(FilterPolicy::disabled()) // read by ranges only
+        })?;
+        let meta = database.keyspace("meta", || KeyspaceCreateOptions::default().max_memtable_size(1 << 20))?;
+        Ok((database, [records, expiry, meta]))
+    }
+
+    /// The envelope under a key. It is copied, as a slice of the engine's block would keep 4 KiB alive in any cache
+    /// that keeps the record.
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let found = self.records.get(key).map_err(|e| read_error(&e))?;
+        Ok(found.map(|bytes| Bytes::copy_from_slice(&bytes)))
+    }
+
+    pub(super) fn get_meta(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = self.meta.get(name).map_err(|e| read_error(&e))?;
+        Ok(found.map(|bytes| bytes.to_vec()))
+    }
+
+    /// Expiry keys after `cursor` whose time has come, at most `limit`.
+    pub(super) fn due(&self, cursor: &[u8], now: Millis, limit: usize) -> Result<Vec<Vec<u8>>, StoreError> {
+        let end = expiry_key(now.after(std::time::Duration::from_millis(1)), b"");
+        let range: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Excluded(cursor), Bound::Excluded(&end));
+        if cursor >= &end[..] {
+            return Ok(Vec::new());
+        }
+        let keys = self.expiry.range::<&[u8], _>(range).take(limit).map(|guard| guard.key());
+        keys.map(|key| key.map(|key| key.to_vec()).map_err(|e| read_error(&e))).collect()
+    }
+
+    /// Begins the `number`th group.
+    pub(super) fn changes(&self, number: u64) -> Changes {
+        Changes { batch: self.database.batch().durability(Some(PersistMode::SyncAll)), number }
+    }
+
+    pub(super) fn put(&self, changes: &mut Changes, key: &[u8], envelope: Vec<u8>) {
+        changes.batch.insert(&self.records, key, envelope);
+    }
+
+    pub(super) fn remove(&self, changes: &mut Changes, key: &[u8]) {
+        changes.batch.remove(&self.records, key);
+    }
+
+    pub(super) fn put_expiry(&self, changes: &mut Changes, expiry_key: Vec<u8>) {
+        changes.batch.insert(&self.expiry, expiry_key, b"".as_slice());
+    }
+
+    pub(super) fn remove_expiry(&self, changes: &mut Changes, expiry_key: Vec<u8>) {
+        changes.batch.remove(&self.expiry, expiry_key);
+    }
+
+    pub(super) fn put_meta(&self, changes: &mut Changes, name: &str, value: Vec<u8>) {
+        changes.batch.insert(&self.meta, name, value);
+    }
+
+    /// Commits the group; once this answers Ok it is on disk. `Unavailable`: surely nothing happened.
+    pub(super) fn commit(&self, mut changes: Changes) -> Result<(), StoreError> {
+        let number = changes.number;
+        self.put_meta(&mut changes, COMMITS, number.to_le_bytes().to_vec());
+        changes.batch.commit().map_err(|error| match error {
+            // Said before anything is written.
+            fjall::Error::Poisoned => StoreError::Unavailable("an earlier write to the disk failed".into()),
+            error => StoreError::OutcomeUnknown(format!("the commit failed: {error}").into()),
+        })?;
+        let mut line = number.to_le_bytes().to_vec();
+        line.extend_from_slice(&crc32fast::hash(&line).to_le_bytes());
+        if let Err(error) = self.commits.write_all_at(&line, 0) {
+            tracing::warn!(%error, "the count of commits was not written; it only guards against a damaged journal");
+        }
+        Ok(())
+    }
+}
+
+/// 0 where there is none, or it was torn: then nothing can be said.
+fn read_count(file: &File) -> u64 {
+    let mut line = [0; 12];
+    let (count, sum) = match file.read_exact_at(&mut line, 0) {
+        Ok(()) => line.split_at(8),
+        Err(_) => return 0,
+    };
+    if crc32fast::hash(count).to_le_bytes() != sum {
+        return 0;
+    }
+    count.first_chunk().copied().map_or(0, u64::from_le_bytes)
+}
+
+fn read_error(error: &fjall::Error) -> StoreError {
+    match error {
+        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e))
+            if e.kind() != std::io::ErrorKind::UnexpectedEof =>
+        {
+            StoreError::Unavailable(format!("reading failed: {e}").into())
+        }
+        error => StoreError::Corrupt(error.to_string().into()),
+    }
+}
+
+/// A view holds no NUL, so keys of different records differ.
+pub(super) fn record_key(key: &RecordKey) -> Vec<u8> {
+    let (view, id) = (key.view.as_str().as_bytes(), key.entity_id.as_str().as_bytes());
+    [view, &[0], id].concat()
+}
+
+/// Sorts by time, then key.
+pub(super) fn expiry_key(at: Millis, key: &[u8]) -> Vec<u8> {
+    let time = (at.0 as u64) ^ (1 << 63); // so that negative times sort first
+    [&time.to_be_bytes()[..], key].concat()
+}
+
+/// The time and the record's key in an expiry key; None: it is none.
+pub(super) fn parse_expiry_key(expiry_key: &[u8]) -> Option<(Millis, &[u8])> {
+    let (time, key) = expiry_key.split_first_chunk()?;
+    Some((Millis((u64::from_be_bytes(*time) ^ (1 << 63)) as i64), key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expiry_keys_sort_by_time() {
+        let times = [i64::MIN, -1, 0, 1, 1_790_000_000_000, i64::MAX];
+        let keys: Vec<_> = times.iter().map(|at| expiry_key(Millis(*at), b"k")).collect();
+        assert!(keys.is_sorted());
+        for (at, key) in times.iter().zip(&keys) {
+            assert_eq!(parse_expiry_key(key), Some((Millis(*at), &b"k"[..])));
+        }
+    }
+}

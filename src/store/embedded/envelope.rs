@@ -1,0 +1,269 @@
+//! The stored value of a key: a small envelope around the record's own bytes.
+//!
+//! ```text
+//! offset  size  field, little-endian
+//!      0     1  format version, 1
+//!      1     1  what it holds: 0 a record, 1 a tombstone
+//!      2     1  how many requests are remembered
+//!      3     1  zero
+//!      4     4  CRC-32 (IEEE) of the key's bytes and of all other bytes here
+//!      8     8  when it may be collected, ms since the Unix epoch; i64::MAX: never
+//!     16     .  the requests, oldest first: length of the id (4), id, outcome (1), its argument (8)
+//!      .     .  a record: `StoredRecord`, verbatim; a tombstone: its revision (8)
+//! ```
+//!
+//! The key is part of the checksum, so a value under a wrong key is noticed too. A read slices the record out and
+//! decodes nothing. The layout is final: a change gets a new format version, and this one is still read.
+
+use bytes::{Buf, BufMut, Bytes};
+
+use crate::{
+    record::{
+        Millis, Revision, Snapshot, State,
+        encoding::{Corrupt, StoredRecord},
+    },
+    store::{
+        Outcome, RequestId,
+        apply::{Content, Document, Remembered},
+    },
+};
+
+const FORMAT_VERSION: u8 = 1;
+const HEADER_BYTES: usize = 16;
+const TOMBSTONE: u8 = 1;
+const NEVER: i64 = i64::MAX;
+
+/// All that is stored for a key, its features undecoded.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Stored {
+    pub(super) content: Kept,
+    pub(super) requests: Vec<Remembered>,
+    pub(super) collect_at: Option<Millis>,
+}
+
+/// The record or its tombstone.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Kept {
+    Record(StoredRecord),
+    Tombstone(Revision),
+}
+
+impl Kept {
+    pub(super) fn state(&self) -> State {
+        match self {
+            Self::Record(record) => State::Record(record.clone()),
+            Self::Tombstone(revision) => State::Tombstone(*revision),
+        }
+    }
+}
+
+impl Stored {
+    /// For `apply`. Only a merge looks at the features; any other write is spared the decoding.
+    pub(super) fn document(&self, with_features: bool) -> Result<Document, Corrupt> {
+        let content = match &self.content {
+            Kept::Tombstone(revision) => Content::Tombstone(*revision),
+            Kept::Record(record) if with_features => Content::Record(record.decode()?),
+            Kept::Record(record) => Content::Record(Snapshot {
+                features: Default::default(),
+                model_version: String::new(),
+                revision: record.revision(),
+                event_time: record.event_time(),
+                write_time: Millis::default(),
+                expire_at: record.expire_at(),
+            }),
+        };
+        Ok(Document { content, requests: self.requests.clone(), collect_at: self.collect_at })
+    }
+
+    /// What `apply` answered. Where the attempt changed nothing but the memory of requests, `before` stays as it is: the
+    /// document may lack the features.
+    pub(super) fn after(document: Document, outcome: Outcome, before: Option<&Self>) -> Self {
+        let content = match (document.content, before) {
+            (Content::Record(_), Some(before)) if outcome != Outcome::Written => before.content.clone(),
+            (Content::Record(snapshot), _) => Kept::Record(StoredRecord::encode(&snapshot)),
+            (Content::Tombstone(revision), _) => Kept::Tombstone(revision),
+        };
+        Self { content, requests: document.requests, collect_at: document.collect_at }
+    }
+
+    /// The bytes to store under `key`.
+    pub(super) fn encode(&self, key: &[u8]) -> Vec<u8> {
+        let requests: usize = self.requests.iter().map(|request| 13 + request.id.0.len()).sum();
+        let content = if let Kept::Record(record) = &self.content { record.as_bytes().len() } else { 8 };
+        let mut buf = Vec::with_capacity(HEADER_BYTES + requests + content);
+        buf.put_u8(FORMAT_VERSION);
+        buf.put_u8(if matches!(self.content, Kept::Tombstone(_)) { TOMBSTONE } else { 0 });
+        buf.put_u8(u8::try_from(self.requests.len()).expect("a document remembers 8 requests"));
+        buf.put_bytes(0, 5);
+        buf.put_i64_le(self.collect_at.map_or(NEVER, |at| at.0));
+        for Remembered { id, outcome } in &self.requests {
+            buf.put_u32_le(u32::try_from(id.0.len()).expect("a request id is far below 4 GiB"));
+            buf.put_slice(id.0.as_bytes());
+            let (tag, argument) = outcome_code(*outcome);
+            buf.put_u8(tag);
+            buf.put_i64_le(argument);
+        }
+        match &self.content {
+            Kept::Record(record) => buf.put_slice(record.as_bytes()),
+            Kept::Tombstone(revision) => buf.put_i64_le(revision.0),
+        }
+        let sum = checksum(key, &buf);
+        buf[4..8].copy_from_slice(&sum.to_le_bytes());
+        buf
+    }
+
+    /// Checks and reads what was stored under `key`.
+    pub(super) fn decode(key: &[u8], bytes: Bytes) -> Result<Self, Corrupt> {
+        let mut rest = check(key, bytes)?;
+        let (is_tombstone, count) = (rest[1] == TOMBSTONE, rest[2]);
+        rest.advance(8);
+        let collect_at = Some(rest.get_i64_le()).filter(|at| *at != NEVER).map(Millis);
+        let requests = (0..count).map(|_| take_request(&mut rest)).collect::<Result<_, _>>()?;
+        Ok(Self { content: content(is_tombstone, rest)?, requests, collect_at })
+    }
+}
+
+/// What a read answers for the bytes stored under `key`: the record is sliced out, nothing is decoded.
+pub(super) fn state(key: &[u8], bytes: Bytes) -> Result<State, Corrupt> {
+    let mut rest = check(key, bytes)?;
+    let (is_tombstone, count) = (rest[1] == TOMBSTONE, rest[2]);
+    rest.advance(HEADER_BYTES);
+    for _ in 0..count {
+        let len = rest.try_get_u32_le().map_err(|_| CUT_OFF)? as usize;
+        if rest.len() < len + 9 {
+            return Err(CUT_OFF);
+        }
+        rest.advance(len + 9);
+    }
+    content(is_tombstone, rest).map(|content| content.state())
+}
+
+const CUT_OFF: Corrupt = Corrupt("the envelope is cut off");
+
+fn check(key: &[u8], bytes: Bytes) -> Result<Bytes, Corrupt> {
+    if bytes.len() < HEADER_BYTES {
+        return Err(CUT_OFF);
+    }
+    if bytes[0] != FORMAT_VERSION {
+        return Err(Corrupt("unknown format version of the envelope"));
+    }
+    if bytes[4..8] != checksum(key, &bytes).to_le_bytes() {
+        return Err(Corrupt("the envelope's checksum differs"));
+    }
+    Ok(bytes)
+}
+
+fn content(is_tombstone: bool, mut rest: Bytes) -> Result<Kept, Corrupt> {
+    if is_tombstone {
+        rest.try_get_i64_le().map(|revision| Kept::Tombstone(Revision(revision))).map_err(|_| CUT_OFF)
+    } else {
+        StoredRecord::parse_summed(rest).map(Kept::Record)
+    }
+}
+
+fn take_request(rest: &mut Bytes) -> Result<Remembered, Corrupt> {
+    let len = rest.try_get_u32_le().map_err(|_| CUT_OFF)? as usize;
+    if rest.len() < len + 9 {
+        return Err(CUT_OFF);
+    }
+    let id = rest.split_to(len);
+    let id = std::str::from_utf8(&id).map_err(|_| Corrupt("a request id is not UTF-8"))?;
+    let (tag, argument) = (rest.get_u8(), rest.get_i64_le());
+    let outcome = outcome(tag, argument).ok_or(Corrupt("unknown outcome of a request"))?;
+    Ok(Remembered { id: RequestId(id.into()), outcome })
+}
+
+fn outcome_code(outcome: Outcome) -> (u8, i64) {
+    let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    match outcome {
+        Outcome::Written => (1, 0),
+        Outcome::SkippedStale => (2, 0),
+        Outcome::Deleted => (3, 0),
+        Outcome::NotFound => (4, 0),
+        Outcome::RevisionMismatch { stored } => (5, stored.0),
+        Outcome::TooManyFeatures { count } => (6, number(count)),
+        Outcome::RecordTooLarge { bytes } => (7, number(bytes)),
+    }
+}
+
+fn outcome(tag: u8, argument: i64) -> Option<Outcome> {
+    let number = usize::try_from(argument);
+    Some(match tag {
+        1 => Outcome::Written,
+        2 => Outcome::SkippedStale,
+        3 => Outcome::Deleted,
+        4 => Outcome::NotFound,
+        5 => Outcome::RevisionMismatch { stored: Revision(argument) },
+        6 => Outcome::TooManyFeatures { count: number.ok()? },
+        7 => Outcome::RecordTooLarge { bytes: number.ok()? },
+        _ => return None,
+    })
+}
+
+fn checksum(key: &[u8], bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(key);
+    hasher.update(&bytes[..4]);
+    hasher.update(&bytes[8..]);
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> [Stored; 2] {
+        let outcomes = [
+            Outcome::Written,
+            Outcome::SkippedStale,
+            Outcome::Deleted,
+            Outcome::NotFound,
+            Outcome::RevisionMismatch { stored: Revision(7) },
+            Outcome::TooManyFeatures { count: 8 },
+            Outcome::RecordTooLarge { bytes: 9 },
+        ];
+        let requests: Vec<_> = outcomes
+            .into_iter()
+            .enumerate()
+            .map(|(i, outcome)| Remembered { id: RequestId(format!("ü{i}").into()), outcome })
+            .collect();
+        let snapshot = Snapshot {
+            features: Default::default(),
+            model_version: "v1".to_owned(),
+            revision: Revision(3),
+            event_time: Millis(4),
+            write_time: Millis(5),
+            expire_at: Some(Millis(6)),
+        };
+        [
+            Stored { content: Kept::Tombstone(Revision(12)), requests: requests.clone(), collect_at: Some(Millis(99)) },
+            Stored { content: Kept::Record(StoredRecord::encode(&snapshot)), requests, collect_at: None },
+        ]
+    }
+
+    #[test]
+    fn what_was_stored_reads_back() {
+        for stored in samples() {
+            let bytes = Bytes::from(stored.encode(b"key"));
+            assert_eq!(Stored::decode(b"key", bytes.clone()), Ok(stored.clone()));
+            assert_eq!(state(b"key", bytes), Ok(stored.content.state()));
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_a_cut_or_another_key_is_noticed() {
+        for stored in samples() {
+            let bytes = stored.encode(b"key");
+            for at in 0..bytes.len() * 8 {
+                let mut bad = bytes.clone();
+                bad[at / 8] ^= 1 << (at % 8);
+                assert!(Stored::decode(b"key", bad.clone().into()).is_err(), "bit {at}");
+                assert!(state(b"key", bad.into()).is_err(), "bit {at}");
+            }
+            for len in 0..bytes.len() {
+                assert!(state(b"key", bytes[..len].to_vec().into()).is_err(), "cut to {len}");
+            }
+            assert!(state(b"kez", bytes.into()).is_err());
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The one thread that changes anything: it takes what waits as a group, evaluates it in order, commits, fsyncs, and
+//! only then answers. While one group is fsynced the next gathers in the queue, so groups grow with the load and a lone
+//! write never waits for company.
+//!
+//! It also collects, a bounded batch at a time, what the expiry table says is due.
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+
+use super::{
+    engine::{Engine, parse_expiry_key},
+    envelope::Stored,
+    epoch,
+    group::Group,
+    queue::{Halt, Job, Reply, Work, Written},
+};
+use crate::{
+    record::Clock,
+    store::{EpochState, StoreError, WriteRules},
+};
+
+/// A group is closed at so many jobs or so many writes, so that its callers do not wait long and its memory is bounded.
+const GROUP_WRITES: usize = 2048;
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How much one sweep removes: a few milliseconds of the writer.
+const SWEEP_RECORDS: usize = 500;
+
+/// What the thread owns.
+pub(super) struct Writer {
+    pub(super) engine: Arc<Engine>,
+    pub(super) rules: WriteRules,
+    pub(super) clock: Clock,
+    /// Groups committed so far.
+    pub(super) commits: u64,
+    pub(super) epoch: Arc<ArcSwap<EpochState>>,
+    pub(super) halt: Halt,
+    /// Expiry keys up to here were collected. A scan from the start would walk over all that was removed before.
+    pub(super) swept: Vec<u8>,
+}
+
+/// An answer that waits for the commit.
+enum Answer {
+    Written(Reply<Written>, Written),
+    Epoch(Reply<EpochState>, EpochState),
+    Ping(Reply<()>),
+}
+
+impl Writer {
+    /// Works until it is told to close, or nobody can ask anymore.
+    pub(super) fn run(mut self, jobs: &Receiver<Job>) {
+        let _last_words = LastWords(Arc::clone(&self.halt));
+        let mut sweep_at = Instant::now() + SWEEP_EVERY;
+        loop {
+            let first = match jobs.recv_timeout(sweep_at.saturating_duration_since(Instant::now())) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if let Some(first) = first
+                && self.group(first, jobs).is_break()
+            {
+                while let Ok(job) = jobs.try_recv() {
+                    let _ = self.group(job, jobs);
+                }
+                return;
+            }
+            if Instant::now() >= sweep_at {
+                let more = self.sweep();
+                sweep_at = Instant::now() + if more { Duration::ZERO } else { SWEEP_EVERY };
+            }
+        }
+    }
+
+    fn group(&mut self, first: Job, jobs: &Receiver<Job>) -> ControlFlow<()> {
+        let engine = Arc::clone(&self.engine);
+        let (rules, clock) = (self.rules.clone(), self.clock.clone());
+        let mut group = Group::new(&engine, &rules, &clock);
+        let epoch_before = **self.epoch.load();
+        let mut epoch = epoch_before;
+        let mut answers = Vec::new();
+        let mut size = 0;
+        let mut flow = ControlFlow::Continue(());
+
+        let mut next = Some(first);
+        while let Some(job) = next {
+            size += 1;
+            match job.claim() {
+                Some(Work::Write(writes, reply)) => {
+                    size += writes.len();
+                    let written = writes.into_iter().map(|write| group.write(write)).collect();
+                    answers.push(Answer::Written(reply, written));
+                }
+                Some(Work::RenewEpoch(seen, reply)) => {
+                    if epoch.epoch == seen {
+                        epoch = epoch::new();
+                    }
+                    answers.push(Answer::Epoch(reply, epoch));
+                }
+                Some(Work::MarkDirty(reply)) => {
+                    epoch.dirty = true;
+                    answers.push(Answer::Epoch(reply, epoch));
+                }
+                Some(Work::Ping(reply)) => answers.push(Answer::Ping(reply)),
+                Some(Work::Close) => flow = ControlFlow::Break(()),
+                None => {} // its caller gave it up
+            }
+            next = if size < GROUP_WRITES { jobs.try_recv().ok() } else { None };
+        }
+
+        let done = self.commit(group, (epoch != epoch_before).then_some(epoch));
+        for answer in answers {
+            answer.send(done.clone().err());
+        }
+        flow
+    }
+
+    fn commit(&mut self, group: Group<'_>, epoch: Option<EpochState>) -> Result<(), StoreError> {
+        if let Some(why) = self.halt.get() {
+            return Err(StoreError::Unavailable(Arc::clone(why)));
+        }
+        if !group.is_changed() && epoch.is_none() {
+            return Ok(());
+        }
+        let mut changes = self.engine.changes(self.commits + 1);
+        let earliest = group.put_into(&mut changes);
+        if let Some(epoch) = epoch {
+            self.engine.put_meta(&mut changes, epoch::NAME, epoch::encode(epoch));
+        }
+        self.engine.commit(changes).inspect_err(|error| self.stop(error))?;
+        self.commits += 1;
+        if let Some(epoch) = epoch {
+            self.epoch.store(Arc::new(epoch));
+        }
+        if let Some(earliest) = earliest.filter(|earliest| *earliest <= self.swept) {
+            self.swept = earliest;
+            self.swept.pop(); // the scan begins after this one
+        }
+        Ok(())
+    }
+
+    /// Removes what may be collected; answers whether there is more. Only garbage collection: readers judge expiry.
+    fn sweep(&mut self) -> bool {
+        if self.halt.get().is_some() {
+            return false;
+        }
+        let now = self.clock.now();
+        let due = match self.engine.due(&self.swept, now, SWEEP_RECORDS) {
+            Ok(due) => due,
+            Err(error) => {
+                tracing::warn!(%error, "what is due for collection could not be read");
+                return false;
+            }
+        };
+        let Some(last) = due.last().cloned() else { return false };
+        let more = due.len() == SWEEP_RECORDS;
+        let mut changes = self.engine.changes(self.commits + 1);
+        for expiry_key in due {
+            let Some((at, key)) = parse_expiry_key(&expiry_key) else { continue };
+            match self.engine.get(key).map(|envelope| envelope.map(|bytes| Stored::decode(key, bytes))) {
+                Ok(Some(Ok(stored))) if stored.collect_at == Some(at) => self.engine.remove(&mut changes, key),
+                Ok(Some(Ok(_)) | None) => {}           // it lives on, or is gone
+                Ok(Some(Err(_))) | Err(_) => continue, // cannot be read: left as it is for whoever repairs it
+            }
+            self.engine.remove_expiry(&mut changes, expiry_key);
+        }
+        if let Err(error) = self.engine.commit(changes) {
+            self.stop(&error);
+            return false;
+        }
+        self.commits += 1;
+        self.swept = last;
+        more
+    }
+
+    /// After a failed commit nobody knows what a later fsync would say, so there is none.
+    fn stop(&self, error: &StoreError) {
+        tracing::error!(%error, "a commit to the local store failed: it takes no more writes until the server is restarted");
+        let _ = self.halt.set("an earlier commit failed; restart the server".into());
+    }
+}
+
+impl Answer {
+    fn send(self, failure: Option<StoreError>) {
+        // A caller that no longer waits has its own answer.
+        match self {
+            Self::Written(reply, written) => drop(reply.send(failure.map_or(Ok(written), Err))),
+            Self::Epoch(reply, epoch) => drop(reply.send(failure.map_or(Ok(epoch), Err))),
+            Self::Ping(reply) => drop(reply.send(failure.map_or(Ok(()), Err))),
+        }
+    }
+}
+
+/// Says that the writer has ended, however it did.
+struct LastWords(Halt);
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        let _ = self.0.set("the store is closed".into());
+        if std::thread::panicking() {
+            tracing::error!(
+                "the writer of the local store panicked: it takes no more writes until the server is restarted"
+            );
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! What only the embedded store promises: durability across opens, an exclusive folder, collection, and damage that is
+//! noticed.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{Seek, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use featurestore::{
+    record::{Clock, EntityId, FeatureView, Millis, RecordKey, State},
+    store::{
+        ReadConcern, Store, StoreError,
+        embedded::{EmbeddedStore, OpenError},
+    },
+};
+use tempfile::TempDir;
+
+use super::fixture::*;
+
+const CACHE_BYTES: u64 = 8 << 20;
+
+/// A store in a new folder.
+pub(crate) async fn fresh() -> (Arc<dyn Store>, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    (open(dir.path()), dir)
+}
+
+fn open(dir: &Path) -> Arc<dyn Store> {
+    Arc::new(try_open(dir).unwrap())
+}
+
+fn try_open(dir: &Path) -> Result<EmbeddedStore, OpenError> {
+    EmbeddedStore::open(dir, CACHE_BYTES, rules(), Clock::system())
+}
+
+/// A clock in milliseconds that tests turn.
+fn turned(start: i64) -> (Arc<AtomicI64>, Clock) {
+    let time = Arc::new(AtomicI64::new(start));
+    let read = Arc::clone(&time);
+    (time, Clock::new(move || Millis(read.load(Ordering::SeqCst))))
+}
+
+#[tokio::test]
+async fn all_is_there_after_close_and_reopen() {
+    let (store, dir) = fresh().await;
+    let (live, deleted) = (key("live"), key("deleted"));
+    put(&live).int("a", 1).version("v1").forever().request("w").written(&store).await;
+    put(&deleted).written(&store).await;
+    delete(&deleted).on(&store).await;
+    let epoch = store.mark_dirty(deadline()).await.unwrap();
+    let before = [read(&store, &live).await, read(&store, &deleted).await];
+    store.close().await;
+
+    let store = open(dir.path());
+    assert_eq!([read(&store, &live).await, read(&store, &deleted).await], before);
+    assert_eq!(store.epoch(deadline()).await.unwrap(), epoch);
+    let (receipt, state) = put(&live).int("a", 2).request("w").on(&store).await;
+    assert_eq!((receipt.revision, state), (before[0].revision(), before[0].clone()), "requests are remembered");
+}
+
+#[tokio::test]
+async fn an_answered_write_is_there_without_a_close() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let keys: Vec<_> = (0..50).map(|i| key(&format!("{i}"))).collect();
+    for key in &keys {
+        put(key).int("a", 1).written(&store).await;
+    }
+    // The files as a crash would leave them.
+    copy_folder(dir.path(), copy.path());
+    let crashed = open(copy.path());
+    for key in &keys {
+        assert_eq!(read(&crashed, key).await, read(&store, key).await);
+    }
+}
+
+#[tokio::test]
+async fn after_a_close_every_call_is_unavailable() {
+    let (store, dir) = fresh().await;
+    let key = key("a");
+    put(&key).written(&store).await;
+    store.close().await;
+    store.close().await;
+    let unavailable = |error: StoreError| assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+    let keys = vec![key.clone(); 20];
+    for state in store.read(&keys, ReadConcern::Majority, deadline()).await {
+        unavailable(state.unwrap_err());
+    }
+    unavailable(put(&key).try_on(&store).await.unwrap_err());
+    unavailable(store.write_batch(vec![put(&key).0], deadline()).await.remove(0).unwrap_err());
+    unavailable(store.epoch(deadline()).await.unwrap_err());
+    unavailable(store.mark_dirty(deadline()).await.unwrap_err());
+    unavailable(store.ping(deadline()).await.unwrap_err());
+    open(dir.path()); // and the folder is free, though the store is still in hand
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_commits_what_waits() {
+    let (store, dir) = fresh().await;
+    let keys: Vec<_> = (0..200).map(|i| key(&format!("{i}"))).collect();
+    let mut writing = tokio::task::JoinSet::new();
+    for key in &keys {
+        let (store, draft) = (Arc::clone(&store), put(key).int("a", 1));
+        let key = key.clone();
+        writing.spawn(async move { (key, draft.try_on(&store).await) });
+    }
+    tokio::time::sleep(Duration::from_micros(300)).await;
+    store.close().await;
+    let answers = writing.join_all().await;
+    let store = open(dir.path());
+    for (key, answer) in answers {
+        match (answer, read(&store, &key).await) {
+            (Ok((receipt, _)), state) => assert_eq!(receipt.revision, state.revision()),
+            (Err(StoreError::Unavailable(_)), State::Absent) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_open_is_refused_and_says_why() {
+    let (_store, dir) = fresh().await;
+    let error = try_open(dir.path()).err().unwrap();
+    assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+    assert!(error.to_string().contains(&dir.path().display().to_string()), "{error}");
+    assert!(error.to_string().contains("another featurestore process"), "{error}");
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_used_is_refused_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, b"").unwrap();
+    for bad in [&file, &PathBuf::from("/proc/featurestore")] {
+        let error = try_open(bad).err().unwrap();
+        assert!(matches!(error, OpenError::Unusable { .. }), "{error}");
+        assert!(error.to_string().contains(&bad.display().to_string()), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_past_its_keeping_is_collected_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (time, clock) = turned(1_790_000_000_000);
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(dir.path(), CACHE_BYTES, rules(), clock).unwrap());
+    let hour = Duration::from_secs(3600);
+    let [expiring, deleted, renewed, forever, early] = ["expiring", "deleted", "renewed", "forever", "early"].map(key);
+    put(&expiring).ttl(hour).written(&store).await;
+    put(&deleted).forever().written(&store).await;
+    delete(&deleted).on(&store).await;
+    put(&renewed).ttl(hour).written(&store).await;
+    put(&renewed).ttl(100 * hour).written(&store).await;
+    put(&forever).ttl(hour).written(&store).await;
+    merge(&forever).forever().written(&store).await;
+
+    time.fetch_add(24 * 3_600_000 + 1, Ordering::SeqCst);
+    eventually("the tombstone is collected", async || read(&store, &deleted).await == State::Absent).await;
+    assert!(matches!(read(&store, &expiring).await, State::Record(_)), "kept for tombstone_ttl after it expired");
+
+    // One due before what was swept already: the clock went back meanwhile.
+    time.fetch_sub(10 * 3_600_000, Ordering::SeqCst);
+    put(&early).ttl(Duration::from_millis(1)).written(&store).await;
+    time.fetch_add(30 * 3_600_000, Ordering::SeqCst);
+    eventually("the expired record is collected", async || read(&store, &expiring).await == State::Absent).await;
+    eventually("the early one is collected", async || read(&store, &early).await == State::Absent).await;
+    assert!(matches!(read(&store, &renewed).await, State::Record(_)));
+    assert!(matches!(read(&store, &forever).await, State::Record(_)));
+}
+
+#[tokio::test]
+async fn more_than_one_sweep_can_take_is_collected_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (time, clock) = turned(1_790_000_000_000);
+    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(dir.path(), CACHE_BYTES, rules(), clock).unwrap());
+    let keys: Vec<_> = (0..2_000).map(|i| key(&format!("{i}"))).collect();
+    for keys in keys.chunks(1_000) {
+        store.write_batch(keys.iter().map(|key| put(key).0).collect(), deadline()).await;
+    }
+    time.fetch_add(26 * 3_600_000, Ordering::SeqCst);
+    eventually("all are collected", async || {
+        read_all(&store, &keys, ReadConcern::Majority).await.iter().all(|state| *state == State::Absent)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_damaged_folder_is_refused_or_the_row_is_corrupt_but_nothing_is_lost_silently() {
+    let whole = tempfile::tempdir().unwrap();
+    fill(whole.path(), 200, 5).await;
+    let mut refused = 0;
+    for file in files(whole.path()) {
+        let len = file.metadata().unwrap().len();
+        let flips = [0, 20, len / 3, len / 2, len.saturating_sub(1)];
+        let flips = flips.into_iter().filter(|at| *at < len).map(Damage::Flip);
+        for damage in flips.chain([Damage::Cut(len / 2), Damage::Cut(0), Damage::Remove]) {
+            refused += u32::from(is_refused(whole.path(), &file, &damage));
+        }
+    }
+    assert!(refused > 0);
+}
+
+#[tokio::test]
+async fn damage_in_a_table_on_disk_makes_rows_corrupt() {
+    let whole = tempfile::tempdir().unwrap();
+    fill(whole.path(), 3_000, 500).await; // more than a memtable holds
+    let tables = || files(whole.path()).into_iter().filter(|file| file.parent().unwrap().ends_with("tables"));
+    let table = tables().max_by_key(|file| file.metadata().unwrap().len()).expect("a table was flushed");
+    let len = table.metadata().unwrap().len();
+    assert!(len > 1 << 20, "{len}");
+    for damage in [Damage::Flip(len / 3), Damage::Flip(len - 20_000), Damage::Cut(len / 2), Damage::Remove] {
+        is_refused(whole.path(), &table, &damage);
+    }
+}
+
+/// Fills a store in batches and notes what it holds in the file `EXPECTED`.
+async fn fill(dir: &Path, count: usize, words: usize) {
+    let store = open(dir);
+    let keys: Vec<_> = (0..count).map(|i| key(&format!("{i}"))).collect();
+    for keys in keys.chunks(50) {
+        let writes = keys.iter().map(|key| put(key).kind("a", random_text(words)).0).collect();
+        store.write_batch(writes, deadline()).await.into_iter().for_each(|receipt| assert!(receipt.is_ok()));
+    }
+    let states = read_all(&store, &keys, ReadConcern::Majority).await;
+    let expected = keys.iter().zip(states).map(|(key, state)| format!("{} {}\n", state.revision(), key.entity_id));
+    fs::write(dir.join(EXPECTED), expected.collect::<String>()).unwrap();
+    store.close().await;
+}
+
+const EXPECTED: &str = "expected";
+const PROBE: &str = "FEATURESTORE_TEST_DAMAGED_FOLDER";
+const REFUSED: i32 = 77;
+
+/// Opens a damaged copy, in a process of its own, as the engine may abort. It must not serve anything else than before.
+fn is_refused(whole: &Path, file: &Path, damage: &Damage) -> bool {
+    if file.ends_with(EXPECTED) {
+        return false;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    copy_folder(whole, dir.path());
+    damage.to(&dir.path().join(file.strip_prefix(whole).unwrap()));
+    let probe = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "store_contract::embedded::probe_of_a_damaged_folder", "--nocapture"])
+        .env(PROBE, dir.path())
+        .env("RUST_BACKTRACE", "0")
+        .output()
+        .unwrap();
+    let said = || [probe.stdout.clone(), probe.stderr.clone()].map(|out| String::from_utf8_lossy(&out).into_owned());
+    match probe.status.code() {
+        Some(0) => false,
+        None | Some(REFUSED) => true,
+        Some(_) => panic!("{damage:?} of {}: {:?}", file.display(), said()),
+    }
+}
+
+/// The other half of the tests of damage; alone, it has nothing to do.
+#[tokio::test]
+async fn probe_of_a_damaged_folder() {
+    let Some(dir) = std::env::var_os(PROBE).map(PathBuf::from) else { return };
+    let store: Arc<dyn Store> = match try_open(&dir) {
+        Ok(store) => Arc::new(store),
+        Err(OpenError::Corrupt { .. }) => std::process::exit(REFUSED),
+        Err(other) => panic!("{other}"),
+    };
+    for line in fs::read_to_string(dir.join(EXPECTED)).unwrap().lines() {
+        let (revision, id) = line.split_once(' ').unwrap();
+        let key = RecordKey { view: FeatureView::parse("contract").unwrap(), entity_id: EntityId::parse(id).unwrap() };
+        match store.read(&[key], ReadConcern::Majority, deadline()).await.remove(0) {
+            Ok(State::Record(stored)) => {
+                assert_eq!(stored.revision().to_string(), revision, "another revision");
+                stored.decode().unwrap();
+            }
+            Err(StoreError::Corrupt(_)) => {}
+            other => panic!("{id}: {other:?}"),
+        }
+    }
+}
+
+fn random_text(words: usize) -> featurestore::proto::value::Kind {
+    featurestore::proto::value::Kind::StringVal((0..words).map(|_| format!("{:x}", rand::random::<u64>())).collect())
+}
+
+#[derive(Debug)]
+enum Damage {
+    Flip(u64),
+    Cut(u64),
+    Remove,
+}
+
+impl Damage {
+    fn to(&self, path: &Path) {
+        if let Self::Remove = self {
+            return fs::remove_file(path).unwrap();
+        }
+        let mut file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        match self {
+            Self::Flip(at) => {
+                let byte = fs::read(path).unwrap()[*at as usize];
+                file.seek(SeekFrom::Start(*at)).unwrap();
+                file.write_all(&[byte ^ 0x10]).unwrap();
+            }
+            Self::Cut(len) => file.set_len(*len).unwrap(),
+            Self::Remove => {}
+        }
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// `cp` keeps the journal's holes, most of its 64 MiB.
+fn copy_folder(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-r").arg(from.join(".")).arg(to).status().unwrap();
+    assert!(copied.success());
+}

@@ -36,7 +36,7 @@ const FEATURES: &str = "features";
 /// The collection of what the servers share besides.
 const META: &str = "meta";
 
-/// Where MongoDB is, and how it is used.
+/// Where MongoDB is, and how it is used. Where the URI has an option for the same thing, the URI wins.
 #[derive(Clone)]
 pub struct MongoConfig {
     /// A connection string; may hold credentials.

@@ -184,7 +184,12 @@ async fn read_back(
     let projection = doc! { "rev": 1, "requests": 1 };
     let documents = match read::find(connection, &keys, Some(projection), deadline).await {
         Ok(documents) => documents,
-        Err(_) => return items.into_iter().map(Item::into_error).collect(),
+        // The writes are done; only what became of them is not known.
+        Err(failure) => {
+            let failure = Failure::unknown(&format!("not read back: {failure}"));
+            let lost = |item: Item| Item { failure: Some(failure.clone()), ..item }.into_error();
+            return items.into_iter().map(lost).collect();
+        }
     };
     let found = read::by_key(&documents);
     let receipt = |item: Item| {

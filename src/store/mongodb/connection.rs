@@ -32,6 +32,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// and only the monitor ends operations on a connection that went dead.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(2);
 
+/// MongoDB 4.4's: the first whose pipelines know `$bsonSize`.
+const OLDEST_WIRE_VERSION: i32 = 9;
+
 /// The way to the server.
 pub(super) struct Connection {
     config: MongoConfig,
@@ -78,7 +81,11 @@ fn durable() -> WriteConcern {
 }
 
 impl Connection {
-    pub(super) fn new(config: MongoConfig, uri: ConnectionString) -> Self {
+    /// What the URI itself says of the pool and of waiting wins over the configuration.
+    pub(super) fn new(mut config: MongoConfig, uri: ConnectionString) -> Self {
+        config.max_pool = uri.max_pool_size.filter(|size| *size > 0).unwrap_or(config.max_pool);
+        config.max_connecting = uri.max_connecting.unwrap_or(config.max_connecting);
+        config.server_selection_timeout = uri.server_selection_timeout.unwrap_or(config.server_selection_timeout);
         let slots = Arc::new(Semaphore::new(config.max_pool.max(1) as usize));
         Self { config, uri, client: OnceCell::new(), prepared: OnceLock::new(), slots, running: TaskTracker::new() }
     }
@@ -130,6 +137,12 @@ impl Connection {
         let hello = database.clone();
         let hello = self.spawn(deadline, move |_| async move { hello.run_command(doc! { "hello": 1 }).await });
         let hello = hello.await.map_err(Failure::before_the_operation)?;
+        let wire_version = hello.get_i32("maxWireVersion").unwrap_or(0);
+        if wire_version < OLDEST_WIRE_VERSION {
+            return Err(Failure::not_done(&format!(
+                "MongoDB 4.4 or newer is needed; this is wire version {wire_version}"
+            )));
+        }
         let standalone = !hello.contains_key("setName") && !hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
         let prepared = Prepared { database, standalone };
         self.create_indexes(&prepared, deadline).await?;

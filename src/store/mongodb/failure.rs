@@ -21,8 +21,10 @@ pub(super) struct Failure {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
-    /// It surely was not done: never sent, or refused by a server that cannot serve.
+    /// It surely was not done: never sent, or refused before anything was done.
     NotDone,
+    /// A server that is not the primary refused it. One write was surely not done; of many, the first ones may be.
+    NotPrimary,
     /// It was sent, or may be, and was not answered in time. It may still happen.
     OutOfTime,
     /// The connection broke, or the answer tells too little. It may have happened.
@@ -48,7 +50,7 @@ impl Failure {
     pub(super) fn answered(code: i32, text: &str) -> Self {
         let (meaning, worth_repeating) = match code {
             // Not a writable primary, in each of its wordings.
-            10107 | 13435 | 10058 | 13436 => (Meaning::NotDone, true),
+            10107 | 13435 | 10058 | 13436 => (Meaning::NotPrimary, true),
             // Interrupted, shutting down, stepping down: nobody tells at which point.
             11600 | 11602 | 189 | 91 | 6 | 7 | 89 | 9001 => (Meaning::Unknown, true),
             // MaxTimeMSExpired, ExceededTimeLimit, write concern timeouts.
@@ -85,9 +87,9 @@ impl Failure {
         matches!(self.meaning, Meaning::OutOfTime | Meaning::Unknown)
     }
 
-    /// The same, of a command that holds many writes: those before the failure may be done.
+    /// The same, of a command that holds many writes and failed as a whole: those before the failure may be done.
     pub(super) fn of_many(mut self) -> Self {
-        if self.meaning == Meaning::NotDone && self.worth_repeating {
+        if matches!(self.meaning, Meaning::NotPrimary | Meaning::Rejected) {
             self.meaning = Meaning::Unknown;
         }
         self
@@ -97,7 +99,7 @@ impl Failure {
     pub(super) fn of_read(self) -> StoreError {
         match self.meaning {
             Meaning::OutOfTime => StoreError::Timeout(self.text),
-            Meaning::NotDone | Meaning::Unknown => StoreError::Unavailable(self.text),
+            Meaning::NotDone | Meaning::NotPrimary | Meaning::Unknown => StoreError::Unavailable(self.text),
             Meaning::Rejected => StoreError::Internal(self.text),
         }
     }
@@ -107,7 +109,7 @@ impl Failure {
         match self.meaning {
             _ if earlier_may_be_done => StoreError::OutcomeUnknown(self.text),
             Meaning::OutOfTime | Meaning::Unknown => StoreError::OutcomeUnknown(self.text),
-            Meaning::NotDone => StoreError::Unavailable(self.text),
+            Meaning::NotDone | Meaning::NotPrimary => StoreError::Unavailable(self.text),
             Meaning::Rejected => StoreError::Internal(self.text),
         }
     }

@@ -157,6 +157,7 @@ fn spawn(port: u16, replica_set: bool, dir: &TempDir) -> Process {
     let mut args = vec!["--port", &port, "--bind_ip", "127.0.0.1", "--dbpath", data];
     args.extend(["--wiredTigerCacheSizeGB", "0.25", "--setParameter", "ttlMonitorSleepSecs=1"]);
     args.extend(["--setParameter", "enableTestCommands=1"]); // fail points
+    args.extend(["--journalCommitInterval", "5"]); // linearizable reads of a one-node set wait for it, 100 ms by default
     args.extend(["--unixSocketPrefix", dir.path().to_str().unwrap()]);
     if replica_set {
         args.extend(["--replSet", SET, "--oplogSize", "50"]);

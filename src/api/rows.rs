@@ -1,6 +1,6 @@
 //! What a read is answered: each state becomes a row, its features passed through as the bytes that are stored.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use prost::Message as _;
 use tokio::time::Instant;
 
@@ -38,10 +38,7 @@ pub(super) fn response(
     Ok(match &read.shape {
         Shape::Rows(projection) => {
             let mut scratch = BytesMut::new();
-            let build = |(id, row)| {
-                let row = encoded_row(id, row, &judge, projection.as_ref(), read.omit_metadata, &mut scratch);
-                row.unwrap_or_else(|(id, failure)| error_row(id, failure))
-            };
+            let build = |(id, row)| encoded_row(id, row, &judge, projection.as_ref(), read.omit_metadata, &mut scratch);
             let rows = read.entity_ids.into_iter().zip(rows).map(build).collect();
             GetFeaturesResponse { rows, matrix: None, degraded }
         }
@@ -97,10 +94,10 @@ fn encoded_row(
     projection: Option<&Projection>,
     omit_metadata: bool,
     scratch: &mut BytesMut,
-) -> Result<EncodedRow, (String, Failure)> {
+) -> EncodedRow {
     let Row { state, tier } = match row {
         Ok(row) => row,
-        Err(error) => return Err((id, error.into())),
+        Err(error) => return error_row(id, error.into()),
     };
     let mut encoded = EncodedRow::new(id, RowStatus::NotFound);
     encoded.revision = state.revision().0;
@@ -110,7 +107,7 @@ fn encoded_row(
             Tier::L2 => Source::L2,
         });
     }
-    let State::Record(record) = state else { return Ok(encoded) };
+    let State::Record(record) = state else { return encoded };
     let mut fill = |encoded: &mut EncodedRow| -> Result<(), Corrupt> {
         let status = judge.status(&record)?;
         encoded.status = status.into();
@@ -126,18 +123,14 @@ fn encoded_row(
         Ok(())
     };
     match fill(&mut encoded) {
-        Ok(()) => Ok(encoded),
+        Ok(()) => encoded,
         Err(cause) => {
             tracing::error!(entity_id = encoded.entity_id, %cause, "a stored record cannot be read");
-            Err((encoded.entity_id, Failure::unreadable()))
+            error_row(encoded.entity_id, Failure::unreadable())
         }
     }
 }
 
 fn error_row(id: String, failure: Failure) -> EncodedRow {
-    EncodedRow {
-        error: Some(Box::new(failure.into())),
-        features: Bytes::new(),
-        ..EncodedRow::new(id, RowStatus::Error)
-    }
+    EncodedRow { error: Some(Box::new(failure.into())), ..EncodedRow::new(id, RowStatus::Error) }
 }

@@ -163,10 +163,8 @@ impl Tiered {
             }
             self.trust.removed(&removing);
         }
-        if self.trust.needs_new_epoch() {
-            if self.renew_epoch().await.is_none() {
-                return;
-            }
+        if self.trust.needs_new_epoch() && self.renew_epoch().await.is_none() {
+            return;
         }
         if self.trust.restore() {
             tracing::info!("L1 is trusted");

@@ -196,7 +196,7 @@ impl Tiered {
             let answers = self.cache.mark(&marks, self.l1_deadline()).await;
             match answers.iter().find_map(|answer| answer.as_ref().err()) {
                 None => {
-                    if answers.iter().any(|answer| *answer == Ok(Marked::Overflow)) {
+                    if answers.contains(&Ok(Marked::Overflow)) {
                         tracing::debug!("too many writes of one key at once: its entry was removed");
                     }
                     return Ok(Prepared::Marked(epoch, marks.into_iter().map(|(_, permit)| permit).collect()));

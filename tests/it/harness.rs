@@ -2,7 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses what it needs")]
 
+pub mod client;
 #[cfg(feature = "mongodb")]
 pub mod mongod;
 pub mod process;
 pub mod redis;
+pub mod server;

@@ -4,4 +4,5 @@ mod cache_contract;
 mod harness;
 #[cfg(feature = "mongodb")]
 mod mongodb_store;
+mod service;
 mod store_contract;

@@ -181,7 +181,7 @@ async fn read_back(
     deadline: Instant,
 ) -> Vec<(usize, Result<Receipt, StoreError>)> {
     let keys: Vec<RecordKey> = items.iter().map(|item| item.write.key.clone()).collect();
-    let projection = doc! { "rev": 1, "requests": 1 };
+    let projection = doc! { "rev": 1, "deleted": 1, "requests": 1 };
     let documents = match read::find(connection, &keys, Some(projection), deadline).await {
         Ok(documents) => documents,
         // The writes are done; only what became of them is not known.
@@ -200,7 +200,10 @@ async fn read_back(
             };
         };
         match (document::outcome_of(document, &item.write.request_id), document::revision(document)) {
-            (Some(outcome), Ok(revision)) => (item.index, Ok(Receipt { outcome, revision })),
+            (Some(outcome), Ok(revision)) => {
+                let tombstone = document.get_bool("deleted").unwrap_or(false);
+                (item.index, Ok(Receipt { outcome, revision, tombstone }))
+            }
             _ => item.into_error(),
         }
     };

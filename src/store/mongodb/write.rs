@@ -51,7 +51,7 @@ pub(super) async fn write(
 
 /// The answer where no document stands.
 pub(super) fn nothing(outcome: Outcome) -> (Receipt, State) {
-    (Receipt { outcome, revision: Revision::NONE }, State::Absent)
+    (Receipt { outcome, revision: Revision::NONE, tombstone: false }, State::Absent)
 }
 
 /// An earlier try may still reach the server, and may find there what this one did not.
@@ -65,5 +65,6 @@ fn answer(write: &Write, post_image: &bson::RawDocument) -> Result<(Receipt, Sta
     let outcome = document::outcome_of(post_image, &write.request_id)
         .ok_or_else(|| StoreError::OutcomeUnknown("the document does not remember the request".into()))?;
     let state = document::state(post_image).map_err(unreadable)?;
-    Ok((Receipt { outcome, revision: state.revision() }, state))
+    let tombstone = matches!(state, State::Tombstone(_));
+    Ok((Receipt { outcome, revision: state.revision(), tombstone }, state))
 }

@@ -1,0 +1,120 @@
+//! The composition root: a configuration becomes two tiers, the protocol over them, and the service.
+
+use std::sync::Arc;
+
+use crate::{
+    api::Api,
+    cache::{Cache, memory::MemoryCache},
+    config::Config,
+    record::Clock,
+    server::ServerSettings,
+    store::{Store, WriteRules, embedded::EmbeddedStore},
+    tiered::{Settings, Tiered},
+};
+
+/// A server that is ready to run.
+pub struct App {
+    /// The service.
+    pub api: Api,
+    /// The tiers below it.
+    pub tiered: Arc<Tiered>,
+    /// How it behaves towards its clients.
+    pub settings: ServerSettings,
+}
+
+/// Why a server cannot be put together. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// What is configured cannot work.
+    #[error("{0}")]
+    Config(String),
+    /// The machine does not allow it.
+    #[error("{0}")]
+    Machine(String),
+}
+
+impl App {
+    /// Puts a server together. Redis and MongoDB need not be reachable yet; the embedded store's folder must be.
+    pub async fn new(config: &Config) -> Result<Self, StartError> {
+        let clock = Clock::system();
+        let rules = WriteRules {
+            default_ttl: config.default_ttl,
+            tombstone_ttl: config.tombstone_ttl,
+            max_features: config.limits.max_features,
+            max_record_bytes: config.limits.max_record_bytes,
+        };
+        let (cache, store) = (cache(config)?, store(config, rules, &clock)?);
+        if cache.info().kind == "memory" && !store.info().exclusive {
+            tracing::warn!(
+                ttl = ?config.l1_ttl,
+                "L1 is in this process over a store that others may write to: their writes are seen here when the L1 \
+                 ttl ends at the latest; configure Redis to see them at once"
+            );
+        }
+        let settings = Settings {
+            l1_ttl: config.l1_ttl,
+            l1_timeout: config.l1_timeout,
+            on_l1_loss: config.on_l1_loss,
+            tombstone_ttl: config.tombstone_ttl,
+            read_deadline: config.deadlines.read,
+            write_deadline: config.deadlines.write,
+        };
+        let tiered = Tiered::new(cache, store, settings, clock.clone());
+        let api = Api::new(
+            tiered.clone(),
+            config.limits.clone(),
+            config.deadlines.clone(),
+            config.default_ttl,
+            config.l1_ttl,
+            clock,
+        );
+        let settings = ServerSettings {
+            reflection: config.reflection,
+            drain_delay: config.drain_delay,
+            drain_timeout: config.drain_timeout,
+        };
+        Ok(Self { api, tiered, settings })
+    }
+}
+
+fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {
+    let Some(redis) = &config.redis else {
+        return Ok(Arc::new(MemoryCache::new(config.l1_memory as u64)));
+    };
+    #[cfg(feature = "redis")]
+    {
+        use crate::cache::redis::{RedisCache, RedisConfig};
+        let wrong = |error: &dyn std::fmt::Display| StartError::Config(format!("redis.url: {error}"));
+        let connections = redis.connections.try_into().unwrap_or(std::num::NonZeroUsize::MIN);
+        let parsed = RedisConfig::parse(&redis.url).map_err(|error| wrong(&error))?.with_connections(connections);
+        Ok(Arc::new(RedisCache::new(&parsed).map_err(|error| wrong(&error))?))
+    }
+    #[cfg(not(feature = "redis"))]
+    {
+        let _ = redis;
+        Err(StartError::Config("redis.url: this binary was built without Redis (feature redis)".to_owned()))
+    }
+}
+
+fn store(config: &Config, rules: WriteRules, clock: &Clock) -> Result<Arc<dyn Store>, StartError> {
+    let Some(mongodb) = &config.mongodb else {
+        let store = EmbeddedStore::open(&config.data_dir, config.l2_cache as u64, rules, clock.clone());
+        return Ok(Arc::new(store.map_err(|error| StartError::Machine(format!("data_dir: {error}")))?));
+    };
+    #[cfg(feature = "mongodb")]
+    {
+        use crate::store::mongodb::{MongoConfig, MongoStore};
+        let store = MongoStore::new(MongoConfig {
+            max_pool: mongodb.max_pool_size,
+            max_connecting: mongodb.max_connecting,
+            server_selection_timeout: mongodb.server_selection_timeout,
+            ..MongoConfig::new(&mongodb.uri, &mongodb.database, rules)
+        });
+        Ok(Arc::new(store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?))
+    }
+    #[cfg(not(feature = "mongodb"))]
+    {
+        let _ = mongodb;
+        Err(StartError::Config("mongodb.uri: this binary was built without MongoDB (feature mongodb)".to_owned()))
+    }
+}

@@ -1,0 +1,194 @@
+//! The subcommands.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+use featurestore::{
+    app::{App, StartError},
+    config::{Config, DEFAULTS, Flags},
+    server, telemetry,
+};
+use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tokio_util::sync::CancellationToken;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+/// EX_USAGE of sysexits: the configuration is bad.
+const EXIT_CONFIG: u8 = 64;
+const SERVICE: &str = "featurestore.v1.FeatureStoreService";
+
+/// An online feature store: Redis in front of MongoDB behind gRPC, with a cache that never lies.
+///
+/// With nothing configured it serves on 127.0.0.1:50051 from an embedded pair: a cache in this process and a store in
+/// ./data. REDIS_URL and MONGO_URI switch each tier to the real engine.
+#[derive(Parser)]
+#[command(version, about)]
+pub(crate) struct Command {
+    #[command(flatten)]
+    flags: Flags,
+    /// Print the effective configuration, secrets redacted, and exit
+    #[arg(long)]
+    print_config: bool,
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Serve (the default)
+    Serve,
+    /// Ask the server on FEATURESTORE_LISTEN for its health; exit 0 if SERVING, 1 if not
+    Health {
+        /// "" (the process), featurestore.v1.FeatureStoreService (ready to serve), l1 or l2
+        #[arg(default_value = SERVICE)]
+        service: String,
+    },
+    /// Print the effective configuration, secrets redacted
+    Config {
+        /// Print the commented defaults instead: every key there is
+        #[arg(long)]
+        defaults: bool,
+    },
+    /// Print the version and the commit it was built from
+    Version,
+}
+
+impl Command {
+    /// Does what was asked for.
+    pub(crate) fn run(self) -> ExitCode {
+        if let Some(Action::Version) = self.action {
+            println!("featurestore {} ({})", env!("CARGO_PKG_VERSION"), env!("FEATURESTORE_GIT_COMMIT"));
+            return ExitCode::SUCCESS;
+        }
+        if let Some(Action::Config { defaults: true }) = self.action {
+            print!("{DEFAULTS}");
+            return ExitCode::SUCCESS;
+        }
+        let (config, effective) = match Config::load(&self.flags, environment()) {
+            Ok(loaded) => loaded,
+            Err(errors) => return bad_config(&errors),
+        };
+        match self.action {
+            Some(Action::Health { service }) => block_on(health(config.listen, service)),
+            Some(Action::Config { .. }) => {
+                print!("{effective}");
+                ExitCode::SUCCESS
+            }
+            _ if self.print_config => {
+                print!("{effective}");
+                ExitCode::SUCCESS
+            }
+            _ => block_on(serve(config)),
+        }
+    }
+}
+
+/// Names and values that are UTF-8; none of ours is anything else.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+fn bad_config(errors: &impl std::fmt::Display) -> ExitCode {
+    for line in errors.to_string().lines() {
+        eprintln!("featurestore: {line}");
+    }
+    ExitCode::from(EXIT_CONFIG)
+}
+
+fn failed(error: impl std::fmt::Display) -> ExitCode {
+    eprintln!("featurestore: {error}");
+    ExitCode::FAILURE
+}
+
+fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => failed(format!("the runtime cannot start: {error}")),
+    }
+}
+
+async fn serve(config: Config) -> ExitCode {
+    let telemetry = match telemetry::init(config.json_log, &config.log_filter) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return bad_config(&error),
+    };
+    let app = match App::new(&config).await {
+        Ok(app) => app,
+        Err(StartError::Config(error)) => return bad_config(&error),
+        Err(StartError::Machine(error)) => return failed(error),
+    };
+    let bind = async |key: &str, address: SocketAddr| {
+        TcpListener::bind(address).await.map_err(|error| {
+            format!(
+                "{key}: cannot listen on {address}: {error}; another process may serve there, or choose another port"
+            )
+        })
+    };
+    let (listener, admin) = match (bind("listen", config.listen).await, bind("admin_listen", config.admin_listen).await)
+    {
+        (Ok(listener), Ok(admin)) => (listener, admin),
+        (Err(error), _) | (_, Err(error)) => return failed(error),
+    };
+    let shutdown = CancellationToken::new();
+    if let Err(error) = stop_on_signals(&shutdown) {
+        return failed(format!("signals cannot be handled: {error}"));
+    }
+    let served = server::run(app, listener, Some(admin), shutdown).await;
+    drop(telemetry);
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(error),
+    }
+}
+
+/// SIGTERM and SIGINT start the drain; a second one ends the process at once.
+fn stop_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
+    let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt())?;
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if shutdown.is_cancelled() {
+                eprintln!("featurestore: a second signal: stopping at once");
+                std::process::exit(130);
+            }
+            shutdown.cancel();
+        }
+    });
+    Ok(())
+}
+
+async fn health(listen: SocketAddr, service: String) -> ExitCode {
+    // Everywhere is no place to dial.
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    let address = SocketAddr::new(ip, listen.port());
+    let ask = async {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?;
+        let mut client = HealthClient::new(endpoint.connect().await?);
+        let answer = client.check(HealthCheckRequest { service: service.clone() }).await?;
+        Ok::<_, Box<dyn std::error::Error>>(answer.into_inner().status())
+    };
+    match tokio::time::timeout(Duration::from_secs(3), ask).await {
+        Ok(Ok(ServingStatus::Serving)) => {
+            println!("SERVING");
+            ExitCode::SUCCESS
+        }
+        Ok(Ok(status)) => {
+            println!("{}", status.as_str_name());
+            ExitCode::FAILURE
+        }
+        Ok(Err(error)) => failed(format!("{service:?} on {address}: {error}")),
+        Err(_) => failed(format!("{service:?} on {address}: no answer within 3 s")),
+    }
+}

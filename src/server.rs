@@ -1,0 +1,112 @@
+//! Serving: everything between a listener and the service. `run` returns when the drain has ended.
+//!
+//! The accept loop is our own and not tonic's, because tonic's answers a passed deadline with CANCELLED and cannot drain
+//! as `drain` needs it; what is served on a connection is tonic's `Routes` all the same.
+
+pub mod admin;
+mod connections;
+mod deadline;
+mod health;
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{codec::CompressionEncoding, service::Routes};
+
+use crate::{
+    api::Api, app::App, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered,
+};
+use connections::Connections;
+use deadline::DeadlineLayer;
+use health::Health;
+
+/// The target of the spans of calls, one a call; exported as traces where a collector is configured.
+pub const CALL_SPANS: &str = "featurestore::call";
+
+/// How the server behaves towards its clients.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// Whether reflection is served.
+    pub reflection: bool,
+    /// How long calls are still taken after the shutdown was asked for.
+    pub drain_delay: Duration,
+    /// How long calls may take to finish after that.
+    pub drain_timeout: Duration,
+}
+
+/// Serves `app` on `listener` (and the admin endpoints on `admin`) until `shutdown`, then drains: health says
+/// NOT_SERVING at once, calls are taken for `drain_delay`, connections are told to go away, calls and detached writes
+/// end, the store is closed.
+pub async fn run(
+    app: App,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let App { api, tiered, settings } = app;
+    let stop_watching = CancellationToken::new();
+    let background = TaskTracker::new();
+    background.spawn(tiered.clone().watch(stop_watching.clone()));
+
+    // Health is right before the first connection is accepted.
+    let (health, health_service) = Health::new(tiered.reach()).await;
+    background.spawn(health.keep(shutdown.clone(), stop_watching.clone()));
+    if let Some(admin) = admin {
+        background.spawn(admin::serve(admin, tiered.clone(), shutdown.clone(), stop_watching.clone()));
+    }
+
+    let routes = routes(&api, health_service, settings.reflection)?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, l1 = tiered.cache().info().kind, l2 = tiered.store().info().kind, "serving");
+    let connections = Connections::new(tower::Layer::layer(&DeadlineLayer, routes));
+    let stop_accepting = CancellationToken::new();
+    let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
+
+    shutdown.cancelled().await;
+    tracing::info!(delay = ?settings.drain_delay, "draining: health says NOT_SERVING, calls are still taken");
+    api.drain();
+    tokio::time::sleep(settings.drain_delay).await;
+    stop_accepting.cancel();
+    let _ = accepting.await;
+    connections.close(settings.drain_timeout).await;
+    settle(&tiered).await;
+    stop_watching.cancel();
+    background.close();
+    background.wait().await;
+    tiered.store().close().await;
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// Lets the detached writes end; each is bounded by its own deadline.
+async fn settle(tiered: &Arc<Tiered>) {
+    tiered.settled().await;
+    if tiered.trust().remembered() > 0 {
+        // Last try to remove from L1 what it may hold stale values of.
+        tiered.look_after(&mut None).await;
+    }
+}
+
+fn routes(
+    api: &Api,
+    health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
+    reflection: bool,
+) -> io::Result<Routes> {
+    let limits = api.limits();
+    let service = FeatureStoreServiceServer::new(api.clone())
+        .max_decoding_message_size(limits.max_request_bytes)
+        .max_encoding_message_size(limits.max_response_bytes)
+        .accept_compressed(CompressionEncoding::Gzip);
+    let mut routes = Routes::new(health).add_service(service);
+    if reflection {
+        let builder = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        routes = routes.add_service(builder().build_v1().map_err(io::Error::other)?);
+        routes = routes.add_service(builder().build_v1alpha().map_err(io::Error::other)?);
+    }
+    Ok(routes.prepare())
+}

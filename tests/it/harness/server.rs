@@ -1,0 +1,154 @@
+//! The real server, in this process, on a free port, over any pair of tiers.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use featurestore::{
+    app::App,
+    config::{Config, Flags},
+    server,
+    tiered::Tiered,
+};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::{client::Client, mongod::Mongod, process::temp_dir, redis::RedisServer};
+
+/// Long enough for anything that takes milliseconds on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Server {
+    pub address: SocketAddr,
+    pub tiered: Arc<Tiered>,
+    shutdown: CancellationToken,
+    serving: Option<JoinHandle<std::io::Result<()>>>,
+    /// Of the embedded store.
+    _folder: Option<TempDir>,
+}
+
+impl Server {
+    /// Starts with these settings, by the names that the environment has for them, and waits until L1 is trusted.
+    pub async fn start(settings: &[(&str, &str)]) -> Self {
+        let server = Self::start_at_once(settings).await;
+        eventually("L1 to be trusted", async || server.tiered.trust().is_trusted()).await;
+        server
+    }
+
+    /// The same without waiting.
+    pub async fn start_at_once(settings: &[(&str, &str)]) -> Self {
+        let folder = settings.iter().all(|(name, _)| *name != "FEATURESTORE_DATA_DIR").then(temp_dir);
+        let mut environment: Vec<(String, String)> = vec![
+            ("FEATURESTORE_DRAIN_DELAY".to_owned(), "0s".to_owned()),
+            // A busy test machine is not a lost Redis.
+            ("FEATURESTORE_L1_TIMEOUT".to_owned(), "500ms".to_owned()),
+        ];
+        if let Some(folder) = &folder {
+            environment.push(("FEATURESTORE_DATA_DIR".to_owned(), folder.path().display().to_string()));
+        }
+        environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let (config, _) = Config::load(&Flags::default(), environment).unwrap();
+        let app = App::new(&config).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, tiered, shutdown) =
+            (listener.local_addr().unwrap(), app.tiered.clone(), CancellationToken::new());
+        let serving = tokio::spawn(server::run(app, listener, None, shutdown.clone()));
+        Self { address, tiered, shutdown, serving: Some(serving), _folder: folder }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(self.url()).await.unwrap().max_decoding_message_size(64 << 20)
+    }
+
+    /// Asks for the drain; does not wait.
+    pub fn begin_shutdown(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Drains and stops.
+    pub async fn stop(mut self) {
+        self.shutdown.cancel();
+        self.serving.take().unwrap().await.unwrap().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        if let Some(serving) = self.serving.take() {
+            serving.abort();
+        }
+    }
+}
+
+/// A pair of tiers, with the real engines behind it.
+pub struct Pair {
+    pub redis: Option<RedisServer>,
+    pub mongod: Option<&'static Mongod>,
+    settings: Vec<(&'static str, String)>,
+}
+
+impl Pair {
+    pub fn new(redis: bool, mongodb: bool) -> Self {
+        let redis = redis.then(RedisServer::start);
+        let mongod = mongodb.then(Mongod::shared_replica_set);
+        let mut settings = Vec::new();
+        if let Some(redis) = &redis {
+            settings.push(("REDIS_URL", redis.url()));
+        }
+        if let Some(mongod) = mongod {
+            settings.push(("MONGO_URI", mongod.uri()));
+            settings.push(("MONGO_DB", Mongod::database_name()));
+        }
+        Self { redis, mongod, settings }
+    }
+
+    /// All four.
+    pub fn all() -> impl Iterator<Item = Self> {
+        [(false, false), (true, false), (false, true), (true, true)].into_iter().map(|(r, m)| Self::new(r, m))
+    }
+
+    /// Redis over MongoDB.
+    pub fn real() -> Self {
+        Self::new(true, true)
+    }
+
+    /// In process over embedded.
+    pub fn embedded() -> Self {
+        Self::new(false, false)
+    }
+
+    pub fn name(&self) -> String {
+        let l1 = if self.redis.is_some() { "redis" } else { "memory" };
+        let l2 = if self.mongod.is_some() { "mongodb" } else { "embedded" };
+        format!("{l1} over {l2}")
+    }
+
+    /// The name of the MongoDB database.
+    pub fn database(&self) -> &str {
+        self.settings.iter().find(|(name, _)| *name == "MONGO_DB").map(|(_, name)| name.as_str()).unwrap()
+    }
+
+    /// Starts a server over it.
+    pub async fn serve(&self) -> Server {
+        self.serve_with(&[]).await
+    }
+
+    /// The same with more settings.
+    pub async fn serve_with(&self, more: &[(&str, &str)]) -> Server {
+        let settings = self.settings.iter().map(|(name, value)| (*name, value.as_str()));
+        Server::start(&settings.chain(more.iter().copied()).collect::<Vec<_>>()).await
+    }
+}
+
+/// Polls until `ready` says so; panics with `what` after a while.
+pub async fn eventually(what: &str, mut ready: impl AsyncFnMut() -> bool) {
+    let start = tokio::time::Instant::now();
+    while !ready().await {
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

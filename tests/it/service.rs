@@ -1,0 +1,3 @@
+//! The service's behaviour through gRPC.
+
+mod reads;

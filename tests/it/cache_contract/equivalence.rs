@@ -31,7 +31,7 @@ enum Reply {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let (id, revision) = (0..3u8, 0..5i64);
+    let (id, revision) = (0..2u8, 0..5i64);
     prop_oneof![
         4 => (id.clone(), any::<bool>()).prop_map(|(token, over)| Step::Acquire { token, over }),
         4 => (id.clone(), revision.clone()).prop_map(|(token, revision)| Step::Settle { token, revision }),
@@ -43,12 +43,43 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// What random sequences meet too rarely.
+fn rare_sequences() -> Vec<Vec<Step>> {
+    use Step::*;
+    let over = true;
+    vec![
+        // A late PUT beside another permit voids the lease.
+        vec![
+            Mark { permit: 0, over },
+            Mark { permit: 1, over },
+            Acquire { token: 0, over: false },
+            Put { permit: 0, revision: 2 },
+            Settle { token: 0, revision: 2 },
+            Unmark { permit: 1 },
+        ],
+        // A suspect that lives for less than its permit is clean again with what it had left.
+        vec![Acquire { token: 0, over }, Settle { token: 0, revision: 1 }, Mark { permit: 0, over: false }],
+        // A lease prolongs nothing.
+        vec![
+            Acquire { token: 0, over },
+            Settle { token: 0, revision: 1 },
+            Mark { permit: 0, over },
+            Acquire { token: 1, over: false },
+        ],
+    ]
+}
+
 /// Odd revisions are records, even ones absence.
 fn value(revision: i64) -> CacheValue {
     if revision % 2 == 1 { record(revision) } else { CacheValue::Absent(Revision(revision)) }
 }
 
-const LONG: Lifetimes = Lifetimes { lease_ms: 50_000, permit_ms: 50_000, pending_ms: 60_000 };
+/// Some values live for less than a permit, the others for more than a pending entry.
+fn ttl_ms(revision: i64) -> u64 {
+    if revision < 2 { 30_000 } else { 600_000 }
+}
+
+const LONG: Lifetimes = Lifetimes { lease_ms: 45_000, permit_ms: 45_000, pending_ms: 60_000 };
 const OVER: Lifetimes = Lifetimes { lease_ms: 0, permit_ms: 0, pending_ms: 60_000 };
 
 fn lives(over: bool) -> &'static Lifetimes {
@@ -59,7 +90,7 @@ type Machine = Entry<CacheValue, PermitId>;
 
 /// One step of the machine, at the time 0.
 fn transition(slot: &mut Option<Machine>, step: Step) -> Reply {
-    let install = |revision| Install { value: value(revision), ttl_ms: 600_000 };
+    let install = |revision| Install { value: value(revision), ttl_ms: ttl_ms(revision) };
     match step {
         Step::Acquire { token, over } => Reply::Acquired(Machine::acquire(slot, id(token), 0, lives(over))),
         Step::Mark { permit, over } => Reply::Marked(Machine::mark(slot, id(permit), 0, lives(over))),
@@ -78,6 +109,18 @@ fn transition(slot: &mut Option<Machine>, step: Step) -> Reply {
     }
 }
 
+fn timed_settle(key: &CacheKey, token: u8, revision: i64) -> Settle {
+    let mut settle = settle(key, token, value(revision));
+    settle.fill.as_mut().unwrap().1.ttl = Duration::from_millis(ttl_ms(revision));
+    settle
+}
+
+fn timed_put(key: &CacheKey, permit: u8, revision: i64) -> Put {
+    let mut put = put(key, permit, value(revision));
+    put.fill.ttl = Duration::from_millis(ttl_ms(revision));
+    put
+}
+
 /// The same step in Redis.
 async fn command([long, over]: &[RedisCache; 2], key: &CacheKey, step: Step) -> Reply {
     let pick = |is_over: bool| if is_over { over } else { long };
@@ -89,13 +132,13 @@ async fn command([long, over]: &[RedisCache; 2], key: &CacheKey, step: Step) -> 
             Reply::Marked(only(pick(over).mark(&[(key.clone(), id(permit))], soon()).await).unwrap())
         }
         Step::Settle { token, revision } => {
-            Reply::Effect(only(long.settle(&[settle(key, token, value(revision))], soon()).await).unwrap())
+            Reply::Effect(only(long.settle(&[timed_settle(key, token, revision)], soon()).await).unwrap())
         }
         Step::Outdate { revision } => {
             Reply::Effect(only(long.settle(&[outdate(key, revision)], soon()).await).unwrap())
         }
         Step::Put { permit, revision } => {
-            Reply::Effect(only(long.put(&[put(key, permit, value(revision))], soon()).await).unwrap())
+            Reply::Effect(only(long.put(&[timed_put(key, permit, revision)], soon()).await).unwrap())
         }
         Step::Unmark { permit } => {
             Reply::Effect(only(long.unmark(&[(key.clone(), id(permit))], soon()).await).unwrap())
@@ -116,7 +159,7 @@ fn the_scripts_do_what_the_machine_does() {
         runtime.block_on(cache.probe(EPOCH, soon())).unwrap();
     }
     let key = key("a");
-    let config = ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
     let sequences = proptest::collection::vec(step(), 1..30);
     let agree = |steps: Vec<Step>| {
         server.cli(&["DEL", name(&key)]);
@@ -139,5 +182,8 @@ fn the_scripts_do_what_the_machine_does() {
         }
         Ok(())
     };
+    for sequence in rare_sequences() {
+        agree(sequence).unwrap();
+    }
     TestRunner::new(config).run(&sequences, agree).unwrap();
 }

@@ -74,6 +74,26 @@ async fn after_a_lost_connection_nothing_works_until_a_probe() {
 }
 
 #[tokio::test]
+async fn one_lost_connection_ends_the_use_of_all() {
+    let server = RedisServer::start();
+    let cache = redis_at(&server).await;
+    let clients = server.cli(&["CLIENT", "LIST", "TYPE", "normal"]);
+    // The last one is redis-cli's own.
+    assert_eq!(clients.lines().count(), 3, "{clients}");
+    let first = clients.split([' ', '=']).nth(1).unwrap();
+    assert_eq!(server.cli(&["CLIENT", "KILL", "ID", first]), "1");
+    let mut lost = false;
+    for _ in 0..6 {
+        let result = only(cache.get(&[key("a")], soon()).await);
+        lost |= is_unavailable(&result);
+        assert_eq!(is_unavailable(&result), lost, "the other connection still works, but is no longer trusted");
+    }
+    assert!(lost);
+    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
+    assert_eq!(get(&*cache, &key("a")).await, None);
+}
+
+#[tokio::test]
 async fn a_redis_that_restarts_empty_is_intact() {
     let mut server = RedisServer::start();
     let cache = redis_at(&server).await;

@@ -46,6 +46,20 @@ async fn a_stalled_server_times_reads_out_and_leaves_writes_unknown_until_they_a
 }
 
 #[tokio::test]
+async fn the_monitor_ends_what_hangs_on_a_dead_connection_and_that_too_is_unknown() {
+    let mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();
+    let bench = Bench::on(&mongod, rules()).await;
+    bench.store.ping(soon()).await.unwrap();
+    mongod.signal("STOP");
+    let started = Instant::now();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let lost = bench.store.write(upsert("a", one(1)), deadline).await;
+    assert!(matches!(lost, Err(StoreError::OutcomeUnknown(_))), "{lost:?}");
+    assert!(started.elapsed() < Duration::from_secs(40), "{:?}", started.elapsed());
+    println!("ended after {:?}: {lost:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn many_calls_on_a_stalled_server_all_end_in_time_and_do_not_pile_up() {
     let mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();
     let bench = Bench::on(&mongod, rules()).await;

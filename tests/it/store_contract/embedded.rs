@@ -192,6 +192,62 @@ async fn more_than_one_sweep_can_take_is_collected_too() {
 }
 
 #[tokio::test]
+async fn after_a_failed_commit_it_takes_no_more_writes_and_loses_none_that_it_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).close().await;
+    // A limit on the size of files stands for a full disk. Without the trap the kernel would end the process.
+    let limited = r#"trap '' XFSZ; ulimit -f 4096; exec "$0" "$@""#;
+    let probe = Command::new("sh")
+        .args(["-c", limited])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "store_contract::embedded::probe_of_a_full_disk", "--nocapture"])
+        .env(FULL, dir.path())
+        .output()
+        .unwrap();
+    assert!(probe.status.success(), "{probe:?}");
+
+    let acked = fs::read_to_string(dir.path().join("acked")).unwrap();
+    assert!(acked.lines().count() > 10);
+    let store = open(dir.path());
+    for line in acked.lines() {
+        let (revision, id) = line.split_once(' ').unwrap();
+        assert_eq!(read(&store, &contract_key(id)).await.revision().to_string(), revision);
+    }
+    put(&key("again")).written(&store).await;
+}
+
+const FULL: &str = "FEATURESTORE_TEST_FULL_DISK";
+
+/// The other half of the test above; alone, it has nothing to do.
+#[tokio::test]
+async fn probe_of_a_full_disk() {
+    let Some(dir) = std::env::var_os(FULL).map(PathBuf::from) else { return };
+    let store = open(&dir);
+    let first = key("first");
+    put(&first).written(&store).await;
+    let mut acked = Vec::new();
+    let failure = loop {
+        let key = key("one of many");
+        match put(&key).kind("a", random_text(1_000)).try_on(&store).await {
+            Ok((receipt, _)) => acked.push(format!("{} {}\n", receipt.revision, key.entity_id)),
+            Err(error) => break error,
+        }
+        assert!(acked.len() < 10_000, "the disk never fills");
+    };
+    assert!(matches!(failure, StoreError::OutcomeUnknown(_)), "{failure}");
+    for refused in [
+        put(&first).try_on(&store).await.map(drop),
+        store.mark_dirty(deadline()).await.map(drop),
+        store.ping(deadline()).await,
+    ] {
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    }
+    assert!(matches!(read(&store, &first).await, State::Record(_)), "reads go on");
+    fs::write(dir.join("acked"), acked.concat()).unwrap();
+    store.close().await;
+}
+
+#[tokio::test]
 async fn a_damaged_folder_is_refused_or_the_row_is_corrupt_but_nothing_is_lost_silently() {
     let whole = tempfile::tempdir().unwrap();
     fill(whole.path(), 200, 5).await;
@@ -271,8 +327,7 @@ async fn probe_of_a_damaged_folder() {
     };
     for line in fs::read_to_string(dir.join(EXPECTED)).unwrap().lines() {
         let (revision, id) = line.split_once(' ').unwrap();
-        let key = RecordKey { view: FeatureView::parse("contract").unwrap(), entity_id: EntityId::parse(id).unwrap() };
-        match store.read(&[key], ReadConcern::Majority, deadline()).await.remove(0) {
+        match store.read(&[contract_key(id)], ReadConcern::Majority, deadline()).await.remove(0) {
             Ok(State::Record(stored)) => {
                 assert_eq!(stored.revision().to_string(), revision, "another revision");
                 stored.decode().unwrap();
@@ -281,6 +336,11 @@ async fn probe_of_a_damaged_folder() {
             other => panic!("{id}: {other:?}"),
         }
     }
+}
+
+/// The key of an entity id that `key` made.
+fn contract_key(id: &str) -> RecordKey {
+    RecordKey { view: FeatureView::parse("contract").unwrap(), entity_id: EntityId::parse(id).unwrap() }
 }
 
 fn random_text(words: usize) -> featurestore::proto::value::Kind {

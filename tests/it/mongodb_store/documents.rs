@@ -266,7 +266,7 @@ async fn an_attempt_on_nothing_leaves_nothing() {
         ]
     };
     for (write, outcome) in attempts() {
-        let nothing = Receipt { outcome, revision: Revision::NONE };
+        let nothing = Receipt { outcome, revision: Revision::NONE, tombstone: false };
         assert_eq!(bench.write(write.clone()).await, (nothing, State::Absent));
         assert_eq!(bench.store.write_batch(vec![write], soon()).await, [Ok(nothing)]);
     }
@@ -276,7 +276,7 @@ async fn an_attempt_on_nothing_leaves_nothing() {
     let (first, before) = bench.write(upsert("some", record([("a", Kind::StringVal("x".repeat(60)))]))).await;
     let too_many = bench.write(upsert("some", merge([("b", Kind::BoolVal(true))]))).await;
     let outcome = Outcome::TooManyFeatures { count: 2 };
-    assert_eq!(too_many, (Receipt { outcome, revision: first.revision }, before));
+    assert_eq!(too_many, (Receipt { outcome, revision: first.revision, tombstone: false }, before));
     let (large, _) = bench.write(upsert("some", merge([("a", Kind::StringVal("x".repeat(200)))]))).await;
     assert_eq!(large.outcome, Outcome::RecordTooLarge { bytes: 213 });
 }
@@ -382,7 +382,7 @@ async fn an_expired_record_stays_readable_and_counts_as_absent() {
     let expired = bench.snapshot("brief").await;
     assert_eq!(expired.features.len(), 1);
     let (not_found, _) = bench.write(delete("brief")).await;
-    assert_eq!(not_found, Receipt { outcome: Outcome::NotFound, revision: first.revision });
+    assert_eq!(not_found, Receipt { outcome: Outcome::NotFound, revision: first.revision, tombstone: false });
     let again = Write { if_revision: Some(Revision(0)), ..upsert("brief", merge([("b", Kind::BoolVal(true))])) };
     let (receipt, state) = bench.write(again).await;
     assert_eq!(receipt.outcome, Outcome::Written);

@@ -79,8 +79,6 @@ struct Inner {
     deadlines: Deadlines,
     /// For Info.
     default_ttl: Duration,
-    /// For Info.
-    cache_ttl: Duration,
     clock: Clock,
     started: Instant,
     draining: AtomicBool,
@@ -88,16 +86,9 @@ struct Inner {
 
 impl Api {
     /// The service over these tiers.
-    pub fn new(
-        tiered: Arc<Tiered>,
-        limits: Limits,
-        deadlines: Deadlines,
-        default_ttl: Duration,
-        cache_ttl: Duration,
-        clock: Clock,
-    ) -> Self {
+    pub fn new(tiered: Arc<Tiered>, limits: Limits, deadlines: Deadlines, default_ttl: Duration, clock: Clock) -> Self {
         let (started, draining) = (Instant::now(), AtomicBool::new(false));
-        Self(Arc::new(Inner { tiered, limits, deadlines, default_ttl, cache_ttl, clock, started, draining }))
+        Self(Arc::new(Inner { tiered, limits, deadlines, default_ttl, clock, started, draining }))
     }
 
     /// What a request may hold at most.

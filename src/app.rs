@@ -60,14 +60,7 @@ impl App {
             write_deadline: config.deadlines.write,
         };
         let tiered = Tiered::new(cache, store, settings, clock.clone());
-        let api = Api::new(
-            tiered.clone(),
-            config.limits.clone(),
-            config.deadlines.clone(),
-            config.default_ttl,
-            config.l1_ttl,
-            clock,
-        );
+        let api = Api::new(tiered.clone(), config.limits.clone(), config.deadlines.clone(), config.default_ttl, clock);
         let settings = ServerSettings {
             reflection: config.reflection,
             drain_delay: config.drain_delay,

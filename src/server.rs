@@ -104,6 +104,8 @@ fn routes(
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // So that grpcurl can show the details of errors.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes.add_service(builder().build_v1().map_err(io::Error::other)?);
         routes = routes.add_service(builder().build_v1alpha().map_err(io::Error::other)?);

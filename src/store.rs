@@ -129,6 +129,8 @@ pub struct StoreInfo {
     pub address: String,
     /// No other process can write to it.
     pub exclusive: bool,
+    /// Others may write to it, and it cannot tell of their changes: what L1 holds must not live long.
+    pub silent: bool,
 }
 
 /// The operations on L2. Every batch answers in its own order, one result an item.

@@ -1,5 +1,7 @@
 //! Logs through tracing, and where a collector is configured traces over OTLP.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// Flushes what is on its way when it is dropped.
@@ -25,7 +27,7 @@ impl Drop for Telemetry {
 /// within a runtime.
 pub fn init(json: bool, filter: &str) -> Result<Telemetry, String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {filter:?} is no filter: {error}"))?;
-    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let logs = if json { logs.json().boxed() } else { logs.boxed() };
     #[cfg(feature = "otel")]
     {

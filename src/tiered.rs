@@ -18,7 +18,13 @@ pub mod trust;
 mod watch;
 mod write;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use rand::RngExt as _;
 use tokio::{sync::watch::Sender, time::Instant};
@@ -37,6 +43,9 @@ use trust::Trust;
 pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
 pub use watch::Reach;
 pub use write::{BulkAnswer, WriteAnswer, WriteError};
+
+/// How long L1 keeps a record at most where L2 cannot tell of changes made behind our back.
+const SILENT_L2_TTL: Duration = Duration::from_secs(5 * 60);
 
 /// What an operator can turn.
 #[derive(Clone, Debug)]
@@ -75,6 +84,8 @@ pub struct Tiered {
     flights: Flights,
     tasks: TaskTracker,
     reach: Sender<Reach>,
+    /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
+    silent_l2: AtomicBool,
     /// What L1 did since start.
     pub l1_meter: Meter,
     /// What L2 did since start.
@@ -95,6 +106,7 @@ impl Tiered {
             flights: Flights::default(),
             tasks: TaskTracker::new(),
             reach: Sender::new(Reach::default()),
+            silent_l2: AtomicBool::new(false),
             l1_meter: Meter::default(),
             l2_meter: Meter::default(),
         })
@@ -155,6 +167,11 @@ impl Tiered {
         }
     }
 
+    /// How long L1 keeps a record at most, before jitter.
+    pub fn l1_ttl(&self) -> Duration {
+        if self.silent_l2.load(Relaxed) { self.settings.l1_ttl.min(SILENT_L2_TTL) } else { self.settings.l1_ttl }
+    }
+
     /// What goes into L1, for how long. Jitter keeps entries that were filled together from expiring together.
     fn fill(&self, state: State) -> Fill {
         const NEGATIVE: std::ops::Range<u64> = 5_000..30_000;
@@ -164,13 +181,13 @@ impl Tiered {
             State::Absent | State::Tombstone(_) => short(),
             State::Record(record) if record.is_expired(now) => short(),
             State::Record(record) => {
-                let ttl = self.settings.l1_ttl.mul_f64(rand::rng().random_range(0.85..=1.0));
+                let ttl = self.l1_ttl().mul_f64(rand::rng().random_range(0.85..=1.0));
                 let left = record.expire_at().map(|at| Duration::from_millis(at.0.abs_diff(now.0)));
                 left.map_or(ttl, |left| ttl.min(left))
             }
         };
         // Never beyond l1.ttl, which may be set shorter than the negative entries' range.
-        Fill { value: CacheValue::from(state), ttl: ttl.min(self.settings.l1_ttl).max(Duration::from_millis(1)) }
+        Fill { value: CacheValue::from(state), ttl: ttl.min(self.l1_ttl()).max(Duration::from_millis(1)) }
     }
 }
 

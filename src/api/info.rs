@@ -37,7 +37,7 @@ pub(super) fn response(api: &Inner) -> InfoResponse {
             max_response_bytes: number(limits.max_response_bytes),
         }),
         default_ttl: Some(duration(api.default_ttl)),
-        cache_ttl: Some(duration(api.cache_ttl)),
+        cache_ttl: Some(duration(tiered.l1_ttl())),
         draining: api.draining.load(Relaxed),
     }
 }

@@ -178,7 +178,7 @@ impl Store for EmbeddedStore {
     }
 
     fn info(&self) -> StoreInfo {
-        StoreInfo { kind: "embedded", address: self.dir.display().to_string(), exclusive: true }
+        StoreInfo { kind: "embedded", address: self.dir.display().to_string(), exclusive: true, silent: false }
     }
 }
 

@@ -140,6 +140,7 @@ impl Store for MongoStore {
 
     fn info(&self) -> StoreInfo {
         let address = address::describe(self.connection.uri(), &self.connection.config().database);
-        StoreInfo { kind: "mongodb", address, exclusive: false }
+        // A standalone server has no change streams.
+        StoreInfo { kind: "mongodb", address, exclusive: false, silent: self.connection.is_standalone() }
     }
 }

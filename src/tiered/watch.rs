@@ -1,7 +1,10 @@
 //! The watcher of both tiers: it keeps the view of the epoch fresh, probes tiers that were given up, and brings L1 back
 //! into trust once nothing stale can be in it. Probes and health never cost a call anything.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::{sync::watch::Receiver, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -97,6 +100,7 @@ impl Tiered {
         }
         match answer {
             Ok(state) => {
+                self.silent_l2.store(self.store.info().silent, Relaxed);
                 self.trust.see(state, asked);
                 true
             }

@@ -98,6 +98,11 @@ impl Connection {
         &self.uri
     }
 
+    /// Whether the server that was reached is no member of a replica set.
+    pub(super) fn is_standalone(&self) -> bool {
+        self.prepared.get().is_some_and(|prepared| prepared.standalone)
+    }
+
     /// Runs one operation on the prepared database; it is told how much time it has.
     pub(super) async fn run<T, F>(
         &self,

@@ -63,7 +63,12 @@ fn floor_service() {
     tonic_build::manual::Builder::new().compile(&[service]);
 }
 
+/// As the build says (an image is built without .git), else as git says.
 fn git_commit() -> String {
+    println!("cargo::rerun-if-env-changed=FEATURESTORE_BUILD_COMMIT");
+    if let Ok(commit) = env::var("FEATURESTORE_BUILD_COMMIT") {
+        return commit;
+    }
     Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])
         .output()

@@ -18,6 +18,8 @@
 
 mod matrix;
 mod projection;
+#[cfg(test)]
+mod properties;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::{

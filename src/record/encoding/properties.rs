@@ -1,0 +1,143 @@
+//! Properties of the stored bytes, over random records of every kind of value.
+
+use bytes::{Bytes, BytesMut};
+use proptest::{collection::vec, prelude::*, sample::subsequence};
+use prost::Message as _;
+
+use super::*;
+use crate::{
+    proto::{
+        BoolList, BytesList, DoubleList, EncodedRow, FloatList, Int32List, Int64List, RowStatus, Source, StringList,
+        value::Kind,
+    },
+    record::FeatureName,
+};
+
+/// The row as any client decodes it.
+#[allow(missing_docs, unreachable_pub, dead_code, clippy::all, reason = "generated")]
+mod client {
+    include!(concat!(env!("OUT_DIR"), "/client/featurestore.v1.rs"));
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    let doubles = || prop_oneof![any::<f64>(), Just(f64::NAN), Just(-0.0), Just(f64::INFINITY)];
+    let bytes = || vec(any::<u8>(), 0..20).prop_map(Bytes::from);
+    let json = || {
+        let number = doubles().prop_map(prost_types::value::Kind::NumberValue);
+        vec((".{0,5}", number), 0..4).prop_map(|fields| prost_types::Struct {
+            fields: fields.into_iter().map(|(k, v)| (k, prost_types::Value { kind: Some(v) })).collect(),
+        })
+    };
+    prop_oneof![
+        bytes().prop_map(Kind::BytesVal),
+        ".{0,20}".prop_map(Kind::StringVal),
+        any::<i32>().prop_map(Kind::Int32Val),
+        any::<i64>().prop_map(Kind::Int64Val),
+        doubles().prop_map(Kind::DoubleVal),
+        any::<f32>().prop_map(Kind::FloatVal),
+        any::<bool>().prop_map(Kind::BoolVal),
+        any::<i64>().prop_map(Kind::UnixTimestampVal),
+        vec(bytes(), 0..4).prop_map(|val| Kind::BytesListVal(BytesList { val })),
+        vec(".{0,5}", 0..4).prop_map(|val| Kind::StringListVal(StringList { val })),
+        vec(any::<i32>(), 0..4).prop_map(|val| Kind::Int32ListVal(Int32List { val })),
+        vec(any::<i64>(), 0..4).prop_map(|val| Kind::Int64ListVal(Int64List { val })),
+        vec(doubles(), 0..4).prop_map(|val| Kind::DoubleListVal(DoubleList { val })),
+        vec(any::<f32>(), 0..4).prop_map(|val| Kind::FloatListVal(FloatList { val })),
+        vec(any::<bool>(), 0..4).prop_map(|val| Kind::BoolListVal(BoolList { val })),
+        vec(any::<i64>(), 0..4).prop_map(|val| Kind::UnixTimestampListVal(Int64List { val })),
+        Just(Kind::NullVal(0)),
+        json().prop_map(Kind::StructVal),
+    ]
+}
+
+fn snapshots() -> impl Strategy<Value = Snapshot> {
+    let features = vec(("[A-Za-z_][A-Za-z0-9_:-]{0,8}", kinds()), 0..12);
+    let times = -62_135_596_800_000..253_402_300_799_999_i64;
+    (features, ".{0,10}", 1..1_i64 << 53, times.clone(), times.clone(), proptest::option::of(times)).prop_map(
+        |(features, model_version, revision, event_time, write_time, expire_at)| Snapshot {
+            features: features
+                .into_iter()
+                .map(|(name, kind)| (FeatureName::parse(&name).unwrap(), Value { kind: Some(kind) }))
+                .collect(),
+            model_version,
+            revision: Revision(revision),
+            event_time: Millis(event_time),
+            write_time: Millis(write_time),
+            expire_at: expire_at.map(Millis),
+        },
+    )
+}
+
+fn named(names: &[&FeatureName]) -> Vec<FeatureName> {
+    names.iter().map(|name| (*name).clone()).collect()
+}
+
+proptest! {
+    /// Compared as bytes, as NaN equals nothing.
+    #[test]
+    fn what_is_encoded_is_decoded(snapshot in snapshots()) {
+        let stored = StoredRecord::encode(&snapshot);
+        let parsed = StoredRecord::parse(stored.as_bytes().clone()).unwrap();
+        let decoded = parsed.decode().unwrap();
+        prop_assert_eq!(format!("{decoded:?}"), format!("{snapshot:?}"));
+        prop_assert_eq!(StoredRecord::encode(&decoded), stored);
+        prop_assert_eq!(features_len(&snapshot.features), parsed.features_segment().len());
+    }
+
+    #[test]
+    fn a_passed_through_row_is_what_a_client_expects(snapshot in snapshots()) {
+        let stored = StoredRecord::encode(&snapshot);
+        let mut row = EncodedRow::new("id".to_owned(), RowStatus::Found).from_source(Source::L1);
+        row.revision = snapshot.revision.0;
+        row.features = stored.features_segment();
+        row.metadata = stored.metadata_segment();
+        prop_assert_eq!(row.encode_to_vec().len(), row.encoded_len());
+        let seen = client::FeatureRow::decode(&row.encode_to_vec()[..]).unwrap();
+        prop_assert_eq!(&seen.model_version, &snapshot.model_version);
+        prop_assert_eq!(seen.expire_time, snapshot.expire_at.map(timestamp));
+        prop_assert_eq!((seen.event_time, seen.write_time),
+            (Some(timestamp(snapshot.event_time)), Some(timestamp(snapshot.write_time))));
+        prop_assert_eq!(seen.features.len(), snapshot.features.len());
+        for (name, value) in &snapshot.features {
+            prop_assert_eq!(seen.features[name.as_str()].encode_to_vec(), value.encode_to_vec());
+        }
+    }
+
+    #[test]
+    fn projection_equals_decode_filter_encode(
+        (snapshot, wanted) in snapshots().prop_flat_map(|snapshot| {
+            let names: Vec<FeatureName> = snapshot.features.keys().cloned().collect();
+            let count = names.len();
+            (Just(snapshot), subsequence(names, 0..=count).prop_shuffle())
+        }),
+        strange in vec("[a-c]{1,2}", 0..3),
+    ) {
+        let strange: Vec<_> = strange.iter().map(|name| FeatureName::parse(name).unwrap()).collect();
+        let names = named(&wanted.iter().chain(&strange).collect::<Vec<_>>());
+        let stored = StoredRecord::encode(&snapshot);
+        let (features, missing) = Projection::new(&names).apply(&stored, &mut BytesMut::new()).unwrap();
+
+        let mut filtered = snapshot.clone();
+        filtered.features.retain(|name, _| names.contains(name));
+        prop_assert_eq!(features, StoredRecord::encode(&filtered).features_segment());
+        let mut lacked = Vec::new();
+        for name in names {
+            let name = name.as_str().to_owned();
+            if !snapshot.features.contains_key(name.as_str()) && !lacked.contains(&name) {
+                lacked.push(name);
+            }
+        }
+        prop_assert_eq!(missing, lacked);
+    }
+
+    #[test]
+    fn bytes_from_anywhere_never_panic(bytes in vec(any::<u8>(), 0..200)) {
+        if let Ok(record) = StoredRecord::parse_summed(bytes.into()) {
+            let _ = record.decode();
+            let _ = record.model_version();
+            let names = [FeatureName::parse("a").unwrap()];
+            let _ = Projection::new(&names).apply(&record, &mut BytesMut::new());
+            let _ = Columns::new(&names).read(&record, &mut [Cell::Missing]);
+        }
+    }
+}

@@ -315,7 +315,7 @@ pub(super) fn chunk(
                     let (reason, message) = (failure.reason, failure.message.clone());
                     failure.violations.push(Violation::new(parent, reason, message));
                 } else {
-                    failure.violations = failure.violations.into_iter().map(|v| v.under(&parent)).collect();
+                    failure = Failure::invalid(failure.violations.into_iter().map(|v| v.under(&parent)).collect());
                 }
                 refused.push((index, failure));
             }

@@ -2,9 +2,13 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses what it needs")]
 
+#[cfg(feature = "mongodb")]
+pub mod backends;
+pub mod binary;
 pub mod client;
 #[cfg(feature = "mongodb")]
 pub mod mongod;
 pub mod process;
 pub mod redis;
 pub mod server;
+pub mod tools;

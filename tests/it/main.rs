@@ -1,8 +1,12 @@
 //! All integration tests, in one binary: contract suites, behaviour through gRPC, scenarios.
 
 mod cache_contract;
+#[cfg(feature = "mongodb")]
+mod counting;
 mod harness;
 #[cfg(feature = "mongodb")]
 mod mongodb_store;
 mod service;
 mod store_contract;
+#[cfg(feature = "mongodb")]
+mod tour;

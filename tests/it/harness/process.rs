@@ -8,15 +8,24 @@ use std::{
     io::{BufRead, BufReader},
     net::TcpListener,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
-const KEEPER: &str = r#"log=$1; shift; "$@" </dev/null >"$log" 2>&1 & pid=$!; echo $pid; cat >/dev/null; kill -CONT $pid; kill -9 $pid; wait $pid"#;
+const KEEPER: &str = r#"
+log=$1; shift; exec 3<&0
+"$@" </dev/null >"$log" 2>&1 3<&- & pid=$!
+echo $pid
+(cat <&3 >/dev/null; kill -CONT $pid; kill -9 $pid) & killer=$!
+wait $pid; code=$?
+kill $killer
+echo $code
+"#;
 
 pub struct Process {
     keeper: Child,
     pid: u32,
+    words: BufReader<ChildStdout>,
 }
 
 impl Process {
@@ -32,9 +41,9 @@ impl Process {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {}: {e}", program.as_ref().display()));
-        let mut line = String::new();
-        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self { keeper, pid: line.trim().parse().unwrap() }
+        let (mut words, mut line) = (BufReader::new(keeper.stdout.take().unwrap()), String::new());
+        words.read_line(&mut line).unwrap();
+        Self { keeper, pid: line.trim().parse().unwrap(), words }
     }
 
     pub fn pid(&self) -> u32 {
@@ -53,9 +62,17 @@ impl Process {
         let _ = self.keeper.wait();
     }
 
+    /// Waits for its end, and gives its exit code: 128 and the signal's number if that ended it.
+    pub fn exit_code(&mut self, bound: Duration) -> i32 {
+        wait_until("a process to end", bound, || !self.is_running());
+        let mut line = String::new();
+        self.words.read_line(&mut line).unwrap();
+        line.trim().parse().unwrap()
+    }
+
     /// Whether it still runs.
     pub fn is_running(&self) -> bool {
-        // A zombie is not running; its keeper reaps it only at the end.
+        // A zombie is not running.
         std::fs::read_to_string(format!("/proc/{}/stat", self.pid))
             .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
     }

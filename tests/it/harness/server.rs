@@ -132,6 +132,16 @@ impl Pair {
         self.settings.iter().find(|(name, _)| *name == "MONGO_DB").map(|(_, name)| name.as_str()).unwrap()
     }
 
+    /// What a server over it needs to be told.
+    pub fn settings(&self) -> Vec<(&str, &str)> {
+        self.settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
+    }
+
+    /// Its Redis.
+    pub fn redis(&mut self) -> &mut RedisServer {
+        self.redis.as_mut().unwrap()
+    }
+
     /// Starts a server over it.
     pub async fn serve(&self) -> Server {
         self.serve_with(&[]).await
@@ -139,8 +149,7 @@ impl Pair {
 
     /// The same with more settings.
     pub async fn serve_with(&self, more: &[(&str, &str)]) -> Server {
-        let settings = self.settings.iter().map(|(name, value)| (*name, value.as_str()));
-        Server::start(&settings.chain(more.iter().copied()).collect::<Vec<_>>()).await
+        Server::start(&[&self.settings()[..], more].concat()).await
     }
 }
 

@@ -12,15 +12,7 @@ use crate::{
     tiered::{Settings, Tiered},
 };
 
-/// A server that is ready to run.
-pub struct App {
-    /// The service.
-    pub api: Api,
-    /// The tiers below it.
-    pub tiered: Arc<Tiered>,
-    /// How it behaves towards its clients.
-    pub settings: ServerSettings,
-}
+pub use crate::server::App;
 
 /// Why a server cannot be put together. The text says what to do.
 #[derive(Debug, thiserror::Error)]

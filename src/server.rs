@@ -14,9 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
-use crate::{
-    api::Api, app::App, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered,
-};
+use crate::{api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered};
 use connections::Connections;
 use deadline::DeadlineLayer;
 use health::Health;
@@ -33,6 +31,16 @@ pub struct ServerSettings {
     pub drain_delay: Duration,
     /// How long calls may take to finish after that.
     pub drain_timeout: Duration,
+}
+
+/// A server that is ready to run; `app` puts it together.
+pub struct App {
+    /// The service.
+    pub api: Api,
+    /// The tiers below it.
+    pub tiered: Arc<Tiered>,
+    /// How it behaves towards its clients.
+    pub settings: ServerSettings,
 }
 
 /// Serves `app` on `listener` (and the admin endpoints on `admin`) until `shutdown`, then drains: health says

@@ -1,5 +1,6 @@
 //! All integration tests, in one binary: contract suites, behaviour through gRPC, scenarios.
 
+mod architecture;
 mod cache_contract;
 #[cfg(feature = "mongodb")]
 mod counting;

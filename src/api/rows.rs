@@ -27,11 +27,9 @@ pub(super) fn response(
     now: Millis,
 ) -> Result<GetFeaturesResponse, Failure> {
     let ReadAnswer { rows, degraded } = answer;
-    if rows.iter().any(|row| matches!(row, Err(RowError::Deadline))) && Instant::now() >= deadline {
-        return Err(Failure::deadline());
-    }
     if let Some(error) = all_failed(&rows) {
-        return Err(error.into());
+        let too_late = rows.iter().any(|row| matches!(row, Err(RowError::Deadline))) && Instant::now() >= deadline;
+        return Err(if too_late { Failure::deadline() } else { error.into() });
     }
     let degraded = degraded || rows.iter().any(|row| matches!(row, Err(RowError::Store(_))));
     let judge = Judge { now, expected: &read.expected_model_version, max_age: read.max_age };

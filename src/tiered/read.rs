@@ -194,7 +194,9 @@ impl Tiered {
         let (boarded, to_start) = self.flights.board(&wanted);
         if !to_start.is_empty() {
             let tiered = self.clone();
-            self.tasks.spawn(async move { tiered.fly(to_start).await });
+            // A call waits for a silent L1 once, not at each step: one that failed this call is left alone by its flights.
+            let l1_failed = board.degraded;
+            self.tasks.spawn(async move { tiered.fly(to_start, l1_failed).await });
         }
         for (i, flight) in missed.iter().zip(boarded) {
             let landed = tokio::time::timeout_at(deadline, flight.landed()).await;
@@ -205,23 +207,23 @@ impl Tiered {
     }
 
     /// Runs flights, and those that queue behind them, to the end.
-    async fn fly(&self, to_start: Vec<Arc<Flight>>) {
+    async fn fly(&self, to_start: Vec<Arc<Flight>>, l1_failed: bool) {
         let mut crew = Crew::new(&self.flights, to_start);
+        let mut l1 = if l1_failed { L1Use::Bypassed } else { self.trust.l1() };
         let mut queued = false;
         loop {
             let keys = crew.keys();
-            let landed = self.fetch(&keys, queued, &crew).await;
+            let landed = self.fetch(&keys, l1, queued, &crew).await;
             if !crew.land(landed) {
                 return;
             }
-            queued = true;
+            (l1, queued) = (self.trust.l1(), true);
         }
     }
 
     /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded.
-    async fn fetch(&self, keys: &[RecordKey], look_first: bool, crew: &Crew<'_>) -> Vec<Landed> {
+    async fn fetch(&self, keys: &[RecordKey], mut l1: L1Use, look_first: bool, crew: &Crew<'_>) -> Vec<Landed> {
         let mut board = Board { rows: vec![None; keys.len()], degraded: false };
-        let mut l1 = self.trust.l1();
         if let (L1Use::Trusted(epoch), true) = (l1, look_first) {
             self.look(epoch, keys, &mut board).await;
         }
@@ -236,6 +238,7 @@ impl Tiered {
             asked = Some(self.acquire(cache_keys(epoch, &wanted)).await);
         }
         crew.close_doors();
+        let acquire_failed = matches!(asked, Some(None));
 
         // Those that were clean after all, or whose value was made clean meanwhile, need no L2 read.
         let mut asks: Vec<Ask> = Vec::with_capacity(wanted.len());
@@ -256,9 +259,13 @@ impl Tiered {
         }
         if !to_read.is_empty() {
             let l2_keys: Vec<RecordKey> = to_read.iter().map(|place| wanted[*place].clone()).collect();
-            let deadline = Instant::now() + self.settings.read_deadline;
+            // Sooner than its callers' own deadlines, so that they learn which rows L2 did not answer.
+            let deadline = Instant::now() + self.settings.read_deadline.mul_f64(0.9);
             let states = self.query(&l2_keys, ReadConcern::Majority, deadline).await;
-            if let L1Use::Trusted(epoch) = l1 {
+            if acquire_failed {
+                // A SETTLE would wait for L1 once more.
+                self.trust.remember(l2_keys.iter().zip(&states).filter(|(_, state)| state.is_ok()).map(|(key, _)| key));
+            } else if let L1Use::Trusted(epoch) = l1 {
                 let tokens = to_read.iter().map(|place| asks[*place].token).collect();
                 if !self.settle_read(epoch, &l2_keys, tokens, &states).await {
                     board.degraded = true;

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -68,6 +68,18 @@ pub struct Deadlines {
 /// When the client stops waiting; the server's deadline layer puts it into the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientDeadline(pub Instant);
+
+/// The place of one call among those in flight, free again when the last clone is dropped; the server's guard puts it
+/// into the request's extensions.
+#[derive(Clone, Debug)]
+pub struct InFlight(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+impl InFlight {
+    /// Holds this place.
+    pub fn new(place: OwnedSemaphorePermit) -> Self {
+        Self(Arc::new(place))
+    }
+}
 
 /// The service.
 #[derive(Clone)]
@@ -136,8 +148,8 @@ impl FeatureStoreService for Api {
         &self,
         request: Request<Streaming<BulkUpsertRequest>>,
     ) -> Result<Response<Self::BulkUpsertStream>, Status> {
-        let arrived = Arrival::of(&request);
-        Ok(Response::new(bulk::serve(self.clone(), request.into_inner(), arrived)))
+        let (arrived, place) = (Arrival::of(&request), request.extensions().get::<InFlight>().cloned());
+        Ok(Response::new(bulk::serve(self.clone(), request.into_inner(), arrived, place)))
     }
 
     async fn delete_features(

@@ -55,6 +55,7 @@ impl App {
         let api = Api::new(tiered.clone(), config.limits.clone(), config.deadlines.clone(), config.default_ttl, clock);
         let settings = ServerSettings {
             reflection: config.reflection,
+            max_in_flight: config.max_in_flight,
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         };

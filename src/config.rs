@@ -47,6 +47,8 @@ pub struct Config {
     pub default_ttl: Duration,
     /// What a request may hold.
     pub limits: Limits,
+    /// Calls at once, over all connections.
+    pub max_in_flight: usize,
     /// How long calls may take.
     pub deadlines: Deadlines,
     /// How long calls are taken after SIGTERM.
@@ -138,6 +140,7 @@ impl Config {
                 max_response_bytes: p.size("limits.max_response_bytes"),
                 max_ttl: p.duration("limits.max_ttl"),
             },
+            max_in_flight: p.count("limits.max_in_flight"),
             deadlines: Deadlines {
                 read: p.duration("deadlines.read"),
                 strong: p.duration("deadlines.strong"),

@@ -6,6 +6,7 @@
 pub mod admin;
 mod connections;
 mod deadline;
+mod guard;
 mod health;
 
 use std::{io, sync::Arc, time::Duration};
@@ -13,10 +14,12 @@ use std::{io, sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes};
+use tower::Layer as _;
 
 use crate::{api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered};
 use connections::Connections;
 use deadline::DeadlineLayer;
+use guard::GuardLayer;
 use health::Health;
 
 /// The target of the spans of calls, one a call; exported as traces where a collector is configured.
@@ -27,6 +30,8 @@ pub const CALL_SPANS: &str = "featurestore::call";
 pub struct ServerSettings {
     /// Whether reflection is served.
     pub reflection: bool,
+    /// Calls at once, over all connections; more are shed.
+    pub max_in_flight: usize,
     /// How long calls are still taken after the shutdown was asked for.
     pub drain_delay: Duration,
     /// How long calls may take to finish after that.
@@ -67,7 +72,7 @@ pub async fn run(
     let routes = routes(&api, health_service, settings.reflection)?;
     let address = listener.local_addr()?;
     tracing::info!(%address, l1 = tiered.cache().info().kind, l2 = tiered.store().info().kind, "serving");
-    let connections = Connections::new(tower::Layer::layer(&DeadlineLayer, routes));
+    let connections = Connections::new(GuardLayer::new(settings.max_in_flight).layer(DeadlineLayer.layer(routes)));
     let stop_accepting = CancellationToken::new();
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 

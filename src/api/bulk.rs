@@ -7,7 +7,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{
-    Api, Arrival,
+    Api, Arrival, InFlight,
     convert::{self, Chunk},
     failure::Failure,
     within,
@@ -23,11 +23,19 @@ const ANSWERS: usize = 4;
 type Answer = Result<BulkUpsertResponse, Status>;
 
 /// Serves a stream until its client ends it, or a chunk cannot be taken.
-pub(super) fn serve(api: Api, requests: Streaming<BulkUpsertRequest>, arrived: Arrival) -> ReceiverStream<Answer> {
+pub(super) fn serve(
+    api: Api,
+    requests: Streaming<BulkUpsertRequest>,
+    arrived: Arrival,
+    place: Option<InFlight>,
+) -> ReceiverStream<Answer> {
     let (received, chunks) = mpsc::channel(1);
     let (answers, to_client) = mpsc::channel(ANSWERS);
     tokio::spawn(receive(requests, received));
-    tokio::spawn(write(api, chunks, answers, arrived));
+    tokio::spawn(async move {
+        write(api, chunks, answers, arrived).await;
+        drop(place);
+    });
     ReceiverStream::new(to_client)
 }
 

@@ -87,6 +87,10 @@ impl Failure {
         Self::new(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
     }
 
+    pub(super) fn too_busy() -> Self {
+        Self::new(Code::ResourceExhausted, "TOO_BUSY", "more calls in flight than the server takes").retry()
+    }
+
     pub(super) fn deadline() -> Self {
         Self::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline passed; a write may have happened")
     }

@@ -1,6 +1,8 @@
 //! The only place where a failure takes its form on the wire: a call's `tonic::Status` with its google.rpc details, or
 //! a row's or an item's `Error`.
 
+use std::fmt::Display;
+
 use tonic::Status;
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
@@ -9,6 +11,16 @@ use crate::proto::Error;
 
 /// The domain of every ErrorInfo.
 pub const ERROR_DOMAIN: &str = "featurestore.v1";
+
+/// More calls in flight than the server takes.
+pub fn too_busy() -> Status {
+    Failure::too_busy().into()
+}
+
+/// A bug: the cause goes to the log under an id, the client gets the id.
+pub fn internal(cause: impl Display) -> Status {
+    Failure::internal(cause).into()
+}
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
-use super::deadline::Deadline;
+use super::{deadline::Deadline, guard::Guard};
 
 const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
@@ -28,14 +28,14 @@ const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// The connections of one listener.
 #[derive(Clone)]
 pub(super) struct Connections {
-    service: Deadline<Routes>,
+    service: Guard<Deadline<Routes>>,
     open: TaskTracker,
     go_away: CancellationToken,
     abort: CancellationToken,
 }
 
 impl Connections {
-    pub(super) fn new(service: Deadline<Routes>) -> Self {
+    pub(super) fn new(service: Guard<Deadline<Routes>>) -> Self {
         let (go_away, abort) = (CancellationToken::new(), CancellationToken::new());
         Self { service, open: TaskTracker::new(), go_away, abort }
     }

@@ -1,0 +1,152 @@
+//! Keeps one call from harming the others: calls beyond a bound are shed before any work, with RESOURCE_EXHAUSTED and
+//! when to try again; a panic in a handler becomes INTERNAL and the process lives. The health service is exempt from
+//! shedding, so that a busy server is not taken for a dead one.
+
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::{
+    FutureExt as _,
+    future::{BoxFuture, Either, Ready, ready},
+};
+use http::{Request, Response};
+use tokio::sync::Semaphore;
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use crate::api::{InFlight, status};
+
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// Makes [`Guard`]s that share one bound.
+#[derive(Clone, Debug)]
+pub(super) struct GuardLayer {
+    places: Arc<Semaphore>,
+}
+
+impl GuardLayer {
+    /// At most so many calls at once, over all connections.
+    pub(super) fn new(max_in_flight: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(max_in_flight.min(Semaphore::MAX_PERMITS))) }
+    }
+}
+
+impl<S> Layer<S> for GuardLayer {
+    type Service = Guard<S>;
+
+    fn layer(&self, inner: S) -> Guard<S> {
+        Guard { inner, places: self.places.clone() }
+    }
+}
+
+/// A service that sheds what is too much, and outlives panics.
+#[derive(Clone, Debug)]
+pub(super) struct Guard<S> {
+    inner: S,
+    places: Arc<Semaphore>,
+}
+
+type Answer = Result<Response<Body>, Infallible>;
+
+impl<S, B> Service<Request<B>> for Guard<S>
+where
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<BoxFuture<'static, Answer>, Ready<Answer>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let mut place = None;
+        if !request.uri().path().starts_with(HEALTH) {
+            match self.places.clone().try_acquire_owned() {
+                // A stream's place is kept by whoever serves the stream, as its answer begins long before it ends.
+                Ok(permit) => {
+                    let in_flight = InFlight::new(permit);
+                    request.extensions_mut().insert(in_flight.clone());
+                    place = Some(in_flight);
+                }
+                Err(_) => return Either::Right(ready(Ok(status::too_busy().into_http()))),
+            }
+        }
+        let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
+        Either::Left(
+            async move {
+                let answer = answer.await.unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
+                drop(place);
+                answer
+            }
+            .boxed(),
+        )
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Status {
+    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    status::internal(format!("a handler panicked: {}", text.unwrap_or("(no text)")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    /// Answers by what the path says.
+    #[derive(Clone)]
+    struct Handler;
+
+    impl Service<Request<()>> for Handler {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = BoxFuture<'static, Answer>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<()>) -> Self::Future {
+            let path = request.uri().path().to_owned();
+            Box::pin(async move {
+                match path.as_str() {
+                    "/panic" => panic!("on purpose"),
+                    "/hang" => std::future::pending().await,
+                    _ => Ok(Status::new(Code::Ok, "").into_http()),
+                }
+            })
+        }
+    }
+
+    async fn code(guard: &mut Guard<Handler>, path: &str) -> Code {
+        let response = guard.call(Request::builder().uri(path).body(()).unwrap()).await.unwrap();
+        Status::from_header_map(response.headers()).unwrap().code()
+    }
+
+    #[tokio::test]
+    async fn what_is_too_much_is_shed_but_never_health() {
+        let mut guard = GuardLayer::new(2).layer(Handler);
+        let hangs = |guard: &mut Guard<Handler>| guard.call(Request::builder().uri("/hang").body(()).unwrap());
+        let (one, two) = (hangs(&mut guard), hangs(&mut guard));
+        assert_eq!(code(&mut guard, "/read").await, Code::ResourceExhausted);
+        assert_eq!(code(&mut guard, "/grpc.health.v1.Health/Check").await, Code::Ok);
+        drop(one);
+        assert_eq!(code(&mut guard, "/read").await, Code::Ok);
+        drop(two);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_internal_and_gives_its_place_back() {
+        let mut guard = GuardLayer::new(1).layer(Handler);
+        assert_eq!(code(&mut guard, "/panic").await, Code::Internal);
+        assert_eq!(code(&mut guard, "/read").await, Code::Ok);
+    }
+}

@@ -126,8 +126,14 @@ impl FeatureStoreService for Api {
             Consistency::Cached => self.0.deadlines.read,
             Consistency::Strong => self.0.deadlines.strong,
         });
-        let answer = self.0.tiered.read(read.request(deadline)).await;
-        let response = rows::response(read, answer, deadline, self.0.clock.now())?;
+        let reading = async { Ok::<_, Failure>(self.0.tiered.read(read.request(deadline)).await) };
+        let answer = match arrived.is_clients(deadline) {
+            true => within(deadline, reading).await?,
+            // Nobody gives up at that moment, so what the tiers say of it is worth waiting for.
+            false => reading.await?,
+        };
+        rows::check_time(&answer, deadline, arrived.is_clients(deadline))?;
+        let response = rows::response(read, answer, self.0.clock.now())?;
         rows::check_size(&response, self.0.limits.max_response_bytes)?;
         Ok(Response::new(response))
     }
@@ -185,6 +191,11 @@ impl Arrival {
     fn deadline(self, ours: Duration) -> Instant {
         let ours = self.at + ours;
         self.client.map_or(ours, |client| client.min(ours))
+    }
+
+    /// Whether this deadline is when the client stops waiting.
+    fn is_clients(self, deadline: Instant) -> bool {
+        self.client == Some(deadline)
     }
 }
 

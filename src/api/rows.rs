@@ -1,5 +1,7 @@
 //! What a read is answered: each state becomes a row, its features passed through as the bytes that are stored.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use prost::Message as _;
 use tokio::time::Instant;
@@ -19,17 +21,27 @@ use crate::{
     tiered::{ReadAnswer, Row, RowError, Tier},
 };
 
-/// Builds the response. Fails only where no row could be answered for want of L2, or the deadline passed.
-pub(super) fn response(
-    read: Read,
-    answer: ReadAnswer,
-    deadline: Instant,
-    now: Millis,
-) -> Result<GetFeaturesResponse, Failure> {
+/// A tier may give up this long before a deadline that it cannot meet.
+const MOMENT: Duration = Duration::from_millis(2);
+
+/// Refuses an answer in which rows are missing for want of the client's time. What L2 could not do in the time that a
+/// client left it is that client's deadline, and no outage. Where the time was ours, the other rows are worth having.
+pub(super) fn check_time(answer: &ReadAnswer, deadline: Instant, is_clients: bool) -> Result<(), Failure> {
+    let passed = |early: Duration| Instant::now() + early >= deadline;
+    let late = |row: &Result<Row, RowError>| match row {
+        Err(RowError::Deadline) => passed(Duration::ZERO),
+        Err(RowError::Store(error)) => is_clients && error.is_outage() && passed(MOMENT),
+        Err(RowError::RevisionNotReached { .. } | RowError::Internal) | Ok(_) => false,
+    };
+    let refused = if is_clients { answer.rows.iter().any(late) } else { answer.rows.iter().all(late) };
+    if refused { Err(Failure::deadline()) } else { Ok(()) }
+}
+
+/// Builds the response. Fails only where no row could be answered for want of L2.
+pub(super) fn response(read: Read, answer: ReadAnswer, now: Millis) -> Result<GetFeaturesResponse, Failure> {
     let ReadAnswer { rows, degraded } = answer;
     if let Some(error) = all_failed(&rows) {
-        let too_late = rows.iter().any(|row| matches!(row, Err(RowError::Deadline))) && Instant::now() >= deadline;
-        return Err(if too_late { Failure::deadline() } else { error.into() });
+        return Err(error.into());
     }
     let degraded = degraded || rows.iter().any(|row| matches!(row, Err(RowError::Store(_))));
     let judge = Judge { now, expected: &read.expected_model_version, max_age: read.max_age };

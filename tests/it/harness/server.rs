@@ -142,6 +142,14 @@ impl Pair {
         self.redis.as_mut().unwrap()
     }
 
+    /// Takes a record of the default view out of Redis, as `redis-cli DEL` would; nothing where L1 is in the process.
+    pub fn evict(&self, entity_id: &str) {
+        let Some(redis) = &self.redis else { return };
+        for key in redis.cli(&["KEYS", &format!("*:default:{entity_id}")]).lines() {
+            redis.cli(&["DEL", key]);
+        }
+    }
+
     /// Starts a server over it.
     pub async fn serve(&self) -> Server {
         self.serve_with(&[]).await

@@ -1,3 +1,9 @@
 //! The service's behaviour through gRPC.
 
+mod bad_input;
+mod bulk;
+mod info;
+mod matrix;
 mod reads;
+mod values;
+mod writes;

@@ -64,7 +64,8 @@ pub async fn run(
 
     // Health is right before the first connection is accepted.
     let (health, health_service) = Health::new(tiered.reach()).await;
-    background.spawn(health.keep(shutdown.clone(), stop_watching.clone()));
+    let stop_accepting = CancellationToken::new();
+    background.spawn(health.keep(shutdown.clone(), stop_accepting.clone()));
     if let Some(admin) = admin {
         background.spawn(admin::serve(admin, tiered.clone(), shutdown.clone(), stop_watching.clone()));
     }

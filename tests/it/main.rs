@@ -6,7 +6,11 @@ mod cache_contract;
 mod counting;
 mod harness;
 #[cfg(feature = "mongodb")]
+mod health;
+#[cfg(feature = "mongodb")]
 mod mongodb_store;
+#[cfg(feature = "mongodb")]
+mod outages;
 mod service;
 mod store_contract;
 #[cfg(feature = "mongodb")]

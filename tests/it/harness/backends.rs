@@ -18,7 +18,7 @@ impl Backends {
     }
 
     /// What a server over them needs to be told.
-    pub fn settings(&self) -> Vec<(&str, &str)> {
+    pub fn settings(&self) -> Vec<(&'static str, &str)> {
         self.settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
     }
 

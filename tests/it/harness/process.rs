@@ -54,6 +54,22 @@ impl Process {
     pub fn signal(&self, name: &str) {
         let done = Command::new("kill").args(["-s", name, &self.pid.to_string()]).status().unwrap();
         assert!(done.success(), "cannot send SIG{name} to {}", self.pid);
+        if name == "STOP" {
+            // Each thread stops in its own time, and until then goes on answering.
+            wait_until("all threads to stop", Duration::from_secs(10), || {
+                self.threads().iter().all(|state| *state == 'T')
+            });
+        }
+    }
+
+    /// What the kernel says of each thread: R, S, D, T, Z.
+    fn threads(&self) -> Vec<char> {
+        let state = |thread: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).ok()?;
+            stat.rsplit(')').next()?.trim_start().chars().next()
+        };
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid));
+        threads.map(|threads| threads.flatten().filter_map(state).collect()).unwrap_or_default()
     }
 
     /// Kills it at once, as `kill -9` would, and waits until it is gone.

@@ -133,7 +133,7 @@ impl Pair {
     }
 
     /// What a server over it needs to be told.
-    pub fn settings(&self) -> Vec<(&str, &str)> {
+    pub fn settings(&self) -> Vec<(&'static str, &str)> {
         self.settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
     }
 

@@ -1,0 +1,138 @@
+//! Two servers on one Redis and one MongoDB: what one acknowledged as cached, every later read of the other sees.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst},
+};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use super::*;
+use crate::harness::server::Pair;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_server_wrote_the_other_reads_at_once() {
+    let pair = Pair::real();
+    let (one, other) = (pair.serve().await, pair.serve().await);
+    let (mut writer, mut reader) = (one.client().await, other.client().await);
+    for n in 0..100 {
+        let written = write(&mut writer, "a", f64::from(n)).await.unwrap();
+        assert!(written.cached);
+        let (row, degraded) = read(&mut reader, "a").await.unwrap();
+        assert_eq!((row.revision, row.source(), degraded), (written.revision, Source::L1, false));
+        assert_eq!(row.features, features([("n", double(f64::from(n)))]));
+        std::mem::swap(&mut writer, &mut reader);
+    }
+    let deleted = writer.delete_features(delete(["a"])).await.unwrap().into_inner();
+    assert!(deleted.results[0].cached);
+    assert_eq!(read(&mut reader, "a").await.unwrap().0.status(), RowStatus::NotFound);
+    one.stop().await;
+    other.stop().await;
+}
+
+const KEYS: usize = 4;
+const DURATION: Duration = Duration::from_secs(3);
+
+/// The newest revision of each key that somebody was told of, in a write's answer or a read's.
+struct Told {
+    revisions: [AtomicI64; KEYS],
+    reads: AtomicU64,
+    writes: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Told {
+    /// What any call that begins now must at least see.
+    fn now(&self, key: usize) -> i64 {
+        self.revisions[key].load(SeqCst)
+    }
+
+    fn tell(&self, key: usize, revision: i64) {
+        self.revisions[key].fetch_max(revision, SeqCst);
+    }
+}
+
+async fn run_writer(told: Arc<Told>, mut client: Client, mut dice: StdRng) {
+    while !told.stop.load(SeqCst) {
+        let key = dice.random_range(0..KEYS);
+        let at_least = told.now(key);
+        let n = told.writes.fetch_add(1, SeqCst);
+        let revision = if dice.random_ratio(1, 10) {
+            let deleted = client.delete_features(delete([key.to_string()])).await.unwrap().into_inner();
+            assert!(deleted.results[0].cached, "{deleted:?}");
+            deleted.results[0].revision
+        } else {
+            let written = write(&mut client, &key.to_string(), n as f64).await.unwrap();
+            assert!(written.cached, "{written:?}");
+            assert!(written.revision > at_least, "{written:?} came after revision {at_least} was told");
+            written.revision
+        };
+        told.tell(key, revision);
+    }
+}
+
+async fn run_reader(told: Arc<Told>, mut client: Client, mut dice: StdRng) {
+    while !told.stop.load(SeqCst) {
+        let asked: Vec<usize> = if dice.random() { (0..KEYS).collect() } else { vec![dice.random_range(0..KEYS)] };
+        let at_least: Vec<i64> = asked.iter().map(|key| told.now(*key)).collect();
+        let consistency = if dice.random_ratio(1, 20) { Consistency::Strong } else { Consistency::Cached };
+        let request =
+            GetFeaturesRequest { consistency: consistency.into(), ..get(asked.iter().map(ToString::to_string)) };
+        let answer = client.get_features(request).await.unwrap().into_inner();
+        assert!(!answer.degraded);
+        for ((row, key), at_least) in answer.rows.iter().zip(asked).zip(at_least) {
+            assert!(row.revision >= at_least, "revision {at_least} was told, and then {consistency:?} read {row:?}");
+            told.tell(key, row.revision);
+        }
+        told.reads.fetch_add(1, SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revisions_never_go_backwards_over_two_servers_while_redis_loses_entries() {
+    let seed: u64 = std::env::var("FEATURESTORE_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    println!("FEATURESTORE_TEST_SEED={seed}");
+    let pair = Pair::real();
+    let servers = [pair.serve().await, pair.serve().await];
+    let mut setup = servers[0].client().await;
+    for key in 0..KEYS {
+        write(&mut setup, &key.to_string(), 0.0).await.unwrap();
+    }
+    let redis = pair.redis.as_ref().unwrap();
+    let keys: Vec<String> = (0..KEYS).map(|key| redis.cli(&["KEYS", &format!("*:{key}")])).collect();
+
+    let told = Arc::new(Told {
+        revisions: Default::default(),
+        reads: AtomicU64::new(0),
+        writes: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+    });
+    let mut tasks = tokio::task::JoinSet::new();
+    for (i, server) in servers.iter().cycle().take(12).enumerate() {
+        let (told, client) = (told.clone(), server.client().await);
+        let dice = StdRng::seed_from_u64(seed * 1000 + i as u64);
+        if i < 4 {
+            tasks.spawn(run_writer(told, client, dice));
+        } else {
+            tasks.spawn(run_reader(told, client, dice));
+        }
+    }
+    let mut dice = StdRng::seed_from_u64(seed);
+    let (start, mut evicted) = (Instant::now(), 0);
+    while start.elapsed() < DURATION {
+        // Redis may lose whatever it likes at any moment.
+        let key = &keys[dice.random_range(0..KEYS)];
+        evicted += tokio::task::block_in_place(|| redis.cli(&["DEL", key])).parse::<u64>().unwrap();
+        if let Some(ended) = tasks.try_join_next() {
+            ended.unwrap();
+        }
+    }
+    told.stop.store(true, SeqCst);
+    tasks.join_all().await;
+    let (reads, writes) = (told.reads.load(SeqCst), told.writes.load(SeqCst));
+    println!("{reads} reads, {writes} writes, {evicted} evictions");
+    assert!(reads > 100 && writes > 20 && evicted > 20, "{reads} reads, {writes} writes, {evicted} evictions");
+    for server in servers {
+        server.stop().await;
+    }
+}

@@ -1,6 +1,7 @@
 //! All integration tests, in one binary: contract suites, behaviour through gRPC, scenarios.
 
 mod architecture;
+mod binary;
 mod cache_contract;
 #[cfg(feature = "mongodb")]
 mod counting;

@@ -1,0 +1,13 @@
+//! The real binary, from the outside: its life and death on the embedded pair, its commands, what it says.
+
+mod commands;
+mod crash;
+mod drain;
+mod words;
+
+use crate::harness::{
+    binary::{Binary, SERVICE, run},
+    client::*,
+    process::{free_port, temp_dir},
+    server::eventually,
+};

@@ -74,7 +74,6 @@ pub async fn run(
     let address = listener.local_addr()?;
     tracing::info!(%address, l1 = tiered.cache().info().kind, l2 = tiered.store().info().kind, "serving");
     let connections = Connections::new(GuardLayer::new(settings.max_in_flight).layer(DeadlineLayer.layer(routes)));
-    let stop_accepting = CancellationToken::new();
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 
     shutdown.cancelled().await;

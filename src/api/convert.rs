@@ -20,7 +20,7 @@ use crate::{
         EntityId, FeatureName, FeatureView, RecordKey, Revision, State,
         encoding::{Columns, Projection, timestamp},
     },
-    store::{Change, Outcome, Receipt, RequestId, Write},
+    store::{Change, Outcome, Receipt, RequestId, StoreError, Write},
     tiered::{BulkAnswer, Consistency, ReadRequest, WriteAnswer, WriteError},
 };
 use record::{BulkDefaults, parse_duration, parse_record};
@@ -221,14 +221,17 @@ pub(super) fn delete_response(
     Ok(DeleteFeaturesResponse { results: results.collect() })
 }
 
-/// The error of a batch of which nothing succeeded for want of a tier.
+/// The error of a batch of which nothing succeeded for want of a tier. A record that cannot be read however often it is
+/// tried stays its item's error.
 pub(super) fn all_failed(items: &[Result<(Receipt, bool), WriteError>]) -> Option<WriteError> {
     let worst = items.iter().find_map(|item| match item {
-        Err(error @ WriteError::Store(crate::store::StoreError::OutcomeUnknown(_))) => Some(error),
+        Err(error @ WriteError::Store(StoreError::OutcomeUnknown(_))) => Some(error),
         _ => None,
     });
+    let lacking =
+        |item: &Result<_, WriteError>| !matches!(item, Ok(_) | Err(WriteError::Store(StoreError::Corrupt(_))));
     let first = items.first().and_then(|item| item.as_ref().err());
-    items.iter().all(Result::is_err).then(|| worst.or(first).cloned()).flatten()
+    items.iter().all(lacking).then(|| worst.or(first).cloned()).flatten()
 }
 
 /// One item's answer.
@@ -384,4 +387,27 @@ fn our_request_id() -> RequestId {
 
 fn unknown_enum(field: &str, number: i32) -> Violation {
     Violation::new(field, "UNKNOWN_ENUM_VALUE", format!("{number} is not a known value"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_want_of_a_tier_fails_a_whole_batch() {
+        let (unavailable, unknown) =
+            (StoreError::Unavailable("down".into()), StoreError::OutcomeUnknown("lost".into()));
+        let failed = |errors: &[&StoreError]| {
+            all_failed(&errors.iter().map(|&error| Err(error.clone().into())).collect::<Vec<_>>())
+        };
+        assert_eq!(failed(&[]), None);
+        assert_eq!(failed(&[&unavailable, &unavailable]), Some(unavailable.clone().into()));
+        // That some may have happened is what the client must know.
+        assert_eq!(failed(&[&unavailable, &unknown]), Some(unknown.into()));
+        let corrupt = StoreError::Corrupt("bytes".into());
+        assert_eq!(failed(&[&corrupt]), None);
+        assert_eq!(failed(&[&unavailable, &corrupt]), None);
+        let receipt = Receipt { outcome: Outcome::NotFound, revision: Revision::NONE, tombstone: false };
+        assert_eq!(all_failed(&[Ok((receipt, true)), Err(unavailable.into())]), None);
+    }
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bulk;
+mod busy;
 mod info;
 mod matrix;
 mod reads;

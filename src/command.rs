@@ -105,7 +105,12 @@ fn failed(error: impl std::fmt::Display) -> ExitCode {
 
 fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(work),
+        Ok(runtime) => {
+            let code = runtime.block_on(work);
+            // A read that hangs on a broken disk must not keep the process.
+            runtime.shutdown_timeout(Duration::from_secs(5));
+            code
+        }
         Err(error) => failed(format!("the runtime cannot start: {error}")),
     }
 }

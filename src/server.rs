@@ -92,12 +92,15 @@ pub async fn run(
     Ok(())
 }
 
-/// Lets the detached writes end; each is bounded by its own deadline.
+/// Lets the detached writes end; each is bounded by its own deadline, and all of them by this.
 async fn settle(tiered: &Arc<Tiered>) {
-    tiered.settled().await;
+    const PATIENCE: Duration = Duration::from_secs(30);
+    if tokio::time::timeout(PATIENCE, tiered.settled()).await.is_err() {
+        tracing::warn!("writes did not end in time; none of them was answered");
+    }
     if tiered.trust().remembered() > 0 {
         // Last try to remove from L1 what it may hold stale values of.
-        tiered.look_after(&mut None).await;
+        tiered.look_at_l1().await;
     }
 }
 

@@ -109,6 +109,8 @@ pub struct EpochState {
     pub epoch: Epoch,
     /// A write bypassed L1 in this epoch: whoever lost sight of L1 trusts it again only under a new one.
     pub dirty: bool,
+    /// How long this epoch has stood, by L2's clock. An exclusive store, which nobody else uses, need not count.
+    pub age: Duration,
 }
 
 /// How a read is made.
@@ -140,8 +142,8 @@ pub struct StoreInfo {
 /// 1. A write that was answered `Ok` is durable (fsynced; MongoDB: `w: majority, j: true`), and reads see only what is.
 /// 2. A write does exactly what `apply::apply` does, atomically: the checks run in the order request id, if_revision, event
 ///    time, limits; the clock is L2's own; every attempt on a stored document is remembered by its request id.
-/// 3. `OutcomeUnknown` and only that is answered for a write that may have happened or may still happen; any other error
-///    means that it surely did not.
+/// 3. `OutcomeUnknown` is answered for a write that may have happened or may still happen, `DoneUnreadable` for one that
+///    has; any other error means that it surely did not.
 /// 4. Absence is data: a key that was not found is `State::Absent`, and no error ever becomes that. One that cannot be
 ///    read is `Corrupt`, for that key alone.
 /// 5. Every future ends by `deadline`, at the latest a moment after. It may be dropped at any await without harm: what

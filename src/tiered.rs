@@ -14,6 +14,7 @@ mod bulk;
 mod flight;
 pub mod meter;
 mod read;
+mod told;
 pub mod trust;
 mod watch;
 mod write;
@@ -52,7 +53,8 @@ const SILENT_L2_TTL: Duration = Duration::from_secs(5 * 60);
 pub struct Settings {
     /// How long L1 keeps a record at most, before jitter.
     pub l1_ttl: Duration,
-    /// How long a call waits for L1, in all.
+    /// How long a command to L1 may take, and 50 us more for each key; a call leaves L1 alone after the first one that
+    /// took longer.
     pub l1_timeout: Duration,
     /// What becomes of writes that L1 does not confirm.
     pub on_l1_loss: OnL1Loss,
@@ -138,8 +140,10 @@ impl Tiered {
         self.tasks.wait().await;
     }
 
-    fn l1_deadline(&self) -> Instant {
-        Instant::now() + self.settings.l1_timeout
+    /// How long one command of so many keys may take.
+    fn l1_deadline(&self, keys: usize) -> Instant {
+        const PER_KEY: Duration = Duration::from_micros(50);
+        Instant::now() + self.settings.l1_timeout + PER_KEY * u32::try_from(keys).unwrap_or(u32::MAX)
     }
 
     /// Counts a failed L1 command. A refusal says nothing about the connection, so it does not trip the breaker.
@@ -148,7 +152,7 @@ impl Tiered {
         match error {
             CacheError::Timeout => self.trust.breaker.failed(),
             CacheError::Unavailable(_) => self.trust.breaker.trip(),
-            CacheError::Refused(reason) => tracing::warn!(%reason, "L1 refused a command"),
+            CacheError::Refused(reason) => return tracing::warn!(%reason, "L1 refused a command"),
         }
         self.trust.wake();
     }

@@ -228,8 +228,10 @@ pub(super) fn all_failed(items: &[Result<(Receipt, bool), WriteError>]) -> Optio
         Err(error @ WriteError::Store(StoreError::OutcomeUnknown(_))) => Some(error),
         _ => None,
     });
-    let lacking =
-        |item: &Result<_, WriteError>| !matches!(item, Ok(_) | Err(WriteError::Store(StoreError::Corrupt(_))));
+    let lacking = |item: &Result<_, WriteError>| match item {
+        Ok(_) | Err(WriteError::Store(StoreError::Corrupt(_) | StoreError::DoneUnreadable(_))) => false,
+        Err(_) => true,
+    };
     let first = items.first().and_then(|item| item.as_ref().err());
     items.iter().all(lacking).then(|| worst.or(first).cloned()).flatten()
 }

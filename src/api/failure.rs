@@ -137,7 +137,7 @@ impl From<StoreError> for Failure {
                 "the write may have happened: retry it with the same request_id",
             )
             .retry(),
-            StoreError::Corrupt(cause) => {
+            StoreError::Corrupt(cause) | StoreError::DoneUnreadable(cause) => {
                 tracing::error!(%cause, "a stored record cannot be read");
                 Self::unreadable()
             }

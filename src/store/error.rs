@@ -14,7 +14,11 @@ pub enum StoreError {
     /// A write may have happened, or may still happen. Repeat it with the same request id.
     #[error("the outcome of a write is unknown: {0}")]
     OutcomeUnknown(Arc<str>),
-    /// What is stored for this key cannot be read. Repeating does not help.
+    /// A write was done, but what now stands for this key cannot be read: somebody edited it by hand. Repeating does not
+    /// help.
+    #[error("done, but what now stands cannot be read: {0}")]
+    DoneUnreadable(Arc<str>),
+    /// What is stored for this key cannot be read; nothing happened. Repeating does not help.
     #[error("what is stored cannot be read: {0}")]
     Corrupt(Arc<str>),
     /// Neither the store's state nor the caller: a bug, or a store that refuses what it should take.
@@ -26,5 +30,10 @@ impl StoreError {
     /// Whether it tells that the store itself is in trouble, which is what its breaker counts.
     pub fn is_outage(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Timeout(_) | Self::OutcomeUnknown(_))
+    }
+
+    /// Whether the write that was answered so may have happened, or may still happen.
+    pub fn may_have_happened(&self) -> bool {
+        matches!(self, Self::OutcomeUnknown(_) | Self::DoneUnreadable(_))
     }
 }

@@ -127,7 +127,7 @@ impl Store for MongoStore {
     }
 
     async fn ping(&self, deadline: Instant) -> Result<(), StoreError> {
-        let read = self.connection.run(deadline, |prepared, left| {
+        let read = self.connection.run_reserved(deadline, |prepared, left| {
             let meta = prepared.majority(META);
             async move { meta.find_one(doc! { "_id": "epoch" }).max_time(left).await }
         });

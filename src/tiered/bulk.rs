@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::{BulkAnswer, OnL1Loss, Tiered, WriteError, cache_keys, trust::L1Use};
+use super::{BulkAnswer, Tiered, WriteError, cache_keys, read::Ask, told::Told, trust::L1Use};
 use crate::{
     record::RecordKey,
     store::{ReadConcern, Receipt, Write},
@@ -21,34 +21,25 @@ impl Tiered {
 
     async fn run_bulk(&self, writes: Vec<Write>, warm: bool) -> Vec<Result<(Receipt, bool), WriteError>> {
         let keys: Vec<RecordKey> = writes.iter().map(|write| write.key.clone()).collect();
-        let refused = |error: WriteError| vec![Err(error); keys.len()];
-        if let Err(error) = self.l2_is_asked() {
-            return refused(error.into());
-        }
-        let trusted = matches!(self.trust.l1(), L1Use::Trusted(_));
-        if !trusted && self.settings.on_l1_loss == OnL1Loss::Reject {
-            return refused(WriteError::L1Lost);
-        }
-        // Held until the answer: L1 is not trusted again before these writes have ended.
-        let _bypassed = (!trusted).then(|| self.trust.begin_bypassed(keys.clone()));
-        if !trusted && let Err(error) = self.make_dirty().await {
-            return refused(error.into());
-        }
-
+        // Held until the answer.
+        let _prepared = match self.prepare(&keys, false).await {
+            Ok(prepared) => prepared,
+            Err(error) => return vec![Err(error); keys.len()],
+        };
         let receipts = self.commit_batch(writes).await;
         let written: Vec<usize> = (0..keys.len()).filter(|i| receipts[*i].is_ok()).collect();
         let written_keys: Vec<RecordKey> = written.iter().map(|i| keys[*i].clone()).collect();
         let revisions: Vec<_> = receipts.iter().flatten().map(|receipt| receipt.revision).collect();
-        let confirmed =
-            if written.is_empty() { Vec::new() } else { self.remove_older(&written_keys, &revisions).await };
-        let mut cached = vec![false; keys.len()];
-        for (i, confirmed) in written.into_iter().zip(confirmed) {
-            cached[i] = confirmed;
+        let mut told = vec![Told::Nothing; keys.len()];
+        if !written.is_empty() {
+            for (i, known) in written.into_iter().zip(self.remove_older(&written_keys, &revisions).await) {
+                told[i] = known;
+            }
+            if warm {
+                self.warm(&written_keys).await;
+            }
         }
-        if warm {
-            self.warm(&written_keys).await;
-        }
-        self.answers(&keys, receipts, cached).await
+        self.answers(&keys, receipts, &told).await
     }
 
     /// Fills L1: the leases first, then the read back, as a read back from before a lease may be older than a write
@@ -58,7 +49,7 @@ impl Tiered {
         let distinct: HashSet<&RecordKey> = keys.iter().collect();
         let keys: Vec<RecordKey> = distinct.into_iter().cloned().collect();
         let Some(asks) = self.acquire(cache_keys(epoch, &keys)).await else { return };
-        let leased = |(key, ask): (RecordKey, super::read::Ask)| Some((key, Some(ask.token?)));
+        let leased = |(key, ask): (RecordKey, Ask)| Some((key, Some(ask.token?)));
         let (keys, tokens): (Vec<_>, Vec<_>) = keys.into_iter().zip(asks).filter_map(leased).unzip();
         if keys.is_empty() {
             return;

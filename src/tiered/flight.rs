@@ -1,7 +1,7 @@
 //! Flights: one read of L2 for many callers of one key.
 //!
-//! A reader may join a flight only before its L2 read is sent, as what it answers must not be older than the reader's
-//! own call. One that comes later queues for the next flight of that key, which begins with a look into L1, where the
+//! A reader may join a flight only before it asks anything of L1 or L2, as what it answers must not be older than the
+//! reader's own call. One that comes later queues for the next flight of that key, which begins with a look into L1, where the
 //! fill of the first one now answers it. So a key never has more than one L2 read running and one queued.
 //!
 //! A flight is a task of its own with its own deadline: a client that gives up does not cancel the fill for the others.
@@ -57,7 +57,7 @@ impl Flight {
 
 struct Slot {
     running: Arc<Flight>,
-    /// The L2 read of the running flight was sent: joining it is over.
+    /// The running flight has begun to ask: joining it is over.
     sent: bool,
     queued: Option<Arc<Flight>>,
 }
@@ -108,7 +108,7 @@ impl<'a> Crew<'a> {
         self.aboard.iter().map(|flight| flight.key.clone()).collect()
     }
 
-    /// The L2 reads are about to be sent: from now on nobody joins.
+    /// The flights begin to ask: from now on nobody joins.
     pub(super) fn close_doors(&self) {
         let mut slots = self.flights.lock();
         for flight in &self.aboard {

@@ -134,7 +134,7 @@ impl Tiered {
                 board.degraded = true;
                 self.look(epoch, keys, board).await;
             }
-            L1Use::RemoveOnly(_) | L1Use::Bypassed => board.degraded = true,
+            L1Use::Untrusted(_) | L1Use::Paused(_) | L1Use::Bypassed => board.degraded = true,
         }
         for (i, row) in board.rows.iter_mut().enumerate() {
             match row {
@@ -157,7 +157,7 @@ impl Tiered {
     /// Looks into L1: one MGET. Rows that it lacks stay empty.
     async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board) {
         let started = Instant::now();
-        let found = self.cache.get(&cache_keys(epoch, keys), self.l1_deadline()).await;
+        let found = self.cache.get(&cache_keys(epoch, keys), self.l1_deadline(keys.len())).await;
         let (mut hits, mut failure) = (0, None);
         for (row, found) in board.rows.iter_mut().zip(found) {
             match found {
@@ -223,6 +223,8 @@ impl Tiered {
 
     /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded.
     async fn fetch(&self, keys: &[RecordKey], mut l1: L1Use, look_first: bool, crew: &Crew<'_>) -> Vec<Landed> {
+        // Before anything is asked: whatever L1 or L2 answers from here on may be older than a call that begins later.
+        crew.close_doors();
         let mut board = Board { rows: vec![None; keys.len()], degraded: false };
         if let (L1Use::Trusted(epoch), true) = (l1, look_first) {
             self.look(epoch, keys, &mut board).await;
@@ -237,7 +239,6 @@ impl Tiered {
         if let (L1Use::Trusted(epoch), false) = (l1, wanted.is_empty()) {
             asked = Some(self.acquire(cache_keys(epoch, &wanted)).await);
         }
-        crew.close_doors();
         let acquire_failed = matches!(asked, Some(None));
 
         // Those that were clean after all, or whose value was made clean meanwhile, need no L2 read.
@@ -289,7 +290,7 @@ impl Tiered {
     /// Asks for leases. None: L1 failed.
     pub(super) async fn acquire(&self, keys: Vec<CacheKey>) -> Option<Vec<Ask>> {
         let asks: Vec<_> = keys.into_iter().map(|key| (key, PermitId::random())).collect();
-        let answers = self.cache.acquire(&asks, self.l1_deadline()).await;
+        let answers = self.cache.acquire(&asks, self.l1_deadline(asks.len())).await;
         let mut failure = None;
         let read = |((_, token), answer): (&(CacheKey, PermitId), _)| match answer {
             Ok(Acquired::Hit(value)) => Ask { hit: Some(value), ..Ask::default() },
@@ -330,7 +331,8 @@ impl Tiered {
             });
             settled.push(key);
         }
-        self.settle_or_remember(settles, &settled).await
+        // In an epoch that is gone, or not yet everybody's, this keeps no later hit from being older.
+        self.settle_or_remember(settles, &settled).await && self.trust.holds(epoch)
     }
 
     /// SETTLE in one pipeline; the keys of what was not confirmed are remembered.
@@ -338,7 +340,7 @@ impl Tiered {
         if settles.is_empty() {
             return true;
         }
-        let answers = self.cache.settle(&settles, self.l1_deadline()).await;
+        let answers = self.cache.settle(&settles, self.l1_deadline(settles.len())).await;
         let lost: Vec<_> =
             keys.iter().zip(&answers).filter(|(_, answer)| answer.is_err()).map(|(key, _)| *key).collect();
         if lost.is_empty() {
@@ -363,7 +365,7 @@ impl Tiered {
         let wanted: Vec<RecordKey> = places.iter().map(|i| keys[*i].clone()).collect();
         let states = self.query(&wanted, concern, deadline).await;
         match self.trust.l1() {
-            L1Use::Trusted(epoch) | L1Use::RemoveOnly(epoch) => {
+            L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch) => {
                 board.degraded |= !self.settle_read(epoch, &wanted, vec![None; wanted.len()], &states).await;
             }
             // What L1 holds may be older than this answer, and a later hit may show it.

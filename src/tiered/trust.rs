@@ -23,6 +23,9 @@ use crate::{cache::Epoch, record::RecordKey, store::EpochState};
 pub const VIEW_LIFE: Duration = Duration::from_secs(2);
 /// How long everybody bypasses L1 after a change of the epoch: longer than anybody's view lives.
 const CHANGE_PAUSE: Duration = Duration::from_secs(3);
+/// A server that starts takes an epoch of this age, by L2's clock, for one that everybody uses. Far more than the pause,
+/// as a new primary's clock may differ.
+const SETTLED_AGE: Duration = Duration::from_secs(60);
 /// Keys remembered at most (some 20 MB).
 const MAX_REMEMBERED: usize = 100_000;
 
@@ -31,10 +34,14 @@ const MAX_REMEMBERED: usize = 100_000;
 pub enum L1Use {
     /// Fully, in this epoch.
     Trusted(Epoch),
+    /// It may hold stale values of some keys, so nothing is read from it. Writes use it as ever: a permit counts whatever
+    /// else L1 holds.
+    Untrusted(Epoch),
+    /// The epoch has just changed, and other servers may still use the one before: nothing is read, filled or marked, and
+    /// nothing that is told to L1 makes a write `cached`.
+    Paused(Epoch),
     /// L2 has not confirmed the epoch lately: clean hits may be answered as `degraded`, nothing may be filled.
     HitsOnly(Epoch),
-    /// It can be reached but not trusted: it may only be told to remove.
-    RemoveOnly(Epoch),
     /// Not at all.
     Bypassed,
 }
@@ -57,6 +64,16 @@ struct View {
     /// From before the read that told it.
     as_of: Instant,
     bypass_until: Option<Instant>,
+}
+
+impl View {
+    fn is_fresh(&self) -> bool {
+        self.as_of.elapsed() < VIEW_LIFE
+    }
+
+    fn is_paused(&self) -> bool {
+        self.bypass_until.is_some_and(|until| Instant::now() < until)
+    }
 }
 
 #[derive(Default)]
@@ -88,23 +105,27 @@ impl Trust {
 
     /// How a call that begins now may use L1.
     pub fn l1(&self) -> L1Use {
+        // Before the view: trust that was restored in a later epoch must not meet an earlier view.
+        let trusted = self.trusted.load(SeqCst);
         let view = self.view.load();
         let Some(view) = view.as_deref().filter(|_| self.breaker.is_healthy()) else {
             return L1Use::Bypassed;
         };
-        let (epoch, now) = (view.state.epoch, Instant::now());
-        if !self.trusted.load(SeqCst) || view.bypass_until.is_some_and(|until| now < until) {
-            L1Use::RemoveOnly(epoch)
-        } else if now.duration_since(view.as_of) < VIEW_LIFE {
-            L1Use::Trusted(epoch)
-        } else {
-            L1Use::HitsOnly(epoch)
+        let epoch = view.state.epoch;
+        match (view.is_paused(), self.exclusive || view.is_fresh(), trusted) {
+            (true, _, _) => L1Use::Paused(epoch),
+            (false, true, true) => L1Use::Trusted(epoch),
+            (false, true, false) => L1Use::Untrusted(epoch),
+            (false, false, true) => L1Use::HitsOnly(epoch),
+            (false, false, false) => L1Use::Bypassed,
         }
     }
 
-    /// Whether `epoch` is still the one that a write which began in it may be answered under.
+    /// Whether what was told to L1 in `epoch` holds for everybody: it still stands, and nobody can be using another.
     pub fn holds(&self, epoch: Epoch) -> bool {
-        self.fresh_epoch().is_some_and(|state| state.epoch == epoch)
+        let view = self.view.load();
+        view.as_deref()
+            .is_some_and(|view| view.state.epoch == epoch && !view.is_paused() && (self.exclusive || view.is_fresh()))
     }
 
     /// The epoch as it was last seen.
@@ -116,8 +137,7 @@ impl Trust {
     /// bypasses L1 for longer than a view lives.
     pub fn fresh_epoch(&self) -> Option<EpochState> {
         let view = self.view.load();
-        let view = view.as_deref().filter(|view| self.exclusive || view.as_of.elapsed() < VIEW_LIFE)?;
-        Some(view.state)
+        view.as_deref().filter(|view| self.exclusive || view.is_fresh()).map(|view| view.state)
     }
 
     /// Whether L1 is trusted.
@@ -132,16 +152,21 @@ impl Trust {
 
     /// Takes what L2 said of the epoch, asked at `as_of`.
     pub(super) fn see(&self, state: EpochState, as_of: Instant) {
-        let mut bypass_until = None;
-        if let Some(view) = self.view.load().as_deref() {
-            if view.as_of > as_of {
-                return; // an answer to an older question
-            }
-            bypass_until = view.bypass_until.filter(|until| *until > Instant::now());
-            if view.state.epoch != state.epoch {
-                tracing::info!(epoch = %state.epoch, "new epoch: L1 starts cold");
-                bypass_until = (!self.exclusive).then(|| Instant::now() + CHANGE_PAUSE);
-            }
+        let _one_at_a_time = self.lock();
+        let known = self.view.load();
+        let known = known.as_deref();
+        if known.is_some_and(|known| known.as_of > as_of) {
+            return; // an answer to an older question
+        }
+        let changed = match known {
+            Some(known) => known.state.epoch != state.epoch,
+            // At start: others may still use the epoch before this one.
+            None => state.age < SETTLED_AGE,
+        };
+        let mut bypass_until = known.and_then(|known| known.bypass_until);
+        if changed {
+            tracing::info!(epoch = %state.epoch, "new epoch: L1 starts cold");
+            bypass_until = (!self.exclusive).then(|| Instant::now() + CHANGE_PAUSE);
         }
         self.view.store(Some(View { state, as_of, bypass_until }.into()));
     }
@@ -188,9 +213,12 @@ impl Trust {
         self.lock().overflow || self.epoch().is_some_and(|state| state.dirty)
     }
 
-    /// A new epoch stands: what was remembered and has ended is cold. The view must have been fresh before the change,
-    /// so that even an epoch which another server made was not filled yet when those writes ended.
-    pub(super) fn renewed(&self) {
+    /// A new epoch stands, asked for when the view was fresh: what was remembered and has ended is cold, because even an
+    /// epoch that another server made was not filled yet when those writes ended. Late answers do not count.
+    pub(super) fn renewed(&self, asked: Instant) {
+        if !self.exclusive && asked.elapsed() > CHANGE_PAUSE - VIEW_LIFE {
+            return;
+        }
         let mut remembered = self.lock();
         remembered.overflow = false;
         remembered.keys.retain(|_, doubt| doubt.writes > 0);
@@ -279,9 +307,13 @@ mod tests {
         RecordKey { view: FeatureView::parse("").unwrap(), entity_id: EntityId::parse(id).unwrap() }
     }
 
+    fn state(epoch: u64, dirty: bool) -> EpochState {
+        EpochState { epoch: Epoch(epoch), dirty, age: SETTLED_AGE }
+    }
+
     fn trusted() -> Trust {
         let trust = Trust::new(false);
-        trust.see(EpochState { epoch: Epoch(1), dirty: false }, Instant::now());
+        trust.see(state(1, false), Instant::now());
         assert!(trust.restore());
         trust
     }
@@ -290,7 +322,7 @@ mod tests {
     async fn a_remembered_key_is_forgotten_only_when_its_write_has_ended_and_it_was_removed() {
         let trust = trusted();
         let write = trust.begin_bypassed(vec![key("a")]);
-        assert_eq!(trust.l1(), L1Use::RemoveOnly(Epoch(1)));
+        assert_eq!(trust.l1(), L1Use::Untrusted(Epoch(1)));
         assert!(trust.to_remove(10).is_empty());
         assert!(!trust.restore());
         drop(write);
@@ -306,13 +338,14 @@ mod tests {
     #[tokio::test]
     async fn a_dirty_epoch_is_never_trusted_again() {
         let trust = trusted();
-        trust.see(EpochState { epoch: Epoch(1), dirty: true }, Instant::now());
+        trust.see(state(1, true), Instant::now());
         trust.remember([&key("a")]);
         trust.removed(&trust.to_remove(10));
         assert!(!trust.restore());
-        trust.see(EpochState { epoch: Epoch(2), dirty: false }, Instant::now());
+        trust.see(state(2, false), Instant::now());
         assert!(trust.restore());
-        assert_eq!(trust.l1(), L1Use::RemoveOnly(Epoch(2)), "bypassed until everybody has seen the change");
+        assert_eq!(trust.l1(), L1Use::Paused(Epoch(2)), "until everybody has seen the change");
+        assert!(!trust.holds(Epoch(2)), "others may still use the epoch before");
     }
 
     #[tokio::test(start_paused = true)]
@@ -322,11 +355,23 @@ mod tests {
         tokio::time::advance(VIEW_LIFE).await;
         assert_eq!(trust.l1(), L1Use::HitsOnly(Epoch(1)));
         assert!(!trust.holds(Epoch(1)));
-        trust.see(EpochState { epoch: Epoch(2), dirty: false }, Instant::now());
-        assert_eq!(trust.l1(), L1Use::RemoveOnly(Epoch(2)));
+        trust.see(state(2, false), Instant::now());
+        assert_eq!(trust.l1(), L1Use::Paused(Epoch(2)));
         tokio::time::advance(CHANGE_PAUSE).await;
-        trust.see(EpochState { epoch: Epoch(2), dirty: false }, Instant::now());
+        trust.see(state(2, false), Instant::now());
         assert_eq!(trust.l1(), L1Use::Trusted(Epoch(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_starts_into_a_young_epoch_pauses_too() {
+        let trust = Trust::new(false);
+        trust.see(EpochState { age: Duration::from_secs(1), ..state(1, false) }, Instant::now());
+        assert!(trust.restore());
+        assert_eq!(trust.l1(), L1Use::Paused(Epoch(1)));
+        let alone = Trust::new(true);
+        alone.see(EpochState { age: Duration::ZERO, ..state(1, false) }, Instant::now());
+        assert!(alone.restore());
+        assert_eq!(alone.l1(), L1Use::Trusted(Epoch(1)), "nobody else can use another");
     }
 
     #[tokio::test]
@@ -337,7 +382,7 @@ mod tests {
         }
         assert!(trust.remembered() <= MAX_REMEMBERED);
         assert!(trust.needs_new_epoch());
-        trust.renewed();
+        trust.renewed(Instant::now());
         assert!(!trust.needs_new_epoch());
         assert!(trust.restore());
     }

@@ -1,4 +1,4 @@
-//! The watcher of both tiers: it keeps the view of the epoch fresh, probes tiers that were given up, and brings L1 back
+//! The watchers of both tiers: they keep the view of the epoch fresh, probe tiers that were given up, and bring L1 back
 //! into trust once nothing stale can be in it. Probes and health never cost a call anything.
 
 use std::{
@@ -10,16 +10,21 @@ use tokio::{sync::watch::Receiver, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Tiered, breaker::Mode, cache_keys};
-use crate::{cache::Probe, record::RecordKey, store::EpochState};
+use crate::{
+    cache::{Epoch, Probe},
+    record::RecordKey,
+    store::EpochState,
+};
 
-/// Between two looks; well below the life of a view of the epoch.
-const INTERVAL: Duration = Duration::from_millis(500);
-/// Between two probes of a healthy L1.
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long one question of the watcher may take.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Keys removed from L1 at once.
+/// Between two looks at L2; well below the life of a view of the epoch.
+const L2_INTERVAL: Duration = Duration::from_millis(500);
+/// Between two looks at L1.
+const L1_INTERVAL: Duration = Duration::from_millis(500);
+/// How long one question of a watcher may take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// Keys removed from L1 at once, and how often in one look.
 const REMOVE_BATCH: usize = 1000;
+const REMOVE_BATCHES: usize = 20;
 
 /// Which tiers answer, as health tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,48 +45,33 @@ impl Tiered {
 
     /// Looks after both tiers until `shutdown`.
     pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut last_probe = None;
-        loop {
-            self.look_after(&mut last_probe).await;
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = self.trust.woken() => {
+        // L1 needs the epoch, so L2 comes first; afterwards neither waits for the other.
+        self.look_at_l2().await;
+        let l2 = async {
+            loop {
+                tokio::time::sleep(L2_INTERVAL).await;
+                self.look_at_l2().await;
+            }
+        };
+        let l1 = async {
+            loop {
+                self.look_at_l1().await;
+                tokio::select! {
                     // Failures come in swarms; one look answers them all.
-                    tokio::time::sleep(INTERVAL / 10).await;
+                    () = self.trust.woken() => tokio::time::sleep(L1_INTERVAL / 10).await,
+                    () = tokio::time::sleep(L1_INTERVAL) => {}
                 }
-                () = tokio::time::sleep(INTERVAL) => {}
             }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = l1 => {}
+            () = l2 => {}
         }
-    }
-
-    /// One look at both tiers.
-    pub async fn look_after(&self, last_probe: &mut Option<Instant>) {
-        let l2 = self.ask_epoch().await;
-        let due = last_probe.is_none_or(|at: Instant| at.elapsed() >= PROBE_INTERVAL);
-        let mut l1 = self.trust.breaker.is_healthy() && self.reach.borrow().l1;
-        if due || !l1 {
-            l1 = self.probe_l1().await;
-            *last_probe = Some(Instant::now());
-        }
-        if l1 && !self.trust.is_trusted() {
-            self.recover().await;
-        }
-        self.reach.send_if_modified(|reach| {
-            let now = Reach { l1, l2, ready: reach.ready || l2 };
-            let changed = *reach != now;
-            if reach.l1 != now.l1 {
-                tracing::info!(l1 = now.l1, "L1 {}", if now.l1 { "answers" } else { "does not answer" });
-            }
-            if reach.l2 != now.l2 {
-                tracing::info!(l2 = now.l2, "L2 {}", if now.l2 { "answers" } else { "does not answer" });
-            }
-            *reach = now;
-            changed
-        });
     }
 
     /// Asks L2 for the epoch, which shows at the same time whether L2 answers.
-    async fn ask_epoch(&self) -> bool {
+    async fn look_at_l2(&self) {
         let asked = Instant::now();
         let tripped = self.l2_breaker.mode() == Mode::Tripped;
         if tripped {
@@ -98,70 +88,106 @@ impl Tiered {
         if tripped {
             self.l2_breaker.probed(answer.is_ok());
         }
+        let answers = answer.is_ok();
         match answer {
             Ok(state) => {
                 self.silent_l2.store(self.store.info().silent, Relaxed);
                 self.trust.see(state, asked);
-                true
             }
             Err(error) => {
-                if self.reach.borrow().l2 || !self.reach.borrow().ready {
+                let Reach { l2, ready, .. } = *self.reach.borrow();
+                if l2 || !ready {
                     tracing::warn!(%error, "L2 cannot be reached");
                 }
-                if self.l2_breaker.is_healthy() {
+                if !tripped {
                     self.l2_breaker.failed();
                 }
-                false
             }
+        }
+        self.tell_reach(|reach| {
+            if reach.l2 != answers {
+                tracing::info!("L2 {}", if answers { "answers" } else { "does not answer" });
+            }
+            reach.l2 = answers;
+            reach.ready |= answers;
+        });
+    }
+
+    /// Probes L1, and brings it back into trust where it lost it.
+    pub async fn look_at_l1(&self) {
+        // Without an epoch no key of ours can be told from others.
+        let Some(EpochState { epoch, .. }) = self.trust.epoch() else { return };
+        let answers = self.probe_l1(epoch).await;
+        self.tell_reach(|reach| {
+            if reach.l1 != answers {
+                tracing::info!("L1 {}", if answers { "answers" } else { "does not answer" });
+            }
+            reach.l1 = answers;
+        });
+        if answers && !self.trust.is_trusted() {
+            self.recover().await;
         }
     }
 
-    async fn probe_l1(&self) -> bool {
-        // Without an epoch no key of ours can be told from others.
-        let Some(EpochState { epoch, .. }) = self.trust.epoch() else { return false };
+    fn tell_reach(&self, change: impl FnOnce(&mut Reach)) {
+        self.reach.send_if_modified(|reach| {
+            let before = *reach;
+            change(reach);
+            *reach != before
+        });
+    }
+
+    async fn probe_l1(&self, epoch: Epoch) -> bool {
         let breaker = &self.trust.breaker;
         breaker.probing();
-        let answer = self.cache.probe(epoch, Instant::now() + PATIENCE).await;
-        match answer {
-            Ok(Probe::Intact) => {}
-            Ok(Probe::Restored) => {
-                tracing::warn!("L1 came back with what it held at an earlier time: it starts cold, in a new epoch");
-                self.trust.lost();
-                if self.renew_epoch().await.is_none() {
-                    breaker.trip();
-                    breaker.probed(false);
-                    return false;
-                }
+        let mut answer = self.cache.probe(epoch, Instant::now() + PATIENCE).await;
+        if answer == Ok(Probe::Restored) {
+            tracing::warn!("L1 came back with what it held at an earlier time: it starts cold, in a new epoch");
+            self.trust.lost();
+            // Only a probe of the new epoch makes it usable again.
+            if let Some(renewed) = self.renew_epoch().await {
+                answer = self.cache.probe(renewed.epoch, Instant::now() + PATIENCE).await;
             }
+        }
+        match answer {
+            Ok(Probe::Intact) => {
+                if breaker.mode() == Mode::Probing {
+                    // It was lost: what happened meanwhile is remembered, and must be removed first.
+                    self.trust.lost();
+                    breaker.probed(true);
+                }
+                true
+            }
+            Ok(Probe::Restored) => self.give_up_l1(),
             Err(error) => {
                 if self.reach.borrow().l1 || breaker.is_healthy() {
                     tracing::warn!(%error, "L1 cannot be reached: reads go to L2");
                 }
-                breaker.trip();
-                breaker.probed(false);
-                self.trust.lost();
-                return false;
+                self.give_up_l1()
             }
         }
-        if breaker.mode() == Mode::Probing {
-            // It was lost: what happened meanwhile is remembered, and must be removed first.
-            self.trust.lost();
-            breaker.probed(true);
-        }
-        true
     }
 
-    /// Removes from L1 what it may hold stale values of, and trusts it again when nothing is left.
+    fn give_up_l1(&self) -> bool {
+        self.trust.breaker.trip();
+        self.trust.breaker.probed(false);
+        self.trust.lost();
+        false
+    }
+
+    /// Removes from L1 what it may hold stale values of, and trusts it again when nothing is left. What is still left
+    /// after some batches waits for the next look.
     async fn recover(&self) {
-        loop {
-            let Some(EpochState { epoch, .. }) = self.trust.epoch() else { return };
+        for _ in 0..REMOVE_BATCHES {
+            // In an epoch that may be gone, removing would be worth nothing.
+            let Some(EpochState { epoch, .. }) = self.trust.fresh_epoch() else { return };
             let removing = self.trust.to_remove(REMOVE_BATCH);
             if removing.is_empty() {
                 break;
             }
             let keys: Vec<RecordKey> = removing.iter().map(|(key, _)| key.clone()).collect();
             let answers = self.cache.remove(&cache_keys(epoch, &keys), Instant::now() + PATIENCE).await;
-            if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
+            if let Some(error) = answers.iter().find_map(|answer| answer.as_ref().err()) {
                 self.note_l1(error);
                 return;
             }
@@ -181,7 +207,7 @@ impl Tiered {
         match self.store.renew_epoch(seen.epoch, asked + PATIENCE).await {
             Ok(state) => {
                 self.trust.see(state, asked);
-                self.trust.renewed();
+                self.trust.renewed(asked);
                 Some(state)
             }
             Err(error) => {

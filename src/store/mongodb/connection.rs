@@ -26,6 +26,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{MongoConfig, failure::Failure};
 
+/// Connections, and places among what runs, that the users' operations cannot take.
+const RESERVED: u32 = 2;
 /// How long `close` waits for what still runs, and then for the driver.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How soon a silent server is given up, unless the URI says otherwise: the monitor asks this often and waits this long,
@@ -42,6 +44,7 @@ pub(super) struct Connection {
     client: OnceCell<Client>,
     prepared: OnceLock<Prepared>,
     slots: Arc<Semaphore>,
+    reserved: Arc<Semaphore>,
     running: TaskTracker,
 }
 
@@ -87,7 +90,9 @@ impl Connection {
         config.max_connecting = uri.max_connecting.unwrap_or(config.max_connecting);
         config.server_selection_timeout = uri.server_selection_timeout.unwrap_or(config.server_selection_timeout);
         let slots = Arc::new(Semaphore::new(config.max_pool.max(1) as usize));
-        Self { config, uri, client: OnceCell::new(), prepared: OnceLock::new(), slots, running: TaskTracker::new() }
+        let reserved = Arc::new(Semaphore::new(RESERVED as usize));
+        let (client, prepared, running) = (OnceCell::new(), OnceLock::new(), TaskTracker::new());
+        Self { config, uri, client, prepared, slots, reserved, running }
     }
 
     pub(super) fn config(&self) -> &MongoConfig {
@@ -114,12 +119,27 @@ impl Connection {
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let prepared = self.prepared(deadline).await?;
-        self.spawn(deadline, |left| operation(prepared, left)).await
+        self.spawn(&self.slots, deadline, |left| operation(prepared, left)).await
+    }
+
+    /// The same for what must not queue behind the users' operations.
+    pub(super) async fn run_reserved<T, F>(
+        &self,
+        deadline: Instant,
+        operation: impl FnOnce(Prepared, Duration) -> F,
+    ) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let prepared = self.prepared(deadline).await?;
+        self.spawn(&self.reserved, deadline, |left| operation(prepared, left)).await
     }
 
     /// Waits for what runs, and ends the driver's own tasks. Nothing is sent afterwards.
     pub(super) async fn close(&self) {
         self.slots.close();
+        self.reserved.close();
         self.running.close();
         if timeout(CLOSE_TIMEOUT, self.running.wait()).await.is_err() {
             tracing::warn!(operations = self.running.len(), "MongoDB operations were still running at the end");
@@ -140,7 +160,8 @@ impl Connection {
         let client = client.await.map_err(|_| Failure::not_done("connecting took too long"))??;
         let database = client.database(&self.config.database);
         let hello = database.clone();
-        let hello = self.spawn(deadline, move |_| async move { hello.run_command(doc! { "hello": 1 }).await });
+        let hello =
+            self.spawn(&self.reserved, deadline, move |_| async move { hello.run_command(doc! { "hello": 1 }).await });
         let hello = hello.await.map_err(Failure::before_the_operation)?;
         let wire_version = hello.get_i32("maxWireVersion").unwrap_or(0);
         if wire_version < OLDEST_WIRE_VERSION {
@@ -158,10 +179,10 @@ impl Connection {
         let uri = self.uri.clone();
         let config = &self.config;
         // Asks DNS where the URI is mongodb+srv.
-        let options = self.spawn(deadline, |_| async { ClientOptions::parse(uri).await });
+        let options = self.spawn(&self.reserved, deadline, |_| async { ClientOptions::parse(uri).await });
         let mut options = options.await.map_err(Failure::before_the_operation)?;
         options.app_name.get_or_insert_with(|| "featurestore".to_owned());
-        options.max_pool_size = Some(config.max_pool);
+        options.max_pool_size = Some(config.max_pool.saturating_add(RESERVED));
         options.max_connecting = Some(config.max_connecting);
         options.server_selection_timeout = Some(config.server_selection_timeout);
         options.connect_timeout.get_or_insert(MONITOR_INTERVAL);
@@ -174,7 +195,7 @@ impl Connection {
     /// The index only collects garbage, so a server that refuses it can serve all the same.
     async fn create_indexes(&self, prepared: &Prepared, deadline: Instant) -> Result<(), Failure> {
         let features = prepared.majority(super::FEATURES);
-        let created = self.spawn(deadline, move |left| async move {
+        let created = self.spawn(&self.reserved, deadline, move |left| async move {
             let options = IndexOptions::builder().name("gc_at_ttl".to_owned()).expire_after(Duration::ZERO).build();
             let index = IndexModel::builder().keys(doc! { "gc_at": 1 }).options(options).build();
             features.create_index(index).max_time(left).await
@@ -189,12 +210,17 @@ impl Connection {
         }
     }
 
-    async fn spawn<T, F>(&self, deadline: Instant, operation: impl FnOnce(Duration) -> F) -> Result<T, Failure>
+    async fn spawn<T, F>(
+        &self,
+        slots: &Arc<Semaphore>,
+        deadline: Instant,
+        operation: impl FnOnce(Duration) -> F,
+    ) -> Result<T, Failure>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let slot = match timeout_at(deadline, self.slots.clone().acquire_owned()).await {
+        let slot = match timeout_at(deadline, slots.clone().acquire_owned()).await {
             Ok(Ok(slot)) => slot,
             Ok(Err(_)) => return Err(Failure::not_done("the store is closed")),
             Err(_) => return Err(Failure::not_done("every connection was busy until the deadline")),

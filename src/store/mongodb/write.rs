@@ -61,9 +61,9 @@ fn unseen() -> StoreError {
 
 fn answer(write: &Write, post_image: &bson::RawDocument) -> Result<(Receipt, State), StoreError> {
     // The write has been done, whatever else the document holds: no error here may claim that it was not.
-    let unreadable = |error: StoreError| StoreError::OutcomeUnknown(format!("written, but then {error}").into());
+    let unreadable = |error: StoreError| StoreError::DoneUnreadable(error.to_string().into());
     let outcome = document::outcome_of(post_image, &write.request_id)
-        .ok_or_else(|| StoreError::OutcomeUnknown("the document does not remember the request".into()))?;
+        .ok_or_else(|| StoreError::DoneUnreadable("the document does not remember the request".into()))?;
     let state = document::state(post_image).map_err(unreadable)?;
     let tombstone = matches!(state, State::Tombstone(_));
     Ok((Receipt { outcome, revision: state.revision(), tombstone }, state))

@@ -70,6 +70,20 @@ impl Mongod {
         format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// A new database whose epoch has stood for long, as that of a deployment does: a server that starts over it trusts
+    /// L1 without waiting for others to notice.
+    pub fn settled_database(&self) -> String {
+        let name = Self::database_name();
+        let in_it = name.clone();
+        let epoch = format!("{:016x}", rand::random::<u64>());
+        self.block_on(|admin| async move {
+            let since = bson::DateTime::from_millis(1_000_000_000_000);
+            let meta = doc! { "_id": "epoch", "epoch": epoch, "dirty": false, "since": since };
+            admin.client().database(&in_it).collection("meta").insert_one(meta).await.unwrap();
+        });
+        name
+    }
+
     pub fn uri(&self) -> String {
         let set = if self.replica_set { format!("?replicaSet={SET}") } else { String::new() };
         format!("mongodb://127.0.0.1:{}/{set}", self.port)

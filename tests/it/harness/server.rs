@@ -6,7 +6,7 @@ use featurestore::{
     app::App,
     config::{Config, Flags},
     server,
-    tiered::Tiered,
+    tiered::{Tiered, trust::L1Use},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -30,7 +30,7 @@ impl Server {
     /// Starts with these settings, by the names that the environment has for them, and waits until L1 is trusted.
     pub async fn start(settings: &[(&str, &str)]) -> Self {
         let server = Self::start_at_once(settings).await;
-        eventually("L1 to be trusted", async || server.tiered.trust().is_trusted()).await;
+        eventually("L1 to be trusted", async || matches!(server.tiered.trust().l1(), L1Use::Trusted(_))).await;
         server
     }
 
@@ -101,7 +101,7 @@ impl Pair {
         }
         if let Some(mongod) = mongod {
             settings.push(("MONGO_URI", mongod.uri()));
-            settings.push(("MONGO_DB", Mongod::database_name()));
+            settings.push(("MONGO_DB", mongod.settled_database()));
         }
         Self { redis, mongod, settings }
     }

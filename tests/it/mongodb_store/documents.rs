@@ -217,7 +217,7 @@ async fn what_cannot_be_read_is_corrupt_for_its_key_alone_and_a_write_mends_it()
     // A merge into a record that cannot be read has happened, so its error may not say that it has not.
     bench.edit("whole", doc! { "$set": { "features.a": bson::oid::ObjectId::new() } }).await;
     let merged = bench.store.write(upsert("whole", merge([("b", Kind::FloatVal(2.0))])), soon()).await;
-    assert!(matches!(merged, Err(StoreError::OutcomeUnknown(_))), "{merged:?}");
+    assert!(matches!(merged, Err(StoreError::DoneUnreadable(_))), "{merged:?}");
 }
 
 #[tokio::test]
@@ -358,7 +358,7 @@ async fn servers_that_start_together_agree_on_one_epoch() {
         let calls = (0..16).map(|_| bench.store.epoch(soon()));
         let mut epochs: Vec<_> = futures_util::future::join_all(calls).await.into_iter().map(Result::unwrap).collect();
         let first = epochs[0];
-        epochs.retain(|epoch| *epoch != first);
+        epochs.retain(|epoch| epoch.epoch != first.epoch);
         assert!(epochs.is_empty() && !first.dirty);
 
         assert!(bench.store.mark_dirty(soon()).await.unwrap().dirty);

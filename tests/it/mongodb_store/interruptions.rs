@@ -183,6 +183,7 @@ async fn through_step_downs_and_crashes_every_answer_is_true() {
     }
     let count = |wanted| fates.values().filter(|fate| **fate == wanted).count();
     let counts = (count(Fate::Acknowledged), count(Fate::Refused), count(Fate::Unknown));
-    assert!(counts.0 > 20 && counts.1 + counts.2 > 0, "acknowledged, refused, unknown: {counts:?}");
+    // A lucky run is one in which every interrupted write was repeated in time.
+    assert!(counts.0 > 20, "acknowledged, refused, unknown: {counts:?}");
     println!("acknowledged, refused, unknown: {counts:?}");
 }

@@ -11,31 +11,41 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::fixture::*;
 
+/// All but the age, which grows.
+fn said(state: EpochState) -> (Epoch, bool) {
+    (state.epoch, state.dirty)
+}
+
 /// Nobody else may use the store's epoch meanwhile.
 pub(crate) async fn the_epoch_changes_only_for_who_saw_the_present_one(store: Arc<dyn Store>) {
-    let first = store.epoch(deadline()).await.unwrap();
-    assert_eq!(store.epoch(deadline()).await.unwrap(), first, "it stays");
-    let dirty = store.mark_dirty(deadline()).await.unwrap();
-    assert_eq!(dirty, EpochState { epoch: first.epoch, dirty: true });
-    assert_eq!(store.mark_dirty(deadline()).await.unwrap(), dirty, "twice is once");
-    assert_eq!(store.epoch(deadline()).await.unwrap(), dirty);
+    let epoch = async || said(store.epoch(deadline()).await.unwrap());
+    let renew = async |seen| said(store.renew_epoch(seen, deadline()).await.unwrap());
+    let mark_dirty = async || said(store.mark_dirty(deadline()).await.unwrap());
+    let first = epoch().await;
+    assert_eq!(epoch().await, first, "it stays");
+    let dirty = mark_dirty().await;
+    assert_eq!(dirty, (first.0, true));
+    assert_eq!(mark_dirty().await, dirty, "twice is once");
+    assert_eq!(epoch().await, dirty);
 
-    let stale = Epoch(first.epoch.0.wrapping_add(1));
-    assert_eq!(store.renew_epoch(stale, deadline()).await.unwrap(), dirty, "a stale `seen` changes nothing");
-    let second = store.renew_epoch(first.epoch, deadline()).await.unwrap();
-    assert_ne!(second.epoch, first.epoch);
-    assert!(!second.dirty, "a new epoch is clean");
-    assert_eq!(store.renew_epoch(first.epoch, deadline()).await.unwrap(), second);
-    assert_eq!(store.epoch(deadline()).await.unwrap(), second);
+    let stale = Epoch(first.0.0.wrapping_add(1));
+    assert_eq!(renew(stale).await, dirty, "a stale `seen` changes nothing");
+    let second = renew(first.0).await;
+    assert_ne!(second.0, first.0);
+    assert!(!second.1, "a new epoch is clean");
+    assert_eq!(renew(first.0).await, second);
+    assert_eq!(epoch().await, second);
+    let ages = [store.epoch(deadline()).await.unwrap().age, store.epoch(deadline()).await.unwrap().age];
+    assert!(ages[0] <= ages[1] && (store.info().exclusive || ages[1] < Duration::from_secs(60)), "young: {ages:?}");
 
     let mut renewing = JoinSet::new();
     for _ in 0..8 {
         let store = Arc::clone(&store);
-        renewing.spawn(async move { store.renew_epoch(second.epoch, deadline()).await.unwrap() });
+        renewing.spawn(async move { said(store.renew_epoch(second.0, deadline()).await.unwrap()) });
     }
     let answers = renewing.join_all().await;
     assert!(answers.iter().all(|answer| *answer == answers[0]), "one renewal for all who saw the same: {answers:?}");
-    assert_ne!(answers[0].epoch, second.epoch);
+    assert_ne!(answers[0].0, second.0);
 }
 
 pub(crate) async fn a_passed_deadline_ends_the_call_and_never_looks_like_absence(store: Arc<dyn Store>) {

@@ -1,0 +1,160 @@
+//! The end of a write: L1 is told what now stands in L2, and what it did not confirm is owned up to. What is answered
+//! with `cached` is what L1 confirmed in an epoch that still holds for everybody.
+
+use tokio::time::Instant;
+
+use super::{OnL1Loss, Tiered, WriteError, trust::L1Use, watch::PATIENCE, write::Prepared};
+use crate::{
+    cache::{CacheKey, Epoch, PermitId, Put, Settle},
+    record::{RecordKey, Revision, State},
+    store::StoreError,
+};
+
+/// What L1 knows of a committed write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It confirmed that it holds this write, or nothing older, and everybody uses this epoch.
+    Cached,
+    /// It confirmed for this epoch, but others may still use the one before, for a moment.
+    ThisEpoch,
+    /// It did not confirm.
+    Nothing,
+}
+
+impl Tiered {
+    /// How a write that begins now may use L1. A view of the epoch that is too old is refreshed first: leaving L1 alone
+    /// would cost everybody a new epoch.
+    pub(super) async fn l1_for_write(&self) -> L1Use {
+        if self.trust.breaker.is_healthy() && self.trust.fresh_epoch().is_none() {
+            self.refresh_epoch().await;
+        }
+        self.trust.l1()
+    }
+
+    async fn refresh_epoch(&self) {
+        let asked = Instant::now();
+        if let Ok(state) = self.store.epoch(asked + PATIENCE).await {
+            self.trust.see(state, asked);
+        }
+    }
+
+    /// Whether `epoch` holds; a view that is too old is refreshed first.
+    async fn holds(&self, epoch: Epoch) -> bool {
+        if self.trust.fresh_epoch().is_none() {
+            self.refresh_epoch().await;
+        }
+        self.trust.holds(epoch)
+    }
+
+    /// PUT of what now stands in L2, or where nothing was marked SETTLE of its revision.
+    pub(super) async fn conclude(&self, prepared: &Prepared<'_>, keys: &[RecordKey], states: &[State]) -> Vec<Told> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        if let Prepared::Marked(epoch, permits) = prepared {
+            let confirmed = self.put(*epoch, permits, keys, states).await;
+            if self.holds(*epoch).await {
+                return confirmed.into_iter().map(|yes| if yes { Told::Cached } else { Told::Nothing }).collect();
+            }
+        }
+        // Nothing was marked, or the epoch changed meanwhile: only removing is allowed.
+        let revisions: Vec<Revision> = states.iter().map(State::revision).collect();
+        self.remove_older(keys, &revisions).await
+    }
+
+    /// SETTLE without a lease: L1 drops what is older.
+    pub(super) async fn remove_older(&self, keys: &[RecordKey], revisions: &[Revision]) -> Vec<Told> {
+        let (L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch)) = self.l1_for_write().await else {
+            return vec![Told::Nothing; keys.len()];
+        };
+        let settle = |(key, revision): (&RecordKey, &Revision)| Settle {
+            key: CacheKey::new(epoch, key),
+            revision: *revision,
+            fill: None,
+        };
+        let settles: Vec<_> = keys.iter().zip(revisions).map(settle).collect();
+        let answers = self.cache.settle(&settles, self.l1_deadline(settles.len())).await;
+        if let Some(error) = answers.iter().find_map(|answer| answer.as_ref().err()) {
+            self.note_l1(error);
+        }
+        let holds = self.holds(epoch).await;
+        // Another change of the epoch on the way: what was told is worth nothing.
+        let stands = self.trust.fresh_epoch().is_some_and(|state| state.epoch == epoch);
+        let told = |confirmed: bool| match (confirmed && stands, holds) {
+            (true, true) => Told::Cached,
+            (true, false) => Told::ThisEpoch,
+            (false, _) => Told::Nothing,
+        };
+        answers.into_iter().map(|answer| told(answer.is_ok())).collect()
+    }
+
+    async fn put(&self, epoch: Epoch, permits: &[PermitId], keys: &[RecordKey], states: &[State]) -> Vec<bool> {
+        let put = |i: &usize| Put {
+            key: CacheKey::new(epoch, &keys[*i]),
+            permit: permits[*i],
+            fill: self.fill(states[*i].clone()),
+        };
+        // Where nothing stands in L2 nothing is known of a revision either: removing is what is always safe.
+        let (gone, stands): (Vec<usize>, Vec<usize>) = (0..keys.len()).partition(|i| states[*i] == State::Absent);
+        let mut confirmed = vec![false; keys.len()];
+        let mut failure = None;
+        if !stands.is_empty() {
+            let puts: Vec<_> = stands.iter().map(put).collect();
+            for (i, answer) in stands.into_iter().zip(self.cache.put(&puts, self.l1_deadline(puts.len())).await) {
+                confirmed[i] = answer.is_ok();
+                failure = failure.or(answer.err());
+            }
+        }
+        if !gone.is_empty() && failure.is_none() {
+            let removes: Vec<_> = gone.iter().map(|i| CacheKey::new(epoch, &keys[*i])).collect();
+            let answers = self.cache.remove(&removes, self.l1_deadline(removes.len())).await;
+            for (i, answer) in gone.into_iter().zip(answers) {
+                confirmed[i] = answer.is_ok();
+                failure = failure.or(answer.err());
+            }
+        }
+        if let Some(error) = failure {
+            self.note_l1(&error);
+        }
+        confirmed
+    }
+
+    /// Remembers what L1 does not know, so that L1 is not trusted before it is removed, and says for each committed write
+    /// whether it is `cached`.
+    pub(super) async fn own_up(&self, keys: &[RecordKey], told: &[Told]) -> Vec<Result<bool, WriteError>> {
+        let unknown: Vec<&RecordKey> =
+            keys.iter().zip(told).filter(|(_, told)| **told == Told::Nothing).map(|(key, _)| key).collect();
+        if !unknown.is_empty() {
+            self.trust.remember(unknown);
+            if let Err(error) = self.make_dirty().await {
+                // The writes are durable and answered as not cached; only a crash before L1 is back could hide them.
+                tracing::warn!(%error, "L2 could not be told that L1 may be stale");
+            }
+        }
+        let answer = |told: &Told| match (told, self.settings.on_l1_loss) {
+            (Told::Cached, _) => Ok(true),
+            (Told::ThisEpoch | Told::Nothing, OnL1Loss::Accept) => Ok(false),
+            (Told::ThisEpoch | Told::Nothing, OnL1Loss::Reject) => Err(WriteError::CommittedNotCached),
+        };
+        told.iter().map(answer).collect()
+    }
+
+    /// Tells L2 that L1 may hold stale values of this epoch, so that who lost sight of L1 trusts it again only under a new
+    /// one, even after a crash of this server.
+    pub(super) async fn make_dirty(&self) -> Result<(), StoreError> {
+        // An old view may be of an epoch that is gone, and the present one not dirty.
+        if self.trust.fresh_epoch().is_some_and(|state| state.dirty) {
+            return Ok(());
+        }
+        if !self.l2_breaker.is_healthy() {
+            return Err(StoreError::Unavailable("its breaker is open".into()));
+        }
+        let asked = Instant::now();
+        let state = self.store.mark_dirty(asked + self.settings.write_deadline).await;
+        self.note_l2(&state, self.settings.write_deadline);
+        // Whether the mark was set is not the client's question: its own write surely did not happen.
+        let state = state.map_err(|error| StoreError::Unavailable(error.to_string().into()))?;
+        self.trust.see(state, asked);
+        Ok(())
+    }
+}

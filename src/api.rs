@@ -128,7 +128,7 @@ impl FeatureStoreService for Api {
         });
         let reading = async { Ok::<_, Failure>(self.0.tiered.read(read.request(deadline)).await) };
         let answer = match arrived.is_clients(deadline) {
-            true => within(deadline, reading).await?,
+            true => tokio::time::timeout_at(deadline, reading).await.unwrap_or_else(|_| Err(Failure::deadline()))?,
             // Nobody gives up at that moment, so what the tiers say of it is worth waiting for.
             false => reading.await?,
         };
@@ -199,13 +199,13 @@ impl Arrival {
     }
 }
 
-/// Stops waiting at the deadline. What the work does goes on: writes are detached.
+/// Stops waiting for a write at the deadline. The write goes on: it is detached.
 async fn within<T, E: Into<Failure>>(
     deadline: Instant,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Failure> {
     match tokio::time::timeout_at(deadline, work).await {
         Ok(done) => done.map_err(E::into),
-        Err(_) => Err(Failure::deadline()),
+        Err(_) => Err(Failure::write_deadline()),
     }
 }

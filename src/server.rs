@@ -73,7 +73,8 @@ pub async fn run(
     let routes = routes(&api, health_service, settings.reflection)?;
     let address = listener.local_addr()?;
     tracing::info!(%address, l1 = tiered.cache().info().kind, l2 = tiered.store().info().kind, "serving");
-    let connections = Connections::new(GuardLayer::new(settings.max_in_flight).layer(DeadlineLayer.layer(routes)));
+    let guard = GuardLayer::new(settings.max_in_flight, api.limits().max_request_bytes);
+    let connections = Connections::new(guard.layer(DeadlineLayer.layer(routes)));
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 
     shutdown.cancelled().await;

@@ -4,13 +4,13 @@
 
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::{
     Api, Arrival, InFlight,
     convert::{self, Chunk},
     failure::Failure,
-    within,
+    status, within,
 };
 use crate::{
     proto::{BulkUpsertRequest, BulkUpsertResponse, WriteOutcome, WriteResult},
@@ -73,6 +73,9 @@ async fn write(
                 }
                 Err(failure) => Err(failure.into()),
             },
+            Err(status) if status.code() == Code::OutOfRange => {
+                Err(status::request_too_large(api.0.limits.max_request_bytes))
+            }
             Err(status) => Err(status),
         };
         let ended = answer.is_err();

@@ -92,7 +92,17 @@ impl Failure {
     }
 
     pub(super) fn deadline() -> Self {
-        Self::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline passed; a write may have happened")
+        Self::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the deadline passed")
+    }
+
+    pub(super) fn write_deadline() -> Self {
+        let message = "the deadline passed; the write may have happened: retry it with the same request_id";
+        Self { message: message.to_owned(), ..Self::deadline() }
+    }
+
+    pub(super) fn request_too_large(maximum: usize) -> Self {
+        let message = format!("a request message may have {maximum} bytes at most");
+        Self::new(Code::InvalidArgument, "REQUEST_TOO_LARGE", message).with("maximum", maximum)
     }
 
     /// A bug: the cause goes to the log under an id, the client gets the id.

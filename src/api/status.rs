@@ -17,6 +17,12 @@ pub fn too_busy() -> Status {
     Failure::too_busy().into()
 }
 
+/// A request message above `limits.max_request_bytes`. The codec refuses it before any handler sees it, as OUT_OF_RANGE
+/// and without details; nothing else here answers OUT_OF_RANGE.
+pub fn request_too_large(maximum: usize) -> Status {
+    Failure::request_too_large(maximum).into()
+}
+
 /// A bug: the cause goes to the log under an id, the client gets the id.
 pub fn internal(cause: impl Display) -> Status {
     Failure::internal(cause).into()

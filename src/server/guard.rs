@@ -1,5 +1,6 @@
 //! Keeps one call from harming the others: calls beyond a bound are shed before any work, with RESOURCE_EXHAUSTED and
-//! when to try again; a panic in a handler becomes INTERNAL and the process lives. The health service is exempt from
+//! when to try again; a panic in a handler becomes INTERNAL and the process lives; a message that the codec found too large
+//! is refused in our own words. The health service is exempt from
 //! shedding, so that a busy server is not taken for a dead one.
 
 use std::{
@@ -15,7 +16,7 @@ use futures_util::{
 };
 use http::{Request, Response};
 use tokio::sync::Semaphore;
-use tonic::{Status, body::Body};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use crate::api::{InFlight, status};
@@ -26,12 +27,13 @@ const HEALTH: &str = "/grpc.health.v1.Health/";
 #[derive(Clone, Debug)]
 pub(super) struct GuardLayer {
     places: Arc<Semaphore>,
+    max_request_bytes: usize,
 }
 
 impl GuardLayer {
     /// At most so many calls at once, over all connections.
-    pub(super) fn new(max_in_flight: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(max_in_flight.min(Semaphore::MAX_PERMITS))) }
+    pub(super) fn new(max_in_flight: usize, max_request_bytes: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(max_in_flight.min(Semaphore::MAX_PERMITS))), max_request_bytes }
     }
 }
 
@@ -39,7 +41,7 @@ impl<S> Layer<S> for GuardLayer {
     type Service = Guard<S>;
 
     fn layer(&self, inner: S) -> Guard<S> {
-        Guard { inner, places: self.places.clone() }
+        Guard { inner, places: self.places.clone(), max_request_bytes: self.max_request_bytes }
     }
 }
 
@@ -48,6 +50,7 @@ impl<S> Layer<S> for GuardLayer {
 pub(super) struct Guard<S> {
     inner: S,
     places: Arc<Semaphore>,
+    max_request_bytes: usize,
 }
 
 type Answer = Result<Response<Body>, Infallible>;
@@ -78,15 +81,23 @@ where
                 Err(_) => return Either::Right(ready(Ok(status::too_busy().into_http()))),
             }
         }
+        let max_request_bytes = self.max_request_bytes;
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Either::Left(
             async move {
                 let answer = answer.await.unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
                 drop(place);
-                answer
+                Ok(reworded(answer?, max_request_bytes))
             }
             .boxed(),
         )
+    }
+}
+
+fn reworded(response: Response<Body>, max_request_bytes: usize) -> Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.code() == Code::OutOfRange => status::request_too_large(max_request_bytes).into_http(),
+        _ => response,
     }
 }
 
@@ -97,8 +108,6 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Status {
 
 #[cfg(test)]
 mod tests {
-    use tonic::Code;
-
     use super::*;
 
     /// Answers by what the path says.
@@ -133,7 +142,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_too_much_is_shed_but_never_health() {
-        let mut guard = GuardLayer::new(2).layer(Handler);
+        let mut guard = GuardLayer::new(2, 1).layer(Handler);
         let hangs = |guard: &mut Guard<Handler>| guard.call(Request::builder().uri("/hang").body(()).unwrap());
         let (one, two) = (hangs(&mut guard), hangs(&mut guard));
         assert_eq!(code(&mut guard, "/read").await, Code::ResourceExhausted);
@@ -145,7 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_internal_and_gives_its_place_back() {
-        let mut guard = GuardLayer::new(1).layer(Handler);
+        let mut guard = GuardLayer::new(1, 1).layer(Handler);
         assert_eq!(code(&mut guard, "/panic").await, Code::Internal);
         assert_eq!(code(&mut guard, "/read").await, Code::Ok);
     }

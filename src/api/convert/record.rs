@@ -162,6 +162,9 @@ pub(super) fn parse_duration(duration: prost_types::Duration) -> Result<i64, &'s
     if !(-999_999_999..=999_999_999).contains(&nanos) || !(-315_576_000_000..=315_576_000_000).contains(&seconds) {
         return Err("a duration must be within 10,000 years, with nanos below 10^9");
     }
+    if seconds.signum() * i64::from(nanos.signum()) < 0 {
+        return Err("the seconds and nanos of a duration must have the same sign");
+    }
     let millis = seconds * 1000 + i64::from(nanos) / 1_000_000;
     if millis < 1 { Err("a duration must be at least a millisecond") } else { Ok(millis) }
 }

@@ -2,8 +2,9 @@
 //!
 //! Redis names each of its runs (`run_id`). The first probe of an epoch in a run leaves a marker, `{}fs:<epoch>`, that holds
 //! that name. A marker of another run means that Redis restarted and loaded what an earlier run held: its entries may be
-//! older than writes that were acknowledged since. The marker has no time to live, because it must outlive every entry that
-//! it vouches for; it costs some 60 bytes an epoch. Where it was evicted, what this process saw before still tells.
+//! older than writes that were acknowledged since. Each probe prolongs the marker, so that it outlives every entry that it
+//! vouches for, and the markers of epochs that nobody uses go. Where it was evicted, what this process saw before still
+//! tells.
 //!
 //! Where INFO is not allowed a restart with old data cannot be noticed; a warning says so.
 
@@ -19,6 +20,9 @@ use crate::cache::{CacheError, Epoch, Probe};
 
 /// Stands for a `run_id` that cannot be asked for.
 const UNKNOWN_RUN: &str = "unknown";
+/// How long a marker outlives the last probe, in ms: 7 days. No entry lives half as long as a tombstone, whose default is
+/// a day.
+const MARKER_TTL: &str = "604800000";
 /// What the scripts need: SET with KEEPTTL came with 6.0; older ones than this are no longer maintained by anybody.
 const OLDEST_VERSION: (u32, u32) = (6, 2);
 
@@ -60,7 +64,7 @@ impl RedisCache {
 /// Compares the epoch's marker with this run, and leaves one where there is none.
 async fn marker(shared: &Shared, epoch: Epoch, run: &str, seen: Option<&Seen>) -> Result<Probe, CacheError> {
     let key = format!("{{}}fs:{epoch}");
-    let read = ["GET", key.as_str()];
+    let read = ["GETEX", key.as_str(), "PX", MARKER_TTL];
     let mut found = ask(shared, &read).await?;
     if matches!(found, Value::Nil) {
         // Evicted? Then this process may still know of another run, and a Redis that came back empty is not full.
@@ -69,7 +73,7 @@ async fn marker(shared: &Shared, epoch: Epoch, run: &str, seen: Option<&Seen>) -
             return Ok(Probe::Restored);
         }
         // Another server may be first: then its marker counts.
-        refuse(ask(shared, &["SET", &key, run, "NX"]).await?)?;
+        refuse(ask(shared, &["SET", &key, run, "NX", "PX", MARKER_TTL]).await?)?;
         found = ask(shared, &read).await?;
     }
     match refuse(found)? {

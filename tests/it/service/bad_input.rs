@@ -65,7 +65,8 @@ fn bad_records() -> Vec<Bad> {
     for kind in kinds {
         bad.push((record("LEFT", [("f", Value { kind })]), "features[\"f\"]".into(), "INVALID_VALUE"));
     }
-    let ttls = [(0, 0), (-1, 0), (0, 999_999), (TEN_DAYS, 1_000_000), (i64::MAX, 0), (i64::MIN, 0), (1, i32::MAX)];
+    let ttls =
+        [(0, 0), (-1, 0), (1, -1), (0, 999_999), (TEN_DAYS, 1_000_000), (i64::MAX, 0), (i64::MIN, 0), (1, i32::MAX)];
     for (seconds, nanos) in ttls {
         let ttl = Some(Duration { seconds, nanos });
         bad.push((FeatureRecord { ttl, ..good() }, "ttl".into(), "INVALID_TTL"));

@@ -177,10 +177,13 @@ async fn a_request_message_larger_than_allowed_is_refused_and_the_connection_goe
     let server = Server::start(&[("FEATURESTORE_LIMITS_MAX_REQUEST_BYTES", "2MiB")]).await;
     let mut client = server.client().await;
     let large = upsert(record("LEFT", [("a", text(2 << 20))]));
-    // The codec refuses it before the service sees it, in its own words.
-    let refuses = |status: &tonic::Status| matches!(status.code(), Code::OutOfRange | Code::InvalidArgument);
+    let refuses = |status: &tonic::Status| {
+        let refused = Refusal::of(status);
+        (refused.code, refused.reason.as_str()) == (Code::InvalidArgument, "REQUEST_TOO_LARGE")
+            && refused.metadata["maximum"] == (2 << 20).to_string()
+    };
     let refused = client.upsert_features(large.clone()).await.unwrap_err();
-    assert!(refuses(&refused) && refused.message().contains("too large"), "{refused:?}");
+    assert!(refuses(&refused), "{refused:?}");
     let message = BulkUpsertRequest { records: vec![large.record.unwrap()], ..chunk(2, []) };
     let (answers, ended) = bulk(&mut client, [chunk(1, [record("A", [])]), message]).await;
     assert_eq!((answers.len(), answers[0].written), (1, 1), "{answers:?}");

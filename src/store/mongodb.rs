@@ -24,7 +24,10 @@ use tokio::time::Instant;
 
 pub use address::InvalidUri;
 
-use self::{connection::Connection, failure::Failure};
+use self::{
+    connection::{Connection, Lane},
+    failure::Failure,
+};
 use super::{EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules};
 use crate::{
     cache::Epoch,
@@ -127,7 +130,7 @@ impl Store for MongoStore {
     }
 
     async fn ping(&self, deadline: Instant) -> Result<(), StoreError> {
-        let read = self.connection.run_reserved(deadline, |prepared, left| {
+        let read = self.connection.run(Lane::Reserved, deadline, |prepared, left| {
             let meta = prepared.majority(META);
             async move { meta.find_one(doc! { "_id": "epoch" }).max_time(left).await }
         });

@@ -8,7 +8,7 @@ use bson::{RawArrayBuf, RawDocumentBuf, doc, raw::cstr, rawdoc};
 use tokio::time::Instant;
 
 use super::{
-    connection::Connection,
+    connection::{Connection, Lane},
     document,
     failure::Failure,
     pipeline::{self, Update},
@@ -147,7 +147,7 @@ async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instan
         updates.push(item.statement.clone());
     }
     let answer = connection
-        .run(deadline, |prepared, left| {
+        .run(Lane::Users, deadline, |prepared, left| {
             let mut command = rawdoc! {
                 "update": super::FEATURES,
                 "ordered": false,

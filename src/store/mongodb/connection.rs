@@ -37,6 +37,15 @@ const MONITOR_INTERVAL: Duration = Duration::from_secs(2);
 /// MongoDB 4.4's: the first whose pipelines know `$bsonSize`.
 const OLDEST_WIRE_VERSION: i32 = 9;
 
+/// Whose operation it is, and so which places it waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lane {
+    /// The users' reads and writes.
+    Users,
+    /// What must not queue behind them.
+    Reserved,
+}
+
 /// The way to the server.
 pub(super) struct Connection {
     config: MongoConfig,
@@ -111,6 +120,7 @@ impl Connection {
     /// Runs one operation on the prepared database; it is told how much time it has.
     pub(super) async fn run<T, F>(
         &self,
+        lane: Lane,
         deadline: Instant,
         operation: impl FnOnce(Prepared, Duration) -> F,
     ) -> Result<T, Failure>
@@ -119,21 +129,7 @@ impl Connection {
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let prepared = self.prepared(deadline).await?;
-        self.spawn(&self.slots, deadline, |left| operation(prepared, left)).await
-    }
-
-    /// The same for what must not queue behind the users' operations.
-    pub(super) async fn run_reserved<T, F>(
-        &self,
-        deadline: Instant,
-        operation: impl FnOnce(Prepared, Duration) -> F,
-    ) -> Result<T, Failure>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + Send + 'static,
-    {
-        let prepared = self.prepared(deadline).await?;
-        self.spawn(&self.reserved, deadline, |left| operation(prepared, left)).await
+        self.spawn(lane, deadline, |left| operation(prepared, left)).await
     }
 
     /// Waits for what runs, and ends the driver's own tasks. Nothing is sent afterwards.
@@ -161,7 +157,7 @@ impl Connection {
         let database = client.database(&self.config.database);
         let hello = database.clone();
         let hello =
-            self.spawn(&self.reserved, deadline, move |_| async move { hello.run_command(doc! { "hello": 1 }).await });
+            self.spawn(Lane::Reserved, deadline, move |_| async move { hello.run_command(doc! { "hello": 1 }).await });
         let hello = hello.await.map_err(Failure::before_the_operation)?;
         let wire_version = hello.get_i32("maxWireVersion").unwrap_or(0);
         if wire_version < OLDEST_WIRE_VERSION {
@@ -179,7 +175,7 @@ impl Connection {
         let uri = self.uri.clone();
         let config = &self.config;
         // Asks DNS where the URI is mongodb+srv.
-        let options = self.spawn(&self.reserved, deadline, |_| async { ClientOptions::parse(uri).await });
+        let options = self.spawn(Lane::Reserved, deadline, |_| async { ClientOptions::parse(uri).await });
         let mut options = options.await.map_err(Failure::before_the_operation)?;
         options.app_name.get_or_insert_with(|| "featurestore".to_owned());
         options.max_pool_size = Some(config.max_pool.saturating_add(RESERVED));
@@ -195,7 +191,7 @@ impl Connection {
     /// The index only collects garbage, so a server that refuses it can serve all the same.
     async fn create_indexes(&self, prepared: &Prepared, deadline: Instant) -> Result<(), Failure> {
         let features = prepared.majority(super::FEATURES);
-        let created = self.spawn(&self.reserved, deadline, move |left| async move {
+        let created = self.spawn(Lane::Reserved, deadline, move |left| async move {
             let options = IndexOptions::builder().name("gc_at_ttl".to_owned()).expire_after(Duration::ZERO).build();
             let index = IndexModel::builder().keys(doc! { "gc_at": 1 }).options(options).build();
             features.create_index(index).max_time(left).await
@@ -212,7 +208,7 @@ impl Connection {
 
     async fn spawn<T, F>(
         &self,
-        slots: &Arc<Semaphore>,
+        lane: Lane,
         deadline: Instant,
         operation: impl FnOnce(Duration) -> F,
     ) -> Result<T, Failure>
@@ -220,6 +216,10 @@ impl Connection {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
+        let slots = match lane {
+            Lane::Users => &self.slots,
+            Lane::Reserved => &self.reserved,
+        };
         let slot = match timeout_at(deadline, slots.clone().acquire_owned()).await {
             Ok(Ok(slot)) => slot,
             Ok(Err(_)) => return Err(Failure::not_done("the store is closed")),

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::{
     FEATURES,
-    connection::Connection,
+    connection::{Connection, Lane},
     document,
     pipeline::{self, Update},
 };
@@ -28,7 +28,7 @@ pub(super) async fn write(
     for tries_left in (0..TRIES).rev() {
         let (filter, pipeline) = (filter.clone(), pipeline.clone());
         let upsert = on_nothing.is_none();
-        let done = connection.run(deadline, |prepared, left| {
+        let done = connection.run(Lane::Users, deadline, |prepared, left| {
             let features = prepared.majority(FEATURES);
             async move {
                 features

@@ -6,6 +6,7 @@
 pub mod backends;
 pub mod binary;
 pub mod client;
+pub mod faulty;
 #[cfg(feature = "mongodb")]
 pub mod mongod;
 pub mod process;

@@ -12,6 +12,7 @@ mod health;
 mod mongodb_store;
 #[cfg(feature = "mongodb")]
 mod outages;
+mod protocol;
 mod service;
 mod store_contract;
 #[cfg(feature = "mongodb")]

@@ -1,0 +1,122 @@
+//! L2 on disk, between a server and the store that it shares with others.
+
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use featurestore::{
+    cache::Epoch,
+    record::{RecordKey, State},
+    store::{embedded::EmbeddedStore, *},
+};
+use tokio::{runtime::Handle, task::spawn_blocking, time::Instant};
+
+use super::{Faults, Op};
+
+/// A store that several servers share, and that tells how long its epoch has stood.
+pub struct SharedStore {
+    pub inner: EmbeddedStore,
+    pub exclusive: bool,
+    /// None: for ever.
+    epoch_since: Mutex<Option<Instant>>,
+}
+
+impl SharedStore {
+    pub fn new(inner: EmbeddedStore, exclusive: bool) -> Arc<Self> {
+        Arc::new(Self { inner, exclusive, epoch_since: Mutex::default() })
+    }
+
+    fn aged(&self, state: EpochState) -> EpochState {
+        let age = self.epoch_since.lock().unwrap().map_or(Duration::MAX, |since| since.elapsed());
+        EpochState { age, ..state }
+    }
+
+    pub async fn renew(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError> {
+        let before = self.inner.epoch(deadline).await?;
+        let state = self.inner.renew_epoch(seen, deadline).await?;
+        if before.epoch != state.epoch {
+            *self.epoch_since.lock().unwrap() = Some(Instant::now());
+        }
+        Ok(self.aged(state))
+    }
+}
+
+/// One server's way to a store that others share.
+pub struct FaultyStore {
+    pub faults: Arc<Faults>,
+    pub shared: Arc<SharedStore>,
+}
+
+/// Drives this on a thread of its own, so that the paused clock stands still meanwhile.
+pub async fn blocking<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    let runtime = Handle::current();
+    spawn_blocking(move || runtime.block_on(work)).await.unwrap()
+}
+
+fn unavailable() -> StoreError {
+    StoreError::Unavailable("by order of a test".into())
+}
+
+fn lost_write(done: bool) -> StoreError {
+    if done { StoreError::OutcomeUnknown("by order of a test".into()) } else { unavailable() }
+}
+
+#[async_trait]
+impl Store for FaultyStore {
+    async fn read(
+        &self,
+        keys: &[RecordKey],
+        concern: ReadConcern,
+        deadline: Instant,
+    ) -> Vec<Result<State, StoreError>> {
+        let (shared, keys, count) = (self.shared.clone(), keys.to_vec(), keys.len());
+        let work = blocking(async move { shared.inner.read(&keys, concern, deadline).await });
+        self.faults.call(Op::Read, deadline, work, |_| vec![Err(unavailable()); count]).await
+    }
+
+    async fn write(&self, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError> {
+        let shared = self.shared.clone();
+        let work = blocking(async move { shared.inner.write(write, deadline).await });
+        self.faults.call(Op::Write, deadline, work, |done| Err(lost_write(done))).await
+    }
+
+    async fn write_batch(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Receipt, StoreError>> {
+        let (shared, count) = (self.shared.clone(), writes.len());
+        let work = blocking(async move { shared.inner.write_batch(writes, deadline).await });
+        self.faults.call(Op::WriteBatch, deadline, work, |done| vec![Err(lost_write(done)); count]).await
+    }
+
+    async fn epoch(&self, deadline: Instant) -> Result<EpochState, StoreError> {
+        let shared = self.shared.clone();
+        let work = async move { shared.inner.epoch(deadline).await.map(|state| shared.aged(state)) };
+        self.faults.call(Op::Epoch, deadline, work, |_| Err(unavailable())).await
+    }
+
+    async fn renew_epoch(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError> {
+        let shared = self.shared.clone();
+        let work = blocking(async move { shared.renew(seen, deadline).await });
+        self.faults.call(Op::RenewEpoch, deadline, work, |done| Err(lost_write(done))).await
+    }
+
+    async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError> {
+        let shared = self.shared.clone();
+        let work = blocking(async move { shared.inner.mark_dirty(deadline).await.map(|state| shared.aged(state)) });
+        self.faults.call(Op::MarkDirty, deadline, work, |done| Err(lost_write(done))).await
+    }
+
+    async fn ping(&self, deadline: Instant) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        blocking(async move { shared.inner.ping(deadline).await }).await
+    }
+
+    async fn close(&self) {
+        self.shared.inner.close().await;
+    }
+
+    fn info(&self) -> StoreInfo {
+        StoreInfo { exclusive: self.shared.exclusive, ..self.shared.inner.info() }
+    }
+}

@@ -11,6 +11,7 @@
 
 pub mod breaker;
 mod bulk;
+mod fetch;
 mod flight;
 pub mod meter;
 mod read;

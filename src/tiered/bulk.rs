@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::{BulkAnswer, Tiered, WriteError, cache_keys, read::Ask, told::Told, trust::L1Use};
+use super::{BulkAnswer, Tiered, WriteError, cache_keys, fetch::Ask, told::Told, trust::L1Use};
 use crate::{
     record::RecordKey,
     store::{ReadConcern, Receipt, Write},

@@ -4,13 +4,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{
-    Tiered, cache_keys,
-    flight::{Crew, Flight, Landed},
-    trust::L1Use,
-};
+use super::{Tiered, cache_keys, flight::Landed, trust::L1Use};
 use crate::{
-    cache::{Acquired, CacheKey, CacheValue, Epoch, PermitId, Settle},
+    cache::Epoch,
     record::{RecordKey, Revision, State},
     store::{ReadConcern, StoreError},
 };
@@ -85,9 +81,9 @@ pub struct ReadAnswer {
 }
 
 /// Rows of distinct keys as they come in.
-struct Board {
-    rows: Vec<Option<Result<Row, RowError>>>,
-    degraded: bool,
+pub(super) struct Board {
+    pub(super) rows: Vec<Option<Result<Row, RowError>>>,
+    pub(super) degraded: bool,
 }
 
 impl Tiered {
@@ -155,7 +151,7 @@ impl Tiered {
     }
 
     /// Looks into L1: one MGET. Rows that it lacks stay empty.
-    async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board) {
+    pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board) {
         let started = Instant::now();
         let found = self.cache.get(&cache_keys(epoch, keys), self.l1_deadline(keys.len())).await;
         let (mut hits, mut failure) = (0, None);
@@ -204,153 +200,6 @@ impl Tiered {
             board.degraded |= landed.degraded;
             board.rows[*i] = Some(landed.row);
         }
-    }
-
-    /// Runs flights, and those that queue behind them, to the end.
-    async fn fly(&self, to_start: Vec<Arc<Flight>>, l1_failed: bool) {
-        let mut crew = Crew::new(&self.flights, to_start);
-        let mut l1 = if l1_failed { L1Use::Bypassed } else { self.trust.l1() };
-        let mut queued = false;
-        loop {
-            let keys = crew.keys();
-            let landed = self.fetch(&keys, l1, queued, &crew).await;
-            if !crew.land(landed) {
-                return;
-            }
-            (l1, queued) = (self.trust.l1(), true);
-        }
-    }
-
-    /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded.
-    async fn fetch(&self, keys: &[RecordKey], mut l1: L1Use, look_first: bool, crew: &Crew<'_>) -> Vec<Landed> {
-        // Before anything is asked: whatever L1 or L2 answers from here on may be older than a call that begins later.
-        crew.close_doors();
-        let mut board = Board { rows: vec![None; keys.len()], degraded: false };
-        if let (L1Use::Trusted(epoch), true) = (l1, look_first) {
-            self.look(epoch, keys, &mut board).await;
-        }
-        let missing: Vec<usize> = (0..keys.len()).filter(|i| board.rows[*i].is_none()).collect();
-        let wanted: Vec<RecordKey> = missing.iter().map(|i| keys[*i].clone()).collect();
-        if board.degraded || !matches!(l1, L1Use::Trusted(_)) {
-            board.degraded = true;
-            l1 = L1Use::Bypassed;
-        }
-        let mut asked = None;
-        if let (L1Use::Trusted(epoch), false) = (l1, wanted.is_empty()) {
-            asked = Some(self.acquire(cache_keys(epoch, &wanted)).await);
-        }
-        let acquire_failed = matches!(asked, Some(None));
-
-        // Those that were clean after all, or whose value was made clean meanwhile, need no L2 read.
-        let mut asks: Vec<Ask> = Vec::with_capacity(wanted.len());
-        match asked {
-            Some(Some(answers)) => asks = answers,
-            Some(None) => {
-                board.degraded = true;
-                asks.resize_with(wanted.len(), Ask::default);
-            }
-            None => asks.resize_with(wanted.len(), Ask::default),
-        }
-        let mut to_read = Vec::with_capacity(wanted.len());
-        for (place, (i, ask)) in missing.iter().zip(&mut asks).enumerate() {
-            match ask.hit.take() {
-                Some(value) => board.rows[*i] = Some(Ok(Row { state: value.into(), tier: Tier::L1 })),
-                None => to_read.push(place),
-            }
-        }
-        if !to_read.is_empty() {
-            let l2_keys: Vec<RecordKey> = to_read.iter().map(|place| wanted[*place].clone()).collect();
-            // Sooner than its callers' own deadlines, so that they learn which rows L2 did not answer.
-            let deadline = Instant::now() + self.settings.read_deadline.mul_f64(0.9);
-            let states = self.query(&l2_keys, ReadConcern::Majority, deadline).await;
-            if acquire_failed {
-                // A SETTLE would wait for L1 once more.
-                self.trust.remember(l2_keys.iter().zip(&states).filter(|(_, state)| state.is_ok()).map(|(key, _)| key));
-            } else if let L1Use::Trusted(epoch) = l1 {
-                let tokens = to_read.iter().map(|place| asks[*place].token).collect();
-                if !self.settle_read(epoch, &l2_keys, tokens, &states).await {
-                    board.degraded = true;
-                }
-            }
-            for (place, state) in to_read.into_iter().zip(states) {
-                let row = state.map_err(RowError::from).map(|state| match asks[place].suspect.take() {
-                    // L2 answered from before a write that L1 already had: the suspect is right.
-                    Some(suspect) if suspect.revision() > state.revision() => {
-                        Row { state: suspect.into(), tier: Tier::L1 }
-                    }
-                    _ => Row { state, tier: Tier::L2 },
-                });
-                board.rows[missing[place]] = Some(row);
-            }
-        }
-        let degraded = board.degraded;
-        board.rows.into_iter().map(|row| Landed { row: row.unwrap_or(Err(RowError::Internal)), degraded }).collect()
-    }
-
-    /// Asks for leases. None: L1 failed.
-    pub(super) async fn acquire(&self, keys: Vec<CacheKey>) -> Option<Vec<Ask>> {
-        let asks: Vec<_> = keys.into_iter().map(|key| (key, PermitId::random())).collect();
-        let answers = self.cache.acquire(&asks, self.l1_deadline(asks.len())).await;
-        let mut failure = None;
-        let read = |((_, token), answer): (&(CacheKey, PermitId), _)| match answer {
-            Ok(Acquired::Hit(value)) => Ask { hit: Some(value), ..Ask::default() },
-            Ok(Acquired::Lease { suspect }) => Ask { token: Some(*token), suspect, hit: None },
-            Ok(Acquired::NoFill { suspect }) => Ask { token: None, suspect, hit: None },
-            Err(error) => {
-                failure = Some(error);
-                Ask::default()
-            }
-        };
-        let answers = asks.iter().zip(answers).map(read).collect();
-        match failure {
-            None => Some(answers),
-            Some(error) => {
-                self.note_l1(&error);
-                None
-            }
-        }
-    }
-
-    /// Tells L1 what L2 answered. False: not confirmed, and remembered.
-    pub(super) async fn settle_read(
-        &self,
-        epoch: Epoch,
-        keys: &[RecordKey],
-        tokens: Vec<Option<PermitId>>,
-        states: &[Result<State, StoreError>],
-    ) -> bool {
-        let mut settles = Vec::with_capacity(keys.len());
-        let mut settled = Vec::with_capacity(keys.len());
-        for ((key, token), state) in keys.iter().zip(tokens).zip(states) {
-            // An error is never cached as anything; its lease lapses.
-            let Ok(state) = state else { continue };
-            settles.push(Settle {
-                key: CacheKey::new(epoch, key),
-                revision: state.revision(),
-                fill: token.map(|token| (token, self.fill(state.clone()))),
-            });
-            settled.push(key);
-        }
-        // In an epoch that is gone, or not yet everybody's, this keeps no later hit from being older.
-        self.settle_or_remember(settles, &settled).await && self.trust.holds(epoch)
-    }
-
-    /// SETTLE in one pipeline; the keys of what was not confirmed are remembered.
-    pub(super) async fn settle_or_remember(&self, settles: Vec<Settle>, keys: &[&RecordKey]) -> bool {
-        if settles.is_empty() {
-            return true;
-        }
-        let answers = self.cache.settle(&settles, self.l1_deadline(settles.len())).await;
-        let lost: Vec<_> =
-            keys.iter().zip(&answers).filter(|(_, answer)| answer.is_err()).map(|(key, _)| *key).collect();
-        if lost.is_empty() {
-            return true;
-        }
-        self.trust.remember(lost);
-        if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
-            self.note_l1(error);
-        }
-        false
     }
 
     /// Reads straight from L2 and removes from L1 what is older: STRONG reads, and rows that must be newer.
@@ -446,14 +295,6 @@ impl Tiered {
             }
         }
     }
-}
-
-/// What ACQUIRE said of one key.
-#[derive(Default)]
-pub(super) struct Ask {
-    hit: Option<CacheValue>,
-    pub(super) token: Option<PermitId>,
-    suspect: Option<CacheValue>,
 }
 
 /// Each key once, and where to find each of the request's (None: they were distinct).

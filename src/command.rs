@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 /// EX_USAGE of sysexits: the configuration is bad.
-const EXIT_CONFIG: u8 = 64;
+pub(crate) const EXIT_CONFIG: u8 = 64;
 const SERVICE: &str = "featurestore.v1.FeatureStoreService";
 
 /// An online feature store: Redis in front of MongoDB behind gRPC, with a cache that never lies.
@@ -71,6 +71,9 @@ impl Command {
             Ok(loaded) => loaded,
             Err(errors) => return bad_config(&errors),
         };
+        for warning in &effective.warnings {
+            eprintln!("featurestore: warning: {warning}");
+        }
         match self.action {
             Some(Action::Health { service }) => block_on(health(config.listen, service)),
             Some(Action::Config { .. }) => {
@@ -193,7 +196,13 @@ async fn health(listen: SocketAddr, service: String) -> ExitCode {
             println!("{}", status.as_str_name());
             ExitCode::FAILURE
         }
-        Ok(Err(error)) => failed(format!("{service:?} on {address}: {error}")),
+        Ok(Err(error)) => match error.downcast_ref::<tonic::Status>() {
+            Some(status) if status.code() == tonic::Code::NotFound => failed(format!(
+                "{service:?} is no health name of the server on {address}; there are \"\", {SERVICE}, l1, l2"
+            )),
+            Some(status) => failed(format!("{service:?} on {address}: {}", status.message())),
+            None => failed(format!("nothing answers gRPC on {address}: is the server running there? ({error})")),
+        },
         Err(_) => failed(format!("{service:?} on {address}: no answer within 3 s")),
     }
 }

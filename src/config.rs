@@ -108,10 +108,10 @@ impl Config {
         flags: &Flags,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<(Self, Effective), ConfigErrors> {
-        let (settings, errors) = sources::gather(flags, environment);
+        let (settings, errors, warnings) = sources::gather(flags, environment);
         let mut parser = Parser::new(settings, errors);
         let config = Self::parse(&mut parser);
-        let effective = Effective(parser.shown());
+        let effective = Effective { shown: parser.shown(), warnings };
         parser.finish()?;
         Ok((config, effective))
     }
@@ -179,6 +179,11 @@ impl Config {
         if self.l1_ttl >= self.tombstone_ttl / 2 {
             p.wrong("l1.ttl", "must be below half of l2.tombstone_ttl, or L1 could outlive a deletion");
         }
+        if let Some(mongodb) = &self.mongodb
+            && (mongodb.database.len() > 63 || mongodb.database.contains(['/', '\\', '.', ' ', '"', '$', '\0']))
+        {
+            p.wrong("mongodb.database", "may have 63 bytes and no space, /, \\, ., \" or $");
+        }
         if self.default_ttl > limits.max_ttl {
             p.wrong("ttl.default", "must not be above limits.max_ttl");
         }
@@ -187,6 +192,9 @@ impl Config {
 
 fn redis(p: &mut Parser) -> Option<Redis> {
     let (port, db, connections) = (p.count("redis.port"), p.text("redis.db"), p.count("redis.connections"));
+    if port > usize::from(u16::MAX) {
+        p.wrong("redis.port", "must be a port, from 1 to 65535");
+    }
     let (username, password) = (p.optional("redis.username"), p.optional("redis.password"));
     let (url, host) = (p.optional("redis.url"), p.optional("redis.host"));
     let url = url.or_else(|| {
@@ -215,11 +223,15 @@ fn mongodb(p: &mut Parser) -> Option<Mongodb> {
 
 /// The effective configuration as TOML lines, secrets redacted.
 #[derive(Clone, Debug)]
-pub struct Effective(String);
+pub struct Effective {
+    shown: String,
+    /// What is probably not as it was meant, a line each.
+    pub warnings: Vec<String>,
+}
 
 impl std::fmt::Display for Effective {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.shown)
     }
 }
 
@@ -311,7 +323,24 @@ mod tests {
 
     #[test]
     fn what_kubernetes_puts_into_the_environment_does_no_harm() {
-        let environment = [("REDIS_PORT", "tcp://10.0.0.1:6379"), ("FEATURESTORE_SERVICE_HOST", "10.0.0.2")];
-        assert!(load(&environment).is_ok());
+        let environment = [("REDIS_PORT", "tcp://10.0.0.1:6379"), ("FEATURESTORE_SERVICE_HOST", "10.0.0.2")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let (_, effective) = Config::load(&Flags::default(), environment).unwrap();
+        assert!(effective.warnings.is_empty(), "{:?}", effective.warnings);
+    }
+
+    #[test]
+    fn a_misspelt_name_is_told() {
+        let environment = [("FEATURESTORE_L1_TIMEOT".to_owned(), "1ms".to_owned())];
+        let (_, effective) = Config::load(&Flags::default(), environment).unwrap();
+        assert!(effective.warnings[0].contains("FEATURESTORE_L1_TIMEOT"), "{:?}", effective.warnings);
+    }
+
+    #[test]
+    fn seconds_are_whole_seconds() {
+        for wrong in ["5m", "abc", ""] {
+            let told = load(&[("REDIS_TTL", wrong)]).unwrap_err();
+            assert!(told.contains("l1.ttl") && told.contains("REDIS_TTL"), "{told}");
+        }
     }
 }

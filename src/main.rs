@@ -12,5 +12,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // One TLS provider in the whole process; it fails only where one is there already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    command::Command::parse().run()
+    match command::Command::try_parse() {
+        Ok(command) => command.run(),
+        Err(error) => {
+            let _ = error.print();
+            // --help and --version are no errors.
+            if error.use_stderr() { ExitCode::from(command::EXIT_CONFIG) } else { ExitCode::SUCCESS }
+        }
+    }
 }

@@ -72,7 +72,9 @@ pub async fn run(
 
     let routes = routes(&api, health_service, settings.reflection)?;
     let address = listener.local_addr()?;
-    tracing::info!(%address, l1 = tiered.cache().info().kind, l2 = tiered.store().info().kind, "serving");
+    let (l1, l2) = (tiered.cache().info(), tiered.store().info());
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, %address, l1 = l1.kind, l1_address = l1.address, l2 = l2.kind, l2_address = l2.address, "serving");
     let guard = GuardLayer::new(settings.max_in_flight, api.limits().max_request_bytes);
     let connections = Connections::new(guard.layer(DeadlineLayer.layer(routes)));
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
@@ -83,6 +85,7 @@ pub async fn run(
     tokio::time::sleep(settings.drain_delay).await;
     stop_accepting.cancel();
     let _ = accepting.await;
+    tracing::info!(patience = ?settings.drain_timeout, "no new calls are taken; those in flight may finish");
     connections.close(settings.drain_timeout).await;
     settle(&tiered).await;
     stop_watching.cancel();

@@ -57,7 +57,9 @@ mod otel {
             return Ok(None);
         }
         let exporter = SpanExporter::builder().with_tonic().build();
-        let exporter = exporter.map_err(|error| format!("OTEL_EXPORTER_OTLP_ENDPOINT: {error}"))?;
+        let exporter = exporter.map_err(|error| {
+            format!("OTEL_EXPORTER_OTLP_ENDPOINT: must be as http://host:4317 or https://host:4317: {error}")
+        })?;
         let resource = Resource::builder();
         let resource = if named("OTEL_SERVICE_NAME") { resource } else { resource.with_service_name("featurestore") };
         Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build()))

@@ -9,6 +9,7 @@ use crate::{
     tiered::{
         breaker::Mode,
         meter::{Meter, Reading},
+        trust::L1Use,
     },
 };
 
@@ -16,7 +17,7 @@ pub(super) fn response(api: &Inner) -> InfoResponse {
     let tiered = &api.tiered;
     let (cache, store, trust) = (tiered.cache().info(), tiered.store().info(), tiered.trust());
     let l1_state = match state(trust.breaker.mode()) {
-        TierState::Healthy if !trust.is_trusted() => TierState::Recovering,
+        TierState::Healthy if !matches!(trust.l1(), L1Use::Trusted(_) | L1Use::HitsOnly(_)) => TierState::Recovering,
         state => state,
     };
     let l2_state = state(tiered.l2_breaker().mode());

@@ -63,12 +63,12 @@ pub(super) fn is_secret(key: &str) -> bool {
     SECRET.contains(&key)
 }
 
-/// Reads all sources.
+/// Reads all sources: settings, errors, warnings.
 pub(super) fn gather(
     flags: &Flags,
     environment: impl IntoIterator<Item = (String, String)>,
-) -> (Settings, Vec<String>) {
-    let mut errors = Vec::new();
+) -> (Settings, Vec<String>, Vec<String>) {
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     let mut settings = from_toml(DEFAULTS, "the defaults", &mut errors);
     let known: Vec<String> = settings.keys().cloned().chain(OPTIONAL.map(str::to_owned)).collect();
     if let Some(path) = &flags.config {
@@ -80,10 +80,17 @@ pub(super) fn gather(
             Err(error) => errors.push(format!("--config: {} cannot be read: {error}", path.display())),
         }
     }
-    settings.extend(from_environment(environment, &known, &mut errors));
+    settings.extend(from_environment(environment, &known, &mut errors, &mut warnings));
     let flags = from_flags(flags, &mut errors);
     settings.extend(only_known(flags, &known, &mut errors));
-    (settings, errors)
+    (settings, errors, warnings)
+}
+
+/// A name that looks like ours and is none. Kubernetes sets some for a Service that is called featurestore.
+fn is_misspelt(name: &str) -> bool {
+    const NOT_OURS: [&str; 5] = ["SERVICE_", "PORT", "TEST_", "CONFIG", "BUILD_"];
+    let ours = name.strip_prefix("FEATURESTORE_");
+    ours.is_some_and(|rest| !NOT_OURS.iter().any(|prefix| rest.starts_with(prefix)))
 }
 
 fn only_known(settings: Settings, known: &[String], errors: &mut Vec<String>) -> Settings {
@@ -128,6 +135,7 @@ fn from_environment(
     environment: impl IntoIterator<Item = (String, String)>,
     known: &[String],
     errors: &mut Vec<String>,
+    warnings: &mut Vec<String>,
 ) -> Settings {
     let own = |key: &String| (format!("FEATURESTORE_{}", key.replace('.', "_").to_uppercase()), key.clone());
     let mut names: BTreeMap<String, String> = ALIASES.map(|(name, key)| (name.to_owned(), key.to_owned())).into();
@@ -146,12 +154,28 @@ fn from_environment(
                     continue;
                 }
             },
-            _ => continue,
+            _ => {
+                if is_misspelt(&name) {
+                    warnings.push(format!(
+                        "{name} is no name of ours and does nothing; see `featurestore config --defaults`"
+                    ));
+                }
+                continue;
+            }
         };
         if name == "REDIS_PORT" && text.starts_with("tcp://") {
             continue; // Kubernetes sets this for a Service that is called redis
         }
-        let text = if name == "REDIS_TTL" { format!("{text}s") } else { text };
+        let text = match name.as_str() {
+            "REDIS_TTL" if text.bytes().all(|byte| byte.is_ascii_digit()) => format!("{text}s"),
+            "REDIS_TTL" => {
+                errors.push(format!(
+                    "{key}: {text:?} is no number of whole seconds, as 300 (in the environment, {name})"
+                ));
+                continue;
+            }
+            _ => text,
+        };
         settings.insert(key.clone(), Setting { text, source: format!("the environment, {name}") });
     }
     settings

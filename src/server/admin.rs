@@ -65,6 +65,10 @@ fn respond(path: &str, tiered: &Tiered, draining: bool) -> Response<Full<Bytes>>
     };
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
+    // Prometheus refuses a scrape that does not name its format.
+    let format =
+        if path == "/metrics" { "text/plain; version=0.0.4; charset=utf-8" } else { "text/plain; charset=utf-8" };
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(format));
     response
 }
 

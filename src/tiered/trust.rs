@@ -165,8 +165,10 @@ impl Trust {
         };
         let mut bypass_until = known.and_then(|known| known.bypass_until);
         if changed {
-            tracing::info!(epoch = %state.epoch, "new epoch: L1 starts cold");
             bypass_until = (!self.exclusive).then(|| Instant::now() + CHANGE_PAUSE);
+            let what = if known.is_some() { "new epoch, L1 starts cold" } else { "young epoch" };
+            let pause = bypass_until.map_or(Duration::ZERO, |_| CHANGE_PAUSE);
+            tracing::info!(epoch = %state.epoch, ?pause, "{what}: L1 is used once every server knows of it");
         }
         self.view.store(Some(View { state, as_of, bypass_until }.into()));
     }

@@ -22,6 +22,8 @@ const L2_INTERVAL: Duration = Duration::from_millis(500);
 const L1_INTERVAL: Duration = Duration::from_millis(500);
 /// How long one question of a watcher may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the first one may take: longer than a driver looks for its server.
+const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// Keys removed from L1 at once, and how often in one look.
 const REMOVE_BATCH: usize = 1000;
 const REMOVE_BATCHES: usize = 20;
@@ -46,11 +48,12 @@ impl Tiered {
     /// Looks after both tiers until `shutdown`.
     pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
         // L1 needs the epoch, so L2 comes first; afterwards neither waits for the other.
-        self.look_at_l2().await;
+        let mut trouble = String::new();
+        self.look_at_l2(&mut trouble).await;
         let l2 = async {
             loop {
                 tokio::time::sleep(L2_INTERVAL).await;
-                self.look_at_l2().await;
+                self.look_at_l2(&mut trouble).await;
             }
         };
         let l1 = async {
@@ -70,14 +73,16 @@ impl Tiered {
         }
     }
 
-    /// Asks L2 for the epoch, which shows at the same time whether L2 answers.
-    async fn look_at_l2(&self) {
+    /// Asks L2 for the epoch, which shows at the same time whether L2 answers. `trouble` is what was last told of it.
+    async fn look_at_l2(&self, trouble: &mut String) {
         let asked = Instant::now();
         let tripped = self.l2_breaker.mode() == Mode::Tripped;
         if tripped {
             self.l2_breaker.probing();
         }
-        let mut answer = self.store.epoch(asked + PATIENCE).await;
+        // Before the first answer there is time to learn why there is none.
+        let patience = if self.reach.borrow().ready { PATIENCE } else { FIRST_PATIENCE };
+        let mut answer = self.store.epoch(asked + patience).await;
         if tripped && answer.is_ok() {
             // A read of one document may succeed where writes do not.
             answer = match self.store.ping(Instant::now() + PATIENCE).await {
@@ -93,11 +98,13 @@ impl Tiered {
             Ok(state) => {
                 self.silent_l2.store(self.store.info().silent, Relaxed);
                 self.trust.see(state, asked);
+                trouble.clear();
             }
             Err(error) => {
-                let Reach { l2, ready, .. } = *self.reach.borrow();
-                if l2 || !ready {
-                    tracing::warn!(%error, "L2 cannot be reached");
+                let text = error.to_string();
+                if *trouble != text {
+                    tracing::warn!(error = text, "L2 cannot be reached; it is tried again and again");
+                    *trouble = text;
                 }
                 if !tripped {
                     self.l2_breaker.failed();

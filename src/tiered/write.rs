@@ -9,7 +9,7 @@ use super::{OnL1Loss, Tiered, told::Told, trust::BypassedWrite, trust::L1Use};
 use crate::{
     cache::{CacheKey, Epoch, Marked, PermitId},
     record::{RecordKey, State},
-    store::{Receipt, StoreError, Write},
+    store::{Outcome, Receipt, StoreError, Write},
 };
 
 /// What became of a write.
@@ -95,6 +95,7 @@ impl Tiered {
         };
         let told = self.conclude(&prepared, &keys, slice::from_ref(&state)).await;
         let cached = self.own_up(&keys, &told).await.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
+        tell(&keys[0], &receipt, cached);
         Ok(WriteAnswer { receipt, state, cached })
     }
 
@@ -163,7 +164,13 @@ impl Tiered {
         if !self.l2_breaker.is_healthy() {
             return Err(StoreError::Unavailable("its breaker is open".into()).into());
         }
-        match self.l1_for_write().await {
+        let l1 = self.l1_for_write().await;
+        if self.trust.breaker.is_healthy() && self.trust.fresh_epoch().is_none() {
+            // L2 was just asked and does not confirm the epoch, so it is hardly there. A write behind L1's back would take
+            // away the hits that are all that can be served now.
+            return Err(StoreError::Unavailable("it does not confirm the epoch".into()).into());
+        }
+        match l1 {
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) if mark => {
                 if let Some(permits) = self.mark(epoch, keys).await {
                     return Ok(Prepared::Marked(epoch, permits));
@@ -230,6 +237,27 @@ impl Tiered {
             let receipt = receipt?;
             cached.next().unwrap_or(Err(WriteError::Internal)).map(|cached| (receipt, cached))
         };
-        receipts.into_iter().map(answer).collect()
+        let answers: Vec<_> = receipts.into_iter().map(answer).collect();
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            for (key, (receipt, cached)) in keys.iter().zip(&answers).filter_map(|(k, a)| Some((k, a.as_ref().ok()?))) {
+                tell(key, receipt, *cached);
+            }
+        }
+        answers
     }
+}
+
+/// One line a write, for a person at the debug level.
+fn tell(key: &RecordKey, receipt: &Receipt, cached: bool) {
+    let (feature_view, entity_id, revision) = (key.view.as_str(), key.entity_id.as_str(), receipt.revision.0);
+    let word = match receipt.outcome {
+        Outcome::Written => "WROTE",
+        Outcome::Deleted => "DELETED",
+        Outcome::NotFound => "NOTHING TO DELETE",
+        Outcome::SkippedStale => "SKIPPED STALE",
+        Outcome::RevisionMismatch { .. } | Outcome::TooManyFeatures { .. } | Outcome::RecordTooLarge { .. } => {
+            "REFUSED"
+        }
+    };
+    tracing::debug!(feature_view, entity_id, revision, cached, "{word} {entity_id}");
 }

@@ -35,6 +35,15 @@ async fn without_mongodb_hits_are_served_and_the_rest_is_an_error() {
         let statuses: Vec<_> = hits.iter().map(|row| (row.status(), row.source())).collect();
         assert_eq!(statuses, [(RowStatus::Found, Source::L1), (RowStatus::NotFound, Source::L1)], "{signal}");
 
+        // Writes of others meet the outage too, and must not take the hits away.
+        let mut writer = server.client().await;
+        let writing = tokio::spawn(async move {
+            for i in 0.. {
+                let _ = write(&mut writer, &format!("other {i}"), 1.0).await;
+                let _ = writer.delete_features(delete(["another"])).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
         let unknown = format!("unknown to {signal}");
         let start = Instant::now();
         let mut slowest = Duration::ZERO;
@@ -52,6 +61,7 @@ async fn without_mongodb_hits_are_served_and_the_rest_is_an_error() {
                 assert_eq!(row.error.as_ref().unwrap().code, Code::Unavailable as i32, "{row:?}");
             }
         }
+        writing.abort();
         println!("{signal}: the slowest read with a miss: {slowest:?}");
         assert_unavailable(&read(&mut client, "cold").await.unwrap_err());
         let ((row, degraded), took) = timed(async { read(&mut client, "cached").await.unwrap() }).await;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::harness::faulty::{Fault, Op};
+use featurestore::store::StoreError;
 
 const VIEW_LIFE: Duration = Duration::from_secs(2);
 
@@ -58,18 +59,18 @@ async fn a_write_that_finds_another_epoch_is_not_cached() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_that_cannot_learn_the_epoch_goes_behind_l1s_back() {
+async fn a_write_that_cannot_learn_the_epoch_is_refused_and_takes_no_hit_away() {
     let world = World::shared();
-    let [a, b] = world.trusting().await;
+    let [a] = world.trusting().await;
+    a.write("x").await;
     a.faults.always(Op::Epoch, Fault::Silent);
     tokio::time::advance(VIEW_LIFE).await;
-    // The mark answers with the epoch, so L1 can be told after all.
-    let written = a.write("x").await;
-    assert_eq!((a.faults.count(Op::Mark), a.faults.count(Op::MarkDirty)), (0, 1));
-    assert!(world.is_dirty().await);
-    assert!(written.cached && a.remembered() == 1, "L1 confirmed, and is looked at before it is trusted");
-    b.look().await;
-    nobody_sees_older([&a, &b], "x", written.receipt.revision).await;
+    let before = a.faults.count(Op::Mark);
+    let refused = a.try_write(write("y")).await.unwrap_err();
+    assert!(matches!(refused, WriteError::Store(StoreError::Unavailable(_))), "{refused:?}");
+    assert_eq!((a.faults.count(Op::Mark) - before, a.faults.count(Op::MarkDirty), a.remembered()), (0, 0, 0));
+    assert!(!world.is_dirty().await, "nothing happened behind L1's back");
+    assert!(matches!(a.l1(), L1Use::HitsOnly(_)), "what L1 holds is still served");
 }
 
 #[tokio::test(start_paused = true)]

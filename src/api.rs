@@ -121,12 +121,13 @@ impl FeatureStoreService for Api {
         request: Request<GetFeaturesRequest>,
     ) -> Result<Response<GetFeaturesResponse>, Status> {
         let arrived = Arrival::of(&request);
-        let read = convert::read(request.into_inner(), &self.0.limits)?;
+        let mut read = convert::read(request.into_inner(), &self.0.limits)?;
         let deadline = arrived.deadline(match read.consistency {
             Consistency::Cached => self.0.deadlines.read,
             Consistency::Strong => self.0.deadlines.strong,
         });
-        let reading = async { Ok::<_, Failure>(self.0.tiered.read(read.request(deadline)).await) };
+        let request = read.take_request(deadline);
+        let reading = async { Ok::<_, Failure>(self.0.tiered.read(request).await) };
         let answer = match arrived.is_clients(deadline) {
             true => tokio::time::timeout_at(deadline, reading).await.unwrap_or_else(|_| Err(Failure::deadline()))?,
             // Nobody gives up at that moment, so what the tiers say of it is worth waiting for.
@@ -163,8 +164,9 @@ impl FeatureStoreService for Api {
         request: Request<DeleteFeaturesRequest>,
     ) -> Result<Response<DeleteFeaturesResponse>, Status> {
         let arrived = Arrival::of(&request);
-        let deletes = convert::delete(request.into_inner(), &self.0.limits)?;
-        let deleting = async { Ok::<_, Failure>(self.0.tiered.delete(deletes.writes.clone()).await) };
+        let mut deletes = convert::delete(request.into_inner(), &self.0.limits)?;
+        let writes = std::mem::take(&mut deletes.writes);
+        let deleting = async { Ok::<_, Failure>(self.0.tiered.delete(writes).await) };
         let answer = within(arrived.deadline(self.0.deadlines.write), deleting).await?;
         Ok(Response::new(convert::delete_response(deletes, answer, &self.0.limits)?))
     }

@@ -158,6 +158,12 @@ impl Tiered {
         self.trust.wake();
     }
 
+    /// Counts a batch of which a command failed, once; false: none did.
+    fn note_failed<T>(&self, answers: &[Result<T, CacheError>]) -> bool {
+        let failure = answers.iter().find_map(|answer| answer.as_ref().err());
+        failure.inspect(|error| self.note_l1(error)).is_some()
+    }
+
     /// Counts an answer of L2; `budget` is how long it was given, as a client's own short deadline is no outage.
     fn note_l2<T>(&self, answer: &Result<T, StoreError>, budget: Duration) {
         match answer {

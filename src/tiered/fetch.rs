@@ -54,22 +54,17 @@ impl Tiered {
             board.degraded = true;
             l1 = L1Use::Bypassed;
         }
-        let mut asked = None;
+        let (mut asks, mut acquire_failed) = (Vec::new(), false);
         if let (L1Use::Trusted(epoch), false) = (l1, wanted.is_empty()) {
-            asked = Some(self.acquire(cache_keys(epoch, &wanted)).await);
+            match self.acquire(cache_keys(epoch, &wanted)).await {
+                Some(answers) => asks = answers,
+                None => acquire_failed = true,
+            }
         }
-        let acquire_failed = matches!(asked, Some(None));
+        board.degraded |= acquire_failed;
+        asks.resize_with(wanted.len(), Ask::default);
 
         // Those that were clean after all, or whose value was made clean meanwhile, need no L2 read.
-        let mut asks: Vec<Ask> = Vec::with_capacity(wanted.len());
-        match asked {
-            Some(Some(answers)) => asks = answers,
-            Some(None) => {
-                board.degraded = true;
-                asks.resize_with(wanted.len(), Ask::default);
-            }
-            None => asks.resize_with(wanted.len(), Ask::default),
-        }
         let mut to_read = Vec::with_capacity(wanted.len());
         for (place, (i, ask)) in missing.iter().zip(&mut asks).enumerate() {
             match ask.hit.take() {
@@ -166,9 +161,7 @@ impl Tiered {
             return true;
         }
         self.trust.remember(lost);
-        if let Some(Err(error)) = answers.iter().find(|answer| answer.is_err()) {
-            self.note_l1(error);
-        }
+        self.note_failed(&answers);
         false
     }
 }

@@ -25,13 +25,16 @@ impl Tiered {
     /// How a write that begins now may use L1. A view of the epoch that is too old is refreshed first: leaving L1 alone
     /// would cost everybody a new epoch.
     pub(super) async fn l1_for_write(&self) -> L1Use {
-        if self.trust.breaker.is_healthy() && self.trust.fresh_epoch().is_none() {
-            self.refresh_epoch().await;
+        if self.trust.breaker.is_healthy() {
+            self.freshen_epoch().await;
         }
         self.trust.l1()
     }
 
-    async fn refresh_epoch(&self) {
+    async fn freshen_epoch(&self) {
+        if self.trust.fresh_epoch().is_some() {
+            return;
+        }
         let asked = Instant::now();
         if let Ok(state) = self.store.epoch(asked + PATIENCE).await {
             self.trust.see(state, asked);
@@ -40,9 +43,7 @@ impl Tiered {
 
     /// Whether `epoch` holds; a view that is too old is refreshed first.
     async fn holds(&self, epoch: Epoch) -> bool {
-        if self.trust.fresh_epoch().is_none() {
-            self.refresh_epoch().await;
-        }
+        self.freshen_epoch().await;
         self.trust.holds(epoch)
     }
 
@@ -74,9 +75,7 @@ impl Tiered {
         };
         let settles: Vec<_> = keys.iter().zip(revisions).map(settle).collect();
         let answers = self.cache.settle(&settles, self.l1_deadline(settles.len())).await;
-        if let Some(error) = answers.iter().find_map(|answer| answer.as_ref().err()) {
-            self.note_l1(error);
-        }
+        self.note_failed(&answers);
         let holds = self.holds(epoch).await;
         // Another change of the epoch on the way: what was told is worth nothing.
         let stands = self.trust.fresh_epoch().is_some_and(|state| state.epoch == epoch);

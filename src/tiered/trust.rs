@@ -67,10 +67,6 @@ struct View {
 }
 
 impl View {
-    fn is_fresh(&self) -> bool {
-        self.as_of.elapsed() < VIEW_LIFE
-    }
-
     fn is_paused(&self) -> bool {
         self.bypass_until.is_some_and(|until| Instant::now() < until)
     }
@@ -112,7 +108,7 @@ impl Trust {
             return L1Use::Bypassed;
         };
         let epoch = view.state.epoch;
-        match (view.is_paused(), self.exclusive || view.is_fresh(), trusted) {
+        match (view.is_paused(), self.is_fresh(view), trusted) {
             (true, _, _) => L1Use::Paused(epoch),
             (false, true, true) => L1Use::Trusted(epoch),
             (false, true, false) => L1Use::Untrusted(epoch),
@@ -124,8 +120,7 @@ impl Trust {
     /// Whether what was told to L1 in `epoch` holds for everybody: it still stands, and nobody can be using another.
     pub fn holds(&self, epoch: Epoch) -> bool {
         let view = self.view.load();
-        view.as_deref()
-            .is_some_and(|view| view.state.epoch == epoch && !view.is_paused() && (self.exclusive || view.is_fresh()))
+        view.as_deref().is_some_and(|view| view.state.epoch == epoch && !view.is_paused() && self.is_fresh(view))
     }
 
     /// The epoch as it was last seen.
@@ -137,7 +132,12 @@ impl Trust {
     /// bypasses L1 for longer than a view lives.
     pub fn fresh_epoch(&self) -> Option<EpochState> {
         let view = self.view.load();
-        view.as_deref().filter(|view| self.exclusive || view.is_fresh()).map(|view| view.state)
+        view.as_deref().filter(|view| self.is_fresh(view)).map(|view| view.state)
+    }
+
+    /// Nobody but us changes the epoch of an exclusive store, so no view of it is too old.
+    fn is_fresh(&self, view: &View) -> bool {
+        self.exclusive || view.as_of.elapsed() < VIEW_LIFE
     }
 
     /// Whether L1 is trusted.

@@ -194,8 +194,7 @@ impl Tiered {
             }
             let keys: Vec<RecordKey> = removing.iter().map(|(key, _)| key.clone()).collect();
             let answers = self.cache.remove(&cache_keys(epoch, &keys), Instant::now() + PATIENCE).await;
-            if let Some(error) = answers.iter().find_map(|answer| answer.as_ref().err()) {
-                self.note_l1(error);
+            if self.note_failed(&answers) {
                 return;
             }
             self.trust.removed(&removing);

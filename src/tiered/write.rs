@@ -192,8 +192,7 @@ impl Tiered {
     async fn mark(&self, epoch: Epoch, keys: &[RecordKey]) -> Option<Vec<PermitId>> {
         let marks: Vec<_> = keys.iter().map(|key| (CacheKey::new(epoch, key), PermitId::random())).collect();
         let answers = self.cache.mark(&marks, self.l1_deadline(marks.len())).await;
-        if let Some(error) = answers.iter().find_map(|answer| answer.as_ref().err()) {
-            self.note_l1(error);
+        if self.note_failed(&answers) {
             return None;
         }
         if answers.contains(&Ok(Marked::Overflow)) {
@@ -217,9 +216,7 @@ impl Tiered {
             return;
         }
         let answers = self.cache.unmark(&unmarks, self.l1_deadline(unmarks.len())).await;
-        if let Some(error) = answers.iter().find_map(|answer| answer.as_ref().err()) {
-            self.note_l1(error);
-        }
+        self.note_failed(&answers);
     }
 
     /// One answer an item.

@@ -1,6 +1,6 @@
 //! GetFeatures: what is asked, and in which shape.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, mem};
 
 use tokio::time::Instant;
 
@@ -39,12 +39,12 @@ pub(in crate::api) enum Shape {
 }
 
 impl Read {
-    /// What the tiers are asked.
-    pub(in crate::api) fn request(&self, deadline: Instant) -> ReadRequest {
+    /// What the tiers are asked; moved out, as the answer needs none of it.
+    pub(in crate::api) fn take_request(&mut self, deadline: Instant) -> ReadRequest {
         ReadRequest {
-            keys: self.keys.clone(),
+            keys: mem::take(&mut self.keys),
             consistency: self.consistency,
-            min_revisions: self.min_revisions.clone(),
+            min_revisions: mem::take(&mut self.min_revisions),
             deadline,
         }
     }

@@ -1,0 +1,100 @@
+//! The numbers of the committed groups, kept among the records, so that a hole in the history shows at open.
+//!
+//! fjall cuts a damaged journal at the damage without a word, and replays those after it: whatever was only there, and in
+//! no table yet, is gone. Each group therefore leaves its number in the table of the records, where it shares their
+//! fate: it is flushed with them, or lost with them. An open wants to see every number up to the last.
+//!
+//! The numbers go round in `RING` slots, more than there are groups in memtables, and no number is ever removed.
+
+use crate::record::Revision;
+
+/// Of the slots' keys. A record's key begins with its view, which is not empty and holds no NUL.
+pub(super) const PREFIX: [u8; 1] = [0];
+/// A memtable of records holds fewer groups (16 MiB, at least 200 bytes each).
+const RING: u64 = 1 << 17;
+
+/// What the `number`th group leaves: its slot, and in it the number and the highest revision given so far.
+pub(super) fn link(number: u64, highest: Revision) -> (Vec<u8>, Vec<u8>) {
+    let slot = u32::try_from(number % RING).expect("the ring is far smaller");
+    let key = [&PREFIX[..], &slot.to_be_bytes()].concat();
+    (key, [number.to_le_bytes(), highest.0.to_le_bytes()].concat())
+}
+
+/// Looks at all slots.
+pub(super) struct Check {
+    count: u64,
+    numbers: Vec<u64>,
+    highest: Revision,
+}
+
+impl Check {
+    /// For a store of which all else says that it has `count` groups.
+    pub(super) fn new(count: u64) -> Self {
+        Self { count, numbers: Vec::new(), highest: Revision::NONE }
+    }
+
+    pub(super) fn see(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
+        let (Some(number), Some(highest)) = (value.first_chunk::<8>(), value.last_chunk::<8>()) else {
+            return Err("the number of a group of writes cannot be read".to_owned());
+        };
+        let (number, highest) = (u64::from_le_bytes(*number), Revision(i64::from_le_bytes(*highest)));
+        if link(number, highest) != (key.to_vec(), value.to_vec()) {
+            return Err("the number of a group of writes is not where it belongs".to_owned());
+        }
+        self.numbers.push(number);
+        self.highest = self.highest.max(highest);
+        Ok(())
+    }
+
+    /// The highest revision given, if no group is missing.
+    pub(super) fn end(self) -> Result<Revision, String> {
+        // Folders from before there was a chain begin later than with 1.
+        let Some(first) = self.numbers.iter().copied().min() else { return Ok(self.highest) };
+        let first = first.max((self.count + 1).saturating_sub(RING));
+        let seen = self.numbers.iter().filter(|number| **number >= first).count() as u64;
+        let wanted = (self.count + 1).saturating_sub(first);
+        match seen.cmp(&wanted) {
+            std::cmp::Ordering::Equal => Ok(self.highest),
+            std::cmp::Ordering::Less => Err(format!("{} committed groups of writes are gone", wanted - seen)),
+            std::cmp::Ordering::Greater => Err("it counts fewer groups of writes than it holds".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(count: u64, numbers: impl IntoIterator<Item = u64>) -> Result<Revision, String> {
+        let mut slots = std::collections::BTreeMap::new();
+        for number in numbers {
+            let (key, value) = link(number, Revision(i64::try_from(number).unwrap() * 10));
+            slots.insert(key, value);
+        }
+        let mut check = Check::new(count);
+        for (key, value) in slots {
+            check.see(&key, &value)?;
+        }
+        check.end()
+    }
+
+    #[test]
+    fn a_whole_chain_gives_the_highest_revision() {
+        assert_eq!(check(0, []), Ok(Revision::NONE));
+        assert_eq!(check(3, 1..=3), Ok(Revision(30)));
+        assert_eq!(check(90, 50..=90), Ok(Revision(900)), "a folder from before there was a chain");
+        let many = 2 * RING + 7;
+        assert_eq!(check(many, 1..=many), Ok(Revision(i64::try_from(many).unwrap() * 10)));
+    }
+
+    #[test]
+    fn a_hole_anywhere_shows() {
+        assert!(check(9, (1..=9).filter(|n| *n != 5)).unwrap_err().starts_with("1 committed"));
+        assert!(check(9, 1..=6).unwrap_err().starts_with("3 committed"), "the table of records lags behind");
+        assert!(check(6, 1..=9).is_err(), "the count lags behind");
+        let many = 2 * RING + 7;
+        for gone in [RING + 8, RING + 9, 2 * RING, many - 1] {
+            assert!(check(many, (1..=many).filter(|n| *n != gone)).is_err(), "{gone}");
+        }
+    }
+}

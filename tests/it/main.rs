@@ -5,6 +5,7 @@ mod binary;
 mod cache_contract;
 #[cfg(feature = "mongodb")]
 mod counting;
+mod durability;
 mod harness;
 #[cfg(feature = "mongodb")]
 mod health;

@@ -8,6 +8,8 @@
 
 use crate::record::Revision;
 
+/// In the meta table: the first number of the chain, as folders from before there was one begin later than with 1.
+pub(super) const FIRST: &str = "chain";
 /// Of the slots' keys. A record's key begins with its view, which is not empty and holds no NUL.
 pub(super) const PREFIX: [u8; 1] = [0];
 /// A memtable of records holds fewer groups (16 MiB, at least 200 bytes each).
@@ -22,15 +24,16 @@ pub(super) fn link(number: u64, highest: Revision) -> (Vec<u8>, Vec<u8>) {
 
 /// Looks at all slots.
 pub(super) struct Check {
+    first: u64,
     count: u64,
     numbers: Vec<u64>,
     highest: Revision,
 }
 
 impl Check {
-    /// For a store of which all else says that it has `count` groups.
-    pub(super) fn new(count: u64) -> Self {
-        Self { count, numbers: Vec::new(), highest: Revision::NONE }
+    /// For a store of which all else says that it has `count` groups, and numbers for those from the `first`.
+    pub(super) fn new(first: u64, count: u64) -> Self {
+        Self { first, count, numbers: Vec::new(), highest: Revision::NONE }
     }
 
     pub(super) fn see(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
@@ -48,9 +51,7 @@ impl Check {
 
     /// The highest revision given, if no group is missing.
     pub(super) fn end(self) -> Result<Revision, String> {
-        // Folders from before there was a chain begin later than with 1.
-        let Some(first) = self.numbers.iter().copied().min() else { return Ok(self.highest) };
-        let first = first.max((self.count + 1).saturating_sub(RING));
+        let first = self.first.max((self.count + 1).saturating_sub(RING));
         let seen = self.numbers.iter().filter(|number| **number >= first).count() as u64;
         let wanted = (self.count + 1).saturating_sub(first);
         match seen.cmp(&wanted) {
@@ -65,13 +66,13 @@ impl Check {
 mod tests {
     use super::*;
 
-    fn check(count: u64, numbers: impl IntoIterator<Item = u64>) -> Result<Revision, String> {
+    fn check(first: u64, count: u64, numbers: impl IntoIterator<Item = u64>) -> Result<Revision, String> {
         let mut slots = std::collections::BTreeMap::new();
         for number in numbers {
             let (key, value) = link(number, Revision(i64::try_from(number).unwrap() * 10));
             slots.insert(key, value);
         }
-        let mut check = Check::new(count);
+        let mut check = Check::new(first, count);
         for (key, value) in slots {
             check.see(&key, &value)?;
         }
@@ -80,21 +81,23 @@ mod tests {
 
     #[test]
     fn a_whole_chain_gives_the_highest_revision() {
-        assert_eq!(check(0, []), Ok(Revision::NONE));
-        assert_eq!(check(3, 1..=3), Ok(Revision(30)));
-        assert_eq!(check(90, 50..=90), Ok(Revision(900)), "a folder from before there was a chain");
+        assert_eq!(check(1, 0, []), Ok(Revision::NONE));
+        assert_eq!(check(1, 3, 1..=3), Ok(Revision(30)));
+        assert_eq!(check(50, 90, 50..=90), Ok(Revision(900)), "a folder from before there was a chain");
         let many = 2 * RING + 7;
-        assert_eq!(check(many, 1..=many), Ok(Revision(i64::try_from(many).unwrap() * 10)));
+        assert_eq!(check(1, many, 1..=many), Ok(Revision(i64::try_from(many).unwrap() * 10)));
     }
 
     #[test]
     fn a_hole_anywhere_shows() {
-        assert!(check(9, (1..=9).filter(|n| *n != 5)).unwrap_err().starts_with("1 committed"));
-        assert!(check(9, 1..=6).unwrap_err().starts_with("3 committed"), "the table of records lags behind");
-        assert!(check(6, 1..=9).is_err(), "the count lags behind");
+        assert!(check(1, 9, (1..=9).filter(|n| *n != 5)).unwrap_err().starts_with("1 committed"));
+        assert!(check(1, 9, 1..=6).unwrap_err().starts_with("3 committed"), "the table of records lags behind");
+        assert!(check(1, 6, 1..=9).is_err(), "the count lags behind");
+        assert!(check(1, 9, 4..=9).unwrap_err().starts_with("3 committed"), "the oldest are gone");
+        assert!(check(1, 9, []).unwrap_err().starts_with("9 committed"), "all are gone");
         let many = 2 * RING + 7;
         for gone in [RING + 8, RING + 9, 2 * RING, many - 1] {
-            assert!(check(many, (1..=many).filter(|n| *n != gone)).is_err(), "{gone}");
+            assert!(check(1, many, (1..=many).filter(|n| *n != gone)).is_err(), "{gone}");
         }
     }
 }

@@ -76,13 +76,31 @@ impl Engine {
         if count < expected {
             return Err(corrupt(&format!("the last {} committed groups of writes are gone", expected - count)));
         }
-        let highest = engine.check_chain(count).map_err(|reason| corrupt(&reason))?;
-        Ok((engine, count, highest))
+        let first = engine.get_meta(chain::FIRST).map_err(|e| corrupt(&e.to_string()))?;
+        match first.and_then(|bytes| bytes.first_chunk().copied()).map(u64::from_le_bytes) {
+            Some(first) => {
+                let highest = engine.check_chain(first, count).map_err(|reason| corrupt(&reason))?;
+                Ok((engine, count, highest))
+            }
+            // There are links: the first of them is gone.
+            None if engine.records.prefix(chain::PREFIX).next().is_some() => {
+                Err(corrupt("the first committed groups of writes are gone"))
+            }
+            // New, or from before there was a chain.
+            None => {
+                let first = count + 1;
+                let mut changes = engine.changes(first, Revision::NONE);
+                engine.put_meta(&mut changes, chain::FIRST, first.to_le_bytes().to_vec());
+                let unusable = |e: StoreError| OpenError::Unusable { dir: dir.to_owned(), reason: e.to_string() };
+                engine.commit(changes).map_err(unusable)?;
+                Ok((engine, first, Revision::NONE))
+            }
+        }
     }
 
-    /// The highest revision, if no group up to the `count`th is missing among the records.
-    fn check_chain(&self, count: u64) -> Result<Revision, String> {
-        let mut chain = chain::Check::new(count);
+    /// The highest revision, if no group from the `first` to the `count`th is missing among the records.
+    fn check_chain(&self, first: u64, count: u64) -> Result<Revision, String> {
+        let mut chain = chain::Check::new(first, count);
         for guard in self.records.prefix(chain::PREFIX) {
             match guard.into_inner() {
                 Ok((key, value)) => chain.see(&key, &value)?,

@@ -207,8 +207,9 @@ impl Engine {
     pub(super) fn commit(&self, mut changes: Changes) -> Result<(), StoreError> {
         let number = changes.number;
         self.put_meta(&mut changes, COMMITS, number.to_le_bytes().to_vec());
-        let (key, link) = chain::link(number, changes.highest);
-        changes.batch.insert(&self.records, key, link);
+        for (key, link) in chain::links(number, changes.highest) {
+            changes.batch.insert(&self.records, key, link);
+        }
         changes.batch.commit().map_err(|error| match error {
             // Said before anything is written.
             fjall::Error::Poisoned => StoreError::Unavailable("an earlier write to the disk failed".into()),

@@ -48,6 +48,19 @@ pub(super) async fn filled(count: usize, words: usize, group: usize) -> tempfile
     dir
 }
 
+/// A store of one record, written so many times.
+pub(super) async fn rewritten(times: i64) -> tempfile::TempDir {
+    let (dir, key) = (temp_dir(), key("again"));
+    let store = open(dir.path()).unwrap();
+    let mut revision = None;
+    for n in 0..times {
+        revision = Some(put(&key).int("a", n).written(&store).await);
+    }
+    fs::write(dir.path().join(ACKNOWLEDGED), format!("{} {}\n", revision.unwrap(), key.entity_id)).unwrap();
+    store.close().await;
+    dir
+}
+
 fn random_text(words: usize) -> Kind {
     Kind::StringVal((0..words).map(|_| format!("{:016x}", rand::random::<u64>())).collect())
 }

@@ -95,10 +95,10 @@ async fn a_group_that_lost_its_place_never_lets_an_older_value_win() {
     let whole = rewritten(30).await;
     let ends = ends(&fs::read(whole.path().join("fjall/0.jnl")).unwrap());
     let mut damages = Vec::new();
-    for back in [1, 2, 7, 20] {
+    for back in [1, 7] {
         // After the tag and the count. Nothing of it is in a checksum.
         let sequence = 8 * (ends[ends.len() - 1 - back] as u64 + 5);
-        damages.extend([0, 1, 2, 3, 4, 5, 9, 33].map(|bit| Damage::Flip(sequence + bit)));
+        damages.extend([0, 1, 2, 4, 5, 33].map(|bit| Damage::Flip(sequence + bit)));
     }
     let seen = in_parallel(&damages, |damage| with_damage(whole.path(), "fjall/0.jnl", *damage));
     assert!(seen.iter().filter(|seen| matches!(seen, Seen::Refused(_))).count() > damages.len() / 2, "{seen:?}");

@@ -2,14 +2,17 @@
 //! see only what was fsynced.
 //!
 //! Reading order: `writer` (the thread), `queue` (how work reaches it), `group` (what a group of writes does),
-//! `envelope` (the stored bytes), `engine` (the tables). Not here: what one write means (`apply`).
+//! `envelope` (the stored bytes), `engine` (the tables), `chain` (how a hole in the history shows). Not here: what one write means (`apply`).
 
+mod chain;
 mod engine;
 mod envelope;
 mod epoch;
 mod group;
 mod open;
 mod queue;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{
@@ -64,14 +67,14 @@ impl EmbeddedStore {
     ///
     /// `cache_bytes` bounds the engine's cache of blocks; its memtables take up to about 80 MiB more.
     pub fn open(dir: &Path, cache_bytes: u64, rules: WriteRules, clock: Clock) -> Result<Self, OpenError> {
-        let (engine, mut commits) = Engine::open(dir, cache_bytes)?;
+        let (engine, mut commits, highest) = Engine::open(dir, cache_bytes)?;
         let stored = engine.get_meta(epoch::NAME).map_err(|e| OpenError::corrupt(dir, &e.to_string()))?;
         let epoch = match stored {
             Some(bytes) => epoch::decode(&bytes).ok_or_else(|| OpenError::corrupt(dir, "the epoch cannot be read"))?,
             None => {
                 let first = epoch::new();
                 commits += 1;
-                let mut changes = engine.changes(commits);
+                let mut changes = engine.changes(commits, highest);
                 engine.put_meta(&mut changes, epoch::NAME, epoch::encode(first));
                 engine
                     .commit(changes)
@@ -87,6 +90,7 @@ impl EmbeddedStore {
             rules,
             clock,
             commits,
+            highest,
             epoch: Arc::clone(&epoch),
             halt,
             swept: Vec::new(),

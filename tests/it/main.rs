@@ -5,6 +5,7 @@ mod binary;
 mod cache_contract;
 #[cfg(feature = "mongodb")]
 mod counting;
+mod durability;
 #[cfg(feature = "mongodb")]
 mod elections;
 mod harness;

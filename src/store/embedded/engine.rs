@@ -1,6 +1,6 @@
 //! The engine under the embedded store, fjall, and the three tables on it. Why fjall: `docs/embedded-engine.md`.
 //!
-//! - `records`: key -> envelope.
+//! - `records`: key -> envelope; also the numbers of the groups (`chain`).
 //! - `expiry`: (when it may be collected, key) -> nothing; what `records` says, ordered by time.
 //! - `meta`: the epoch, and how many groups were committed.
 //!
@@ -11,7 +11,6 @@ use std::{
     fs::{File, OpenOptions},
     ops::Bound,
     os::unix::fs::FileExt,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
@@ -21,8 +20,11 @@ use fjall::{
     config::{FilterPolicy, HashRatioPolicy},
 };
 
-use super::open::OpenError;
-use crate::{record::Millis, record::RecordKey, store::StoreError};
+use super::{chain, open, open::OpenError};
+use crate::{
+    record::{Millis, RecordKey, Revision},
+    store::StoreError,
+};
 
 const COMMITS: &str = "commits";
 /// Small memtables and journals: an open after a crash replays all journals, and 64 MiB are read well below a second.
@@ -38,17 +40,19 @@ pub(super) struct Engine {
     /// The number of committed groups, once more, outside of the journal and not fsynced. An engine that knows of fewer
     /// at open has lost some: fjall takes a damaged journal for one whose end was not yet written, and cuts it there.
     commits: File,
+    dir: PathBuf,
 }
 
 /// What one group changes. It counts the group too.
 pub(super) struct Changes {
     batch: OwnedWriteBatch,
     number: u64,
+    highest: Revision,
 }
 
 impl Engine {
-    /// Opens or creates; also answers how many groups were ever committed.
-    pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<(Self, u64), OpenError> {
+    /// Opens or creates; also answers how many groups were ever committed, and the highest revision in them.
+    pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<(Self, u64, Revision), OpenError> {
         let folder = dir.join("fjall");
         std::fs::create_dir_all(&folder).map_err(|e| OpenError::io(dir, &e))?;
         let commits = OpenOptions::new()
@@ -59,22 +63,72 @@ impl Engine {
             .open(dir.join(COMMITS))
             .map_err(|e| OpenError::io(dir, &e))?;
         let expected = read_count(&commits);
-        if expected > 0 && !folder.join("version").exists() {
-            return Err(OpenError::corrupt(dir, "the engine's version marker is gone"));
-        }
+        open::check_version(dir, &folder, expected)?;
         // fjall trusts some of what it reads at open; a panic there is damage like any other.
-        let opened = catch_unwind(AssertUnwindSafe(|| Self::open_tables(&folder, cache_bytes, expected)));
+        let opened = open::guarded(dir, || Self::open_tables(&folder, cache_bytes, expected));
         let (database, [records, expiry, meta]) = opened
-            .unwrap_or_else(|_| Err(fjall::Error::Unrecoverable))
+            .unwrap_or_else(|| Err(fjall::Error::Unrecoverable))
             .map_err(|error| OpenError::engine(dir, &error))?;
-        let engine = Self { database, records, expiry, meta, commits };
-        let count = engine.get_meta(COMMITS).map_err(|e| OpenError::corrupt(dir, &e.to_string()))?;
+        let engine = Self { database, records, expiry, meta, commits, dir: dir.to_owned() };
+        let corrupt = |reason: &str| OpenError::corrupt(dir, reason);
+        let count = engine.get_meta(COMMITS).map_err(|e| corrupt(&e.to_string()))?;
         let count = count.and_then(|bytes| bytes.first_chunk().copied()).map_or(0, u64::from_le_bytes);
         if count < expected {
-            let lost = format!("the last {} committed groups of writes are gone", expected - count);
-            return Err(OpenError::corrupt(dir, &lost));
+            return Err(corrupt(&format!("the last {} committed groups of writes are gone", expected - count)));
         }
-        Ok((engine, count))
+        let first = engine.get_meta(chain::FIRST).map_err(|e| corrupt(&e.to_string()))?;
+        match first.and_then(|bytes| bytes.first_chunk().copied()).map(u64::from_le_bytes) {
+            Some(first) => {
+                let highest = engine.check_chain(first, count).map_err(|reason| corrupt(&reason))?;
+                Ok((engine, count, highest))
+            }
+            // There are links: the first of them is gone.
+            None if engine.records.prefix(chain::PREFIX).next().is_some() => {
+                Err(corrupt("the first committed groups of writes are gone"))
+            }
+            // New, or from before there was a chain.
+            None => {
+                let first = count + 1;
+                let mut changes = engine.changes(first, Revision::NONE);
+                engine.put_meta(&mut changes, chain::FIRST, first.to_le_bytes().to_vec());
+                let unusable = |e: StoreError| OpenError::Unusable { dir: dir.to_owned(), reason: e.to_string() };
+                engine.commit(changes).map_err(unusable)?;
+                Ok((engine, first, Revision::NONE))
+            }
+        }
+    }
+
+    /// The highest revision, if no group from the `first` to the `count`th is missing among the records.
+    fn check_chain(&self, first: u64, count: u64) -> Result<Revision, String> {
+        let mut chain = chain::Check::new(first, count);
+        for guard in self.records.prefix(chain::PREFIX) {
+            match guard.into_inner() {
+                Ok((key, value)) => chain.see(&key, &value)?,
+                Err(error) => {
+                    // A block of a table: what else is in it answers so when it is read.
+                    let folder = self.dir.display();
+                    tracing::warn!(%folder, %error, "the local store is damaged; whether it is whole cannot be checked");
+                    return Ok(Revision::NONE);
+                }
+            }
+        }
+        chain.end()
+    }
+
+    /// The store's folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Why the folder takes no more data, if it does not: tried out with a file that is removed again.
+    pub(super) fn refuses_data(&self) -> Option<std::io::Error> {
+        let path = self.dir.join("probe");
+        let probe = File::create(&path).and_then(|file| {
+            file.write_all_at(&[1; 256 << 10], 0)?;
+            file.sync_all()
+        });
+        let _ = std::fs::remove_file(&path);
+        probe.err()
     }
 
     fn open_tables(folder: &PathBuf, cache_bytes: u64, commits: u64) -> fjall::Result<(Database, [Keyspace; 3])> {
@@ -124,9 +178,9 @@ impl Engine {
         keys.map(|key| key.map(|key| key.to_vec()).map_err(|e| read_error(&e))).collect()
     }
 
-    /// Begins the `number`th group.
-    pub(super) fn changes(&self, number: u64) -> Changes {
-        Changes { batch: self.database.batch().durability(Some(PersistMode::SyncAll)), number }
+    /// Begins the `number`th group; `highest` is the highest revision with it.
+    pub(super) fn changes(&self, number: u64, highest: Revision) -> Changes {
+        Changes { batch: self.database.batch().durability(Some(PersistMode::SyncAll)), number, highest }
     }
 
     pub(super) fn put(&self, changes: &mut Changes, key: &[u8], envelope: Vec<u8>) {
@@ -153,6 +207,9 @@ impl Engine {
     pub(super) fn commit(&self, mut changes: Changes) -> Result<(), StoreError> {
         let number = changes.number;
         self.put_meta(&mut changes, COMMITS, number.to_le_bytes().to_vec());
+        for (key, link) in chain::links(number, changes.highest) {
+            changes.batch.insert(&self.records, key, link);
+        }
         changes.batch.commit().map_err(|error| match error {
             // Said before anything is written.
             fjall::Error::Poisoned => StoreError::Unavailable("an earlier write to the disk failed".into()),

@@ -23,7 +23,7 @@ use super::{
     queue::{Halt, Job, Reply, Work, Written},
 };
 use crate::{
-    record::Clock,
+    record::{Clock, Revision},
     store::{EpochState, StoreError, WriteRules},
 };
 
@@ -40,6 +40,8 @@ pub(super) struct Writer {
     pub(super) clock: Clock,
     /// Groups committed so far.
     pub(super) commits: u64,
+    /// The highest revision that was ever given.
+    pub(super) highest: Revision,
     pub(super) epoch: Arc<ArcSwap<EpochState>>,
     pub(super) halt: Halt,
     /// Expiry keys up to here were collected. A scan from the start would walk over all that was removed before.
@@ -82,7 +84,7 @@ impl Writer {
     fn group(&mut self, first: Job, jobs: &Receiver<Job>) -> ControlFlow<()> {
         let engine = Arc::clone(&self.engine);
         let (rules, clock) = (self.rules.clone(), self.clock.clone());
-        let mut group = Group::new(&engine, &rules, &clock);
+        let mut group = Group::new(&engine, &rules, &clock, self.highest);
         let epoch_before = **self.epoch.load();
         let mut epoch = epoch_before;
         let mut answers = Vec::new();
@@ -129,13 +131,14 @@ impl Writer {
         if !group.is_changed() && epoch.is_none() {
             return Ok(());
         }
-        let mut changes = self.engine.changes(self.commits + 1);
+        let highest = group.highest();
+        let mut changes = self.engine.changes(self.commits + 1, highest);
         let earliest = group.put_into(&mut changes);
         if let Some(epoch) = epoch {
             self.engine.put_meta(&mut changes, epoch::NAME, epoch::encode(epoch));
         }
         self.engine.commit(changes).inspect_err(|error| self.stop(error))?;
-        self.commits += 1;
+        (self.commits, self.highest) = (self.commits + 1, highest);
         if let Some(epoch) = epoch {
             self.epoch.store(Arc::new(epoch));
         }
@@ -161,7 +164,7 @@ impl Writer {
         };
         let Some(last) = due.last().cloned() else { return false };
         let more = due.len() == SWEEP_RECORDS;
-        let mut changes = self.engine.changes(self.commits + 1);
+        let mut changes = self.engine.changes(self.commits + 1, self.highest);
         for expiry_key in due {
             let Some((at, key)) = parse_expiry_key(&expiry_key) else { continue };
             match self.engine.get(key).map(|envelope| envelope.map(|bytes| Stored::decode(key, bytes))) {
@@ -182,7 +185,18 @@ impl Writer {
 
     /// After a failed commit nobody knows what a later fsync would say, so there is none.
     fn stop(&self, error: &StoreError) {
-        tracing::error!(%error, "a commit to the local store failed: it takes no more writes until the server is restarted");
+        let folder = self.engine.folder().display();
+        match self.engine.refuses_data() {
+            Some(reason) => tracing::error!(
+                %folder, %error, %reason,
+                "the local store cannot write to its folder: it takes no more writes, reads go on; make room in the \
+                 folder, then restart the server"
+            ),
+            None => tracing::error!(
+                %folder, %error,
+                "a commit to the local store failed: it takes no more writes, reads go on, until the server is restarted"
+            ),
+        }
         let _ = self.halt.set("an earlier commit failed; restart the server".into());
     }
 }

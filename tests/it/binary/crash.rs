@@ -92,3 +92,115 @@ async fn every_acknowledged_write_survives_twenty_kills_in_the_middle_of_writing
     println!("{} ids; the slowest of {} starts took {slowest:?}", acked.lock().unwrap().len(), CRASHES + 1);
     // `until_serving` holds the bound.
 }
+
+const BULK_CRASHES: usize = 6;
+const STREAMS: usize = 3;
+const CHUNK: usize = 40;
+/// Chunks answered between a start and the kill.
+const CHUNKS: usize = 12;
+/// Chunks of a stream on their way at once, so that the kill meets some.
+const ON_THEIR_WAY: usize = 4;
+
+/// What a stream sent, and what of it was answered: id -> (number, revision).
+#[derive(Default)]
+struct Streamed {
+    sent: BTreeMap<String, f64>,
+    acked: BTreeMap<String, (f64, i64)>,
+}
+
+/// Each chunk has records of its own, and one that every chunk of the stream writes again.
+fn chunk_of(stream: usize, round: usize, n: usize) -> Vec<FeatureRecord> {
+    let number = (round * 1_000_000 + n) as f64;
+    let ids = (1..CHUNK).map(|i| format!("s{stream}-{round}-{n}-{i}")).chain([format!("s{stream}")]);
+    ids.map(|id| record(&id, [("n", double(number)), ("same", double(number))])).collect()
+}
+
+async fn stream_until_killed(
+    mut client: Client,
+    stream: usize,
+    round: usize,
+    streamed: Arc<Mutex<Streamed>>,
+    count: Arc<AtomicUsize>,
+) {
+    let (send, chunks) = tokio::sync::mpsc::channel(ON_THEIR_WAY);
+    let (sending, room) = (streamed.clone(), Arc::new(tokio::sync::Semaphore::new(ON_THEIR_WAY)));
+    let answered = room.clone();
+    let sender = tokio::spawn(async move {
+        for n in 0.. {
+            room.acquire().await.unwrap().forget();
+            let records = chunk_of(stream, round, n);
+            let number = (round * 1_000_000 + n) as f64;
+            sending.lock().unwrap().sent.extend(records.iter().map(|record| (record.entity_id.clone(), number)));
+            let request = BulkUpsertRequest { all_results: true, ..chunk(n as u64, records) };
+            if send.send(request).await.is_err() {
+                return;
+            }
+        }
+    });
+    let chunks = tokio_stream::wrappers::ReceiverStream::new(chunks);
+    let Ok(answers) = client.bulk_upsert(chunks).await else { return sender.abort() };
+    let mut answers = answers.into_inner();
+    while let Ok(Some(answer)) = answers.message().await {
+        answered.add_permits(1);
+        assert_eq!((answer.written, answer.results.len()), (CHUNK as u64, CHUNK), "{answer:?}");
+        let number = round as f64 * 1_000_000.0 + answer.sequence as f64;
+        let told = answer.results.into_iter().map(|result| (result.entity_id, (number, result.revision)));
+        streamed.lock().unwrap().acked.extend(told);
+        count.fetch_add(1, SeqCst);
+    }
+    sender.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answered_chunk_survives_kills_in_the_middle_of_bulk_streams() {
+    let data = temp_dir();
+    let settings = [("FEATURESTORE_DATA_DIR", data.path().to_str().unwrap())];
+    let streams: Vec<_> = (0..STREAMS).map(|_| Arc::<Mutex<Streamed>>::default()).collect();
+    let (mut unanswered, mut there) = (0, 0);
+    for round in 0..=BULK_CRASHES {
+        let mut server = Binary::start(&settings);
+        server.until_serving().await;
+        let mut client = server.client().await;
+        for streamed in &streams {
+            let (sent, acked) = {
+                let streamed = streamed.lock().unwrap();
+                (streamed.sent.clone(), streamed.acked.clone())
+            };
+            for ids in sent.keys().collect::<Vec<_>>().chunks(500) {
+                for row in rows(&mut client, get(ids.iter().map(|id| id.as_str()))).await {
+                    let id = &row.entity_id;
+                    let Some((number, revision)) = acked.get(id) else {
+                        unanswered += 1;
+                        match row.status() {
+                            // Wholly, or not at all.
+                            RowStatus::Found => {
+                                let number = double(sent[id]);
+                                assert_eq!(row.features, features([("n", number.clone()), ("same", number)]), "{id}");
+                                there += 1;
+                            }
+                            status => assert_eq!((status, row.revision), (RowStatus::NotFound, 0), "{id}"),
+                        }
+                        continue;
+                    };
+                    assert_eq!(row.status(), RowStatus::Found, "{id} is lost after {round} kills");
+                    assert!(row.revision >= *revision, "{id} was answered at {revision}: {row:?}");
+                    assert_eq!(row.features["n"], row.features["same"], "{id} is of two chunks: {row:?}");
+                    let newer = row.revision > *revision;
+                    assert!(newer || row.features["n"] == double(*number), "{id}: {row:?}");
+                }
+            }
+        }
+        if round == BULK_CRASHES {
+            break;
+        }
+        let (mut writing, count) = (tokio::task::JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+        for (stream, streamed) in streams.iter().enumerate() {
+            let client = server.client().await;
+            writing.spawn(stream_until_killed(client, stream, round, streamed.clone(), count.clone()));
+        }
+        eventually("chunks to be answered", async || count.load(SeqCst) >= CHUNKS).await;
+        server.kill();
+        writing.join_all().await;
+    }
+    println!("{unanswered} looks at unanswered records, {there} of them there and whole");
+}

@@ -30,6 +30,11 @@ pub struct Binary {
 impl Binary {
     /// Serves on free ports, from a folder that is gone with it unless a setting names another.
     pub fn start(settings: &[(&str, &str)]) -> Self {
+        Self::start_under(&[], settings)
+    }
+
+    /// The same, as the last arguments of a command that becomes the program.
+    pub fn start_under(command: &[&str], settings: &[(&str, &str)]) -> Self {
         let (port, admin_port, folder) = (free_port(), free_port(), temp_dir());
         let mut environment = vec![
             ("FEATURESTORE_LISTEN", format!("127.0.0.1:{port}")),
@@ -41,8 +46,11 @@ impl Binary {
         environment.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
         // The last one of a name wins.
         let environment = environment.iter().map(|(name, value)| format!("{name}={value}"));
-        let args = ["-i".to_owned()].into_iter().chain(environment).chain([PROGRAM.to_owned(), "serve".to_owned()]);
-        let process = Process::start("env", args, &folder.path().join("log"));
+        let program = ["env".to_owned(), "-i".to_owned()].into_iter().chain(environment);
+        let program = program.chain([PROGRAM.to_owned(), "serve".to_owned()]);
+        let mut args = command.iter().map(|word| (*word).to_owned()).chain(program);
+        let first = args.next().expect("env at least");
+        let process = Process::start(first, args, &folder.path().join("log"));
         Self { process, port, admin_port, folder }
     }
 

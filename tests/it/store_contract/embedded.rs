@@ -1,9 +1,8 @@
-//! What only the embedded store promises: durability across opens, an exclusive folder, collection, and damage that is
-//! noticed.
+//! What only the embedded store promises: durability across opens, an exclusive folder, collection.
+//! (Damage: `durability`.)
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{Seek, SeekFrom, Write as _},
+    fs,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -247,97 +246,6 @@ async fn probe_of_a_full_disk() {
     store.close().await;
 }
 
-#[tokio::test]
-async fn a_damaged_folder_is_refused_or_the_row_is_corrupt_but_nothing_is_lost_silently() {
-    let whole = tempfile::tempdir().unwrap();
-    fill(whole.path(), 200, 5).await;
-    let mut refused = 0;
-    for file in files(whole.path()) {
-        let len = file.metadata().unwrap().len();
-        let flips = [0, 20, len / 3, len / 2, len.saturating_sub(1)];
-        let flips = flips.into_iter().filter(|at| *at < len).map(Damage::Flip);
-        for damage in flips.chain([Damage::Cut(len / 2), Damage::Cut(0), Damage::Remove]) {
-            refused += u32::from(is_refused(whole.path(), &file, &damage));
-        }
-    }
-    assert!(refused > 0);
-}
-
-#[tokio::test]
-async fn damage_in_a_table_on_disk_makes_rows_corrupt() {
-    let whole = tempfile::tempdir().unwrap();
-    fill(whole.path(), 3_000, 500).await; // more than a memtable holds
-    let tables = || files(whole.path()).into_iter().filter(|file| file.parent().unwrap().ends_with("tables"));
-    let table = tables().max_by_key(|file| file.metadata().unwrap().len()).expect("a table was flushed");
-    let len = table.metadata().unwrap().len();
-    assert!(len > 1 << 20, "{len}");
-    for damage in [Damage::Flip(len / 3), Damage::Flip(len - 20_000), Damage::Cut(len / 2), Damage::Remove] {
-        is_refused(whole.path(), &table, &damage);
-    }
-}
-
-/// Fills a store in batches and notes what it holds in the file `EXPECTED`.
-async fn fill(dir: &Path, count: usize, words: usize) {
-    let store = open(dir);
-    let keys: Vec<_> = (0..count).map(|i| key(&format!("{i}"))).collect();
-    for keys in keys.chunks(50) {
-        let writes = keys.iter().map(|key| put(key).kind("a", random_text(words)).0).collect();
-        store.write_batch(writes, deadline()).await.into_iter().for_each(|receipt| assert!(receipt.is_ok()));
-    }
-    let states = read_all(&store, &keys, ReadConcern::Majority).await;
-    let expected = keys.iter().zip(states).map(|(key, state)| format!("{} {}\n", state.revision(), key.entity_id));
-    fs::write(dir.join(EXPECTED), expected.collect::<String>()).unwrap();
-    store.close().await;
-}
-
-const EXPECTED: &str = "expected";
-const PROBE: &str = "FEATURESTORE_TEST_DAMAGED_FOLDER";
-const REFUSED: i32 = 77;
-
-/// Opens a damaged copy, in a process of its own, as the engine may abort. It must not serve anything else than before.
-fn is_refused(whole: &Path, file: &Path, damage: &Damage) -> bool {
-    if file.ends_with(EXPECTED) {
-        return false;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    copy_folder(whole, dir.path());
-    damage.to(&dir.path().join(file.strip_prefix(whole).unwrap()));
-    let probe = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "store_contract::embedded::probe_of_a_damaged_folder", "--nocapture"])
-        .env(PROBE, dir.path())
-        .env("RUST_BACKTRACE", "0")
-        .output()
-        .unwrap();
-    let said = || [probe.stdout.clone(), probe.stderr.clone()].map(|out| String::from_utf8_lossy(&out).into_owned());
-    match probe.status.code() {
-        Some(0) => false,
-        None | Some(REFUSED) => true,
-        Some(_) => panic!("{damage:?} of {}: {:?}", file.display(), said()),
-    }
-}
-
-/// The other half of the tests of damage; alone, it has nothing to do.
-#[tokio::test]
-async fn probe_of_a_damaged_folder() {
-    let Some(dir) = std::env::var_os(PROBE).map(PathBuf::from) else { return };
-    let store: Arc<dyn Store> = match try_open(&dir) {
-        Ok(store) => Arc::new(store),
-        Err(OpenError::Corrupt { .. }) => std::process::exit(REFUSED),
-        Err(other) => panic!("{other}"),
-    };
-    for line in fs::read_to_string(dir.join(EXPECTED)).unwrap().lines() {
-        let (revision, id) = line.split_once(' ').unwrap();
-        match store.read(&[contract_key(id)], ReadConcern::Majority, deadline()).await.remove(0) {
-            Ok(State::Record(stored)) => {
-                assert_eq!(stored.revision().to_string(), revision, "another revision");
-                stored.decode().unwrap();
-            }
-            Err(StoreError::Corrupt(_)) => {}
-            other => panic!("{id}: {other:?}"),
-        }
-    }
-}
-
 /// The key of an entity id that `key` made.
 fn contract_key(id: &str) -> RecordKey {
     RecordKey { view: FeatureView::parse("contract").unwrap(), entity_id: EntityId::parse(id).unwrap() }
@@ -345,36 +253,6 @@ fn contract_key(id: &str) -> RecordKey {
 
 fn random_text(words: usize) -> featurestore::proto::value::Kind {
     featurestore::proto::value::Kind::StringVal((0..words).map(|_| format!("{:x}", rand::random::<u64>())).collect())
-}
-
-#[derive(Debug)]
-enum Damage {
-    Flip(u64),
-    Cut(u64),
-    Remove,
-}
-
-impl Damage {
-    fn to(&self, path: &Path) {
-        if let Self::Remove = self {
-            return fs::remove_file(path).unwrap();
-        }
-        let mut file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-        match self {
-            Self::Flip(at) => {
-                let byte = fs::read(path).unwrap()[*at as usize];
-                file.seek(SeekFrom::Start(*at)).unwrap();
-                file.write_all(&[byte ^ 0x10]).unwrap();
-            }
-            Self::Cut(len) => file.set_len(*len).unwrap(),
-            Self::Remove => {}
-        }
-    }
-}
-
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 /// `cp` keeps the journal's holes, most of its 64 MiB.

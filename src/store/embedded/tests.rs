@@ -1,0 +1,124 @@
+//! A record whose envelope is damaged: never absence, and mended by a write that looks at nothing stored.
+
+use std::{path::Path, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{engine::Engine, *};
+use crate::{
+    record::{EntityId, FeatureView, Millis, Record, Revision, WriteMode},
+    store::{Change, Outcome, RequestId},
+};
+
+const CACHE_BYTES: u64 = 8 << 20;
+
+fn open(dir: &Path, clock: Clock) -> EmbeddedStore {
+    let rules = WriteRules {
+        default_ttl: Duration::from_secs(3600),
+        tombstone_ttl: Duration::from_secs(3600),
+        max_features: 5,
+        max_record_bytes: 1000,
+    };
+    EmbeddedStore::open(dir, CACHE_BYTES, rules, clock).unwrap()
+}
+
+fn key(id: &str) -> RecordKey {
+    RecordKey { view: FeatureView::parse("v").unwrap(), entity_id: EntityId::parse(id).unwrap() }
+}
+
+fn deadline() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+fn upsert(key: &RecordKey, mode: WriteMode, version: &str) -> Write {
+    let model_version = version.to_owned();
+    let record =
+        Record { mode, features: Default::default(), model_version, event_time: Some(Millis(7)), lifetime: None };
+    let request_id = RequestId(format!("{:x}", rand::random::<u64>()).into());
+    Write { key: key.clone(), request_id, if_revision: None, change: Change::Upsert(record) }
+}
+
+fn delete(key: &RecordKey) -> Write {
+    Write { change: Change::Delete, ..upsert(key, WriteMode::Replace, "") }
+}
+
+async fn read(store: &EmbeddedStore, key: &RecordKey) -> Result<State, StoreError> {
+    store.read(std::slice::from_ref(key), ReadConcern::Majority, deadline()).await.remove(0)
+}
+
+/// A store in which the envelopes of these keys have a wrong checksum, as one with a bit flipped in memory would.
+async fn damaged(dir: &Path, keys: &[&RecordKey], clock: Clock) -> EmbeddedStore {
+    let store = open(dir, clock.clone());
+    for key in keys {
+        store.write(upsert(key, WriteMode::Replace, "before"), deadline()).await.unwrap();
+    }
+    store.close().await;
+    let (engine, commits, highest) = Engine::open(dir, CACHE_BYTES).unwrap();
+    let mut changes = engine.changes(commits + 1, highest);
+    for key in keys {
+        let stored_key = record_key(key);
+        let mut envelope = engine.get(&stored_key).unwrap().unwrap().to_vec();
+        envelope[17] ^= 4;
+        engine.put(&mut changes, &stored_key, envelope);
+    }
+    engine.commit(changes).unwrap();
+    drop(engine);
+    open(dir, clock)
+}
+
+#[tokio::test]
+async fn a_damaged_record_answers_every_write_that_depends_on_it_with_corrupt() {
+    let (dir, key) = (tempfile::tempdir().unwrap(), key("a"));
+    let store = damaged(dir.path(), &[&key], Clock::system()).await;
+    let replace = upsert(&key, WriteMode::Replace, "after");
+    let too_many = "x".repeat(2000);
+    let mut too_large = upsert(&key, WriteMode::Replace, "");
+    if let Change::Upsert(record) = &mut too_large.change {
+        let text = crate::proto::Value { kind: Some(crate::proto::value::Kind::StringVal(too_many)) };
+        record.features.insert(crate::record::FeatureName::parse("f").unwrap(), text);
+    }
+    for refused in [
+        upsert(&key, WriteMode::Merge, "after"),
+        Write { if_revision: Some(Revision(1)), ..replace.clone() },
+        Write { if_revision: Some(Revision::NONE), ..replace.clone() },
+        Write { if_revision: Some(Revision::NONE), ..delete(&key) },
+        too_large,
+    ] {
+        let answer = store.write(refused, deadline()).await;
+        assert!(matches!(answer, Err(StoreError::Corrupt(_))), "{answer:?}");
+        assert!(matches!(read(&store, &key).await, Err(StoreError::Corrupt(_))), "and nothing changed");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_replaced_or_deleted_at_a_revision_above_all_even_after_the_clock_went_back() {
+    let (dir, keys) = (tempfile::tempdir().unwrap(), ["a", "b", "c"].map(key));
+    let [replaced, deleted, twice] = &keys;
+    let before = Clock::new(|| Millis(2_000_000));
+    let store = damaged(dir.path(), &[replaced, deleted, twice], before).await;
+    store.close().await;
+    let store = open(dir.path(), Clock::new(|| Millis(1_000_000)));
+    let highest = Revision(2_000_000 * 1000);
+
+    let (receipt, state) = store.write(upsert(replaced, WriteMode::Replace, "after"), deadline()).await.unwrap();
+    assert_eq!(receipt.outcome, Outcome::Written);
+    assert!(receipt.revision > highest && state.revision() == receipt.revision, "{receipt:?}");
+    let (receipt, state) = store.write(delete(deleted), deadline()).await.unwrap();
+    assert_eq!((receipt.outcome, receipt.tombstone), (Outcome::Deleted, true));
+    assert!(receipt.revision > highest && state == State::Tombstone(receipt.revision), "{receipt:?}");
+    let group = vec![upsert(twice, WriteMode::Replace, "1"), upsert(twice, WriteMode::Merge, "2")];
+    let receipts = store.write_batch(group, deadline()).await;
+    let [first, second] = [0, 1].map(|i| receipts[i].clone().unwrap());
+    assert!(highest < first.revision && first.revision < second.revision, "{receipts:?}");
+
+    let states = [replaced, deleted, twice].map(|key| (key, read(&store, key)));
+    let mut read_before = Vec::new();
+    for (_, state) in states {
+        read_before.push(state.await.unwrap());
+    }
+    store.close().await;
+    let store = open(dir.path(), Clock::system());
+    for (key, before) in keys.iter().zip(read_before) {
+        assert_eq!(read(&store, key).await.unwrap(), before);
+    }
+}

@@ -14,6 +14,7 @@ mod bulk;
 mod fetch;
 mod flight;
 pub mod meter;
+mod patience;
 mod read;
 mod told;
 pub mod trust;
@@ -40,6 +41,7 @@ use crate::{
 use breaker::Breaker;
 use flight::Flights;
 use meter::Meter;
+use patience::L1Patience;
 use trust::Trust;
 
 pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
@@ -54,8 +56,7 @@ const SILENT_L2_TTL: Duration = Duration::from_secs(5 * 60);
 pub struct Settings {
     /// How long L1 keeps a record at most, before jitter.
     pub l1_ttl: Duration,
-    /// How long a command to L1 may take, and 50 us more for each key; a call leaves L1 alone after the first one that
-    /// took longer.
+    /// How long a call waits for L1 over all its steps, and 50 us more for each key; then it goes on without it.
     pub l1_timeout: Duration,
     /// What becomes of writes that L1 does not confirm.
     pub on_l1_loss: OnL1Loss,
@@ -141,10 +142,19 @@ impl Tiered {
         self.tasks.wait().await;
     }
 
-    /// How long one command of so many keys may take.
-    fn l1_deadline(&self, keys: usize) -> Instant {
-        const PER_KEY: Duration = Duration::from_micros(50);
-        Instant::now() + self.settings.l1_timeout + PER_KEY * u32::try_from(keys).unwrap_or(u32::MAX)
+    /// A call's time for L1.
+    fn l1_patience(&self) -> L1Patience {
+        L1Patience::new(self.settings.l1_timeout)
+    }
+
+    /// Does a step for which its call has no time left, so that nobody waits for it: what it is for was remembered, or
+    /// lapses by itself. Nothing is counted, as the call has already told of L1's failure.
+    fn go_on_alone<F>(&self, keys: usize, step: impl FnOnce(Arc<dyn Cache>, Instant) -> F)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let deadline = Instant::now() + self.settings.l1_timeout + patience::for_keys(keys);
+        self.tasks.spawn(step(self.cache.clone(), deadline));
     }
 
     /// Counts a failed L1 command. A refusal says nothing about the connection, so it does not trip the breaker.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Tiered, cache_keys, flight::Landed, trust::L1Use};
+use super::{Tiered, cache_keys, flight::Landed, patience::L1Patience, trust::L1Use};
 use crate::{
     cache::Epoch,
     record::{RecordKey, Revision, State},
@@ -84,6 +84,8 @@ pub struct ReadAnswer {
 pub(super) struct Board {
     pub(super) rows: Vec<Option<Result<Row, RowError>>>,
     pub(super) degraded: bool,
+    /// Of the call that they are for.
+    pub(super) patience: L1Patience,
 }
 
 impl Tiered {
@@ -95,7 +97,7 @@ impl Tiered {
         } else {
             distinct.iter().map(|key| request.min_revisions.get(key).copied().unwrap_or_default()).collect()
         };
-        let mut board = Board { rows: vec![None; distinct.len()], degraded: false };
+        let mut board = Board { rows: vec![None; distinct.len()], degraded: false, patience: self.l1_patience() };
         match request.consistency {
             Consistency::Cached => self.read_cached(&distinct, &mins, request.deadline, &mut board).await,
             Consistency::Strong => {
@@ -152,8 +154,11 @@ impl Tiered {
 
     /// Looks into L1: one MGET. Rows that it lacks stay empty.
     pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board) {
-        let started = Instant::now();
-        let found = self.cache.get(&cache_keys(epoch, keys), self.l1_deadline(keys.len())).await;
+        let (started, l1_keys) = (Instant::now(), cache_keys(epoch, keys));
+        let Some(found) = board.patience.step(keys.len(), |by| self.cache.get(&l1_keys, by)).await else {
+            board.degraded = true;
+            return;
+        };
         let (mut hits, mut failure) = (0, None);
         for (row, found) in board.rows.iter_mut().zip(found) {
             match found {
@@ -187,17 +192,19 @@ impl Tiered {
         board: &mut Board,
     ) {
         let wanted: Vec<_> = missed.iter().map(|i| keys[*i].clone()).collect();
-        let (boarded, to_start) = self.flights.board(&wanted);
+        // What failed this call is left alone by its flights.
+        let l1_time = if board.degraded { Duration::ZERO } else { board.patience.left() };
+        let (boarded, to_start) = self.flights.board(&wanted, l1_time);
         if !to_start.is_empty() {
             let tiered = self.clone();
-            // A call waits for a silent L1 once, not at each step: one that failed this call is left alone by its flights.
-            let l1_failed = board.degraded;
-            self.tasks.spawn(async move { tiered.fly(to_start, l1_failed).await });
+            self.tasks.spawn(async move { tiered.fly(to_start).await });
         }
         for (i, flight) in missed.iter().zip(boarded) {
             let landed = tokio::time::timeout_at(deadline, flight.landed()).await;
-            let landed = landed.unwrap_or(Landed { row: Err(RowError::Deadline), degraded: true });
+            let late = Landed { row: Err(RowError::Deadline), degraded: true, l1_time: Duration::ZERO };
+            let landed = landed.unwrap_or(late);
             board.degraded |= landed.degraded;
+            board.patience.at_most(landed.l1_time);
             board.rows[*i] = Some(landed.row);
         }
     }
@@ -215,7 +222,8 @@ impl Tiered {
         let states = self.query(&wanted, concern, deadline).await;
         match self.trust.l1() {
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch) => {
-                board.degraded |= !self.settle_read(epoch, &wanted, vec![None; wanted.len()], &states).await;
+                let (tokens, patience) = (vec![None; wanted.len()], &mut board.patience);
+                board.degraded |= !self.settle_read(epoch, &wanted, tokens, &states, patience).await;
             }
             // What L1 holds may be older than this answer, and a later hit may show it.
             L1Use::HitsOnly(_) | L1Use::Bypassed => board.degraded = true,

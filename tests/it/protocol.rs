@@ -10,6 +10,7 @@ mod old_view;
 mod pause;
 mod recovery;
 mod rules;
+mod stalled;
 mod unconfirmed;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};

@@ -41,6 +41,8 @@ pub struct Config {
     pub l1_memory: usize,
     /// How long L2 keeps tombstones.
     pub tombstone_ttl: Duration,
+    /// Reads of L2 at once.
+    pub max_l2_reads: usize,
     /// Bytes of the embedded store's cache.
     pub l2_cache: usize,
     /// For records that give no ttl.
@@ -129,6 +131,7 @@ impl Config {
             on_l1_loss: p.one_of("l1.on_loss", &[("accept", OnL1Loss::Accept), ("reject", OnL1Loss::Reject)]),
             l1_memory: p.size("l1.memory"),
             tombstone_ttl: p.duration("l2.tombstone_ttl"),
+            max_l2_reads: p.count("l2.max_reads"),
             l2_cache: p.size("l2.cache"),
             default_ttl: p.duration("ttl.default"),
             limits: Limits {

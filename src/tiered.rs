@@ -13,6 +13,7 @@ pub mod breaker;
 mod bulk;
 mod fetch;
 mod flight;
+pub mod lane;
 pub mod meter;
 mod patience;
 mod read;
@@ -40,6 +41,7 @@ use crate::{
 };
 use breaker::Breaker;
 use flight::Flights;
+use lane::Lane;
 use meter::Meter;
 use patience::L1Patience;
 use trust::Trust;
@@ -50,6 +52,9 @@ pub use write::{BulkAnswer, WriteAnswer, WriteError};
 
 /// How long L1 keeps a record at most where L2 cannot tell of changes made behind our back.
 const SILENT_L2_TTL: Duration = Duration::from_secs(5 * 60);
+
+/// How many reads of L2 may wait for each that is made: with a quarter of their deadline, a herd is shed soon.
+const WAITING_READS: usize = 16;
 
 /// What an operator can turn.
 #[derive(Clone, Debug)]
@@ -66,6 +71,10 @@ pub struct Settings {
     pub read_deadline: Duration,
     /// How long a write may take after its call, if any, has gone.
     pub write_deadline: Duration,
+    /// Reads of L2 at once; some more wait, and the rest is shed.
+    pub max_l2_reads: usize,
+    /// Writes at once, those included whose calls have gone; more are refused.
+    pub max_writes: usize,
 }
 
 /// What becomes of writes that L1 does not confirm.
@@ -86,6 +95,8 @@ pub struct Tiered {
     trust: Trust,
     l2_breaker: Breaker,
     flights: Flights,
+    l2_reads: Lane,
+    writes: Lane,
     tasks: TaskTracker,
     reach: Sender<Reach>,
     /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
@@ -100,6 +111,9 @@ impl Tiered {
     /// Puts `cache` in front of `store`. Nothing is trusted before [`watch`](Self::watch) has looked at both.
     pub fn new(cache: Arc<dyn Cache>, store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Arc<Self> {
         let exclusive = store.info().exclusive;
+        let l2_reads =
+            Lane::new(settings.max_l2_reads, settings.max_l2_reads * WAITING_READS, settings.read_deadline / 4);
+        let writes = Lane::new(settings.max_writes, 0, Duration::ZERO);
         Arc::new(Self {
             cache,
             store,
@@ -108,6 +122,8 @@ impl Tiered {
             trust: Trust::new(exclusive),
             l2_breaker: Breaker::new(5),
             flights: Flights::default(),
+            l2_reads,
+            writes,
             tasks: TaskTracker::new(),
             reach: Sender::new(Reach::default()),
             silent_l2: AtomicBool::new(false),
@@ -134,6 +150,16 @@ impl Tiered {
     /// Whether L2 is being asked.
     pub fn l2_breaker(&self) -> &Breaker {
         &self.l2_breaker
+    }
+
+    /// Who reads L2, for misses and otherwise.
+    pub fn l2_reads(&self) -> &Lane {
+        &self.l2_reads
+    }
+
+    /// Who writes, those included whose calls have gone.
+    pub fn writes(&self) -> &Lane {
+        &self.writes
     }
 
     /// Waits until every detached write and fill has ended. New ones are still taken meanwhile.

@@ -16,7 +16,7 @@ impl Tiered {
     pub async fn write_bulk(self: &Arc<Self>, writes: Vec<Write>, warm: bool) -> BulkAnswer {
         let (tiered, count) = (self.clone(), writes.len());
         let items = self.detached(async move { tiered.run_bulk(writes, warm).await }).await;
-        BulkAnswer { items: items.unwrap_or_else(|| vec![Err(WriteError::Internal); count]) }
+        BulkAnswer { items: items.unwrap_or_else(|error| vec![Err(error); count]) }
     }
 
     async fn run_bulk(&self, writes: Vec<Write>, warm: bool) -> Vec<Result<(Receipt, bool), WriteError>> {
@@ -48,6 +48,8 @@ impl Tiered {
     /// that came between. Only an offer: what does not succeed stays cold.
     async fn warm(&self, keys: &[RecordKey], patience: &mut L1Patience) {
         let L1Use::Trusted(epoch) = self.trust.l1() else { return };
+        // Readers come first.
+        let Some(_place) = self.l2_reads.try_enter() else { return };
         let distinct: HashSet<&RecordKey> = keys.iter().collect();
         let keys: Vec<RecordKey> = distinct.into_iter().cloned().collect();
         let Some(asks) = self.acquire(cache_keys(epoch, &keys), patience).await else { return };

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{
     Tiered, cache_keys,
     flight::{Crew, Flight, Landed},
+    lane::Place,
     patience::L1Patience,
     read::{Board, Row, RowError, Tier},
     trust::L1Use,
@@ -40,8 +41,19 @@ impl Tiered {
         }
     }
 
-    /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded.
+    /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded. It has a place
+    /// among the reads of L2 before it asks for leases, which would keep others from filling while it waits.
     async fn fetch(&self, keys: &[RecordKey], look_first: bool, crew: &Crew<'_>) -> Vec<Landed> {
+        // Sooner than its callers' own deadlines, so that they learn which rows L2 did not answer.
+        let deadline = Instant::now() + self.settings.read_deadline.mul_f64(0.9);
+        let mut place = None;
+        if !look_first {
+            // With the doors open: who comes meanwhile joins.
+            match self.place_in_l2(deadline).await {
+                Ok(found) => place = Some(found),
+                Err(error) => return vec![Landed::failed(error); keys.len()],
+            }
+        }
         // Before anything is asked: whatever L1 or L2 answers from here on may be older than a call that begins later.
         let l1_time = crew.close_doors().min(self.settings.l1_timeout);
         let mut l1 = if l1_time.is_zero() { L1Use::Bypassed } else { self.trust.l1() };
@@ -51,6 +63,15 @@ impl Tiered {
             self.look(epoch, keys, &mut board).await;
         }
         let missing: Vec<usize> = (0..keys.len()).filter(|i| board.rows[*i].is_none()).collect();
+        if look_first && !missing.is_empty() {
+            match self.place_in_l2(deadline).await {
+                Ok(found) => place = Some(found),
+                Err(error) => {
+                    let failed = |row: Option<_>| row.map_or_else(|| Landed::failed(error.clone()), Landed::of_l1);
+                    return board.rows.into_iter().map(failed).collect();
+                }
+            }
+        }
         let wanted: Vec<RecordKey> = missing.iter().map(|i| keys[*i].clone()).collect();
         if board.degraded || !matches!(l1, L1Use::Trusted(_)) {
             board.degraded = true;
@@ -76,9 +97,8 @@ impl Tiered {
         }
         if !to_read.is_empty() {
             let l2_keys: Vec<RecordKey> = to_read.iter().map(|place| wanted[*place].clone()).collect();
-            // Sooner than its callers' own deadlines, so that they learn which rows L2 did not answer.
-            let deadline = Instant::now() + self.settings.read_deadline.mul_f64(0.9);
             let states = self.query(&l2_keys, ReadConcern::Majority, deadline).await;
+            drop(place);
             if acquire_failed {
                 // A SETTLE would wait for L1 once more.
                 self.trust.remember(l2_keys.iter().zip(&states).filter(|(_, state)| state.is_ok()).map(|(key, _)| key));
@@ -102,6 +122,14 @@ impl Tiered {
         let (degraded, l1_time) = (board.degraded, board.patience.left());
         let landed = |row: Option<_>| Landed { row: row.unwrap_or(Err(RowError::Internal)), degraded, l1_time };
         board.rows.into_iter().map(landed).collect()
+    }
+
+    /// A place among the reads of L2.
+    async fn place_in_l2(&self, deadline: Instant) -> Result<Place, RowError> {
+        if !self.l2_breaker.is_healthy() {
+            return Err(StoreError::Unavailable("its breaker is open".into()).into());
+        }
+        self.l2_reads.enter(1, deadline).await.ok_or(RowError::TooBusy)
     }
 
     /// Asks for leases. None: L1 failed.

@@ -27,6 +27,18 @@ pub(super) struct Landed {
     pub(super) l1_time: Duration,
 }
 
+impl Landed {
+    /// It ended before L2 was asked.
+    pub(super) fn failed(error: RowError) -> Self {
+        Self { row: Err(error), degraded: true, l1_time: Duration::MAX }
+    }
+
+    /// L1 answered after all.
+    pub(super) fn of_l1(row: Result<Row, RowError>) -> Self {
+        Self { row, degraded: false, l1_time: Duration::MAX }
+    }
+}
+
 /// One read of one key.
 pub(super) struct Flight {
     pub(super) key: RecordKey,

@@ -11,6 +11,9 @@ use crate::{
     store::{ReadConcern, StoreError},
 };
 
+/// How many single reads a store makes at once for a linearizable batch.
+const LINEARIZABLE_AT_ONCE: usize = 32;
+
 /// Which tier may answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
@@ -66,6 +69,9 @@ pub enum RowError {
     /// Not within the deadline.
     #[error("not read in time")]
     Deadline,
+    /// More reads of L2 at once than are made. L2 was not asked.
+    #[error("too many reads of L2 at once")]
+    TooBusy,
     /// A bug.
     #[error("the read was lost")]
     Internal,
@@ -219,6 +225,13 @@ impl Tiered {
         board: &mut Board,
     ) {
         let wanted: Vec<RecordKey> = places.iter().map(|i| keys[*i].clone()).collect();
+        // A linearizable batch is a read a key, and so many are made at once.
+        let reads = if concern == ReadConcern::Linearizable { wanted.len().min(LINEARIZABLE_AT_ONCE) } else { 1 };
+        let Some(_place) = self.l2_reads.enter(reads, deadline).await else {
+            board.degraded = true;
+            places.into_iter().for_each(|i| board.rows[i] = Some(Err(RowError::TooBusy)));
+            return;
+        };
         let states = self.query(&wanted, concern, deadline).await;
         match self.trust.l1() {
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch) => {
@@ -233,7 +246,7 @@ impl Tiered {
         }
     }
 
-    /// Asks L2, unless its breaker says that there is no use.
+    /// Asks L2, unless its breaker says that there is no use. The caller has a place among those who read it.
     pub(super) async fn query(
         &self,
         keys: &[RecordKey],

@@ -42,6 +42,9 @@ pub enum WriteError {
     /// L1 was lost on the way, and such writes are refused (`l1.on_loss`). It is durable in L2.
     #[error("committed, but L1 could not be told")]
     CommittedNotCached,
+    /// More writes at once than are taken. Nothing happened.
+    #[error("too many writes at once")]
+    TooBusy,
     /// A bug; it may have happened.
     #[error("the write was lost")]
     Internal,
@@ -61,22 +64,32 @@ impl Tiered {
     /// Writes one record and answers what now stands. A call that is dropped meanwhile does not stop it.
     pub async fn upsert(self: &Arc<Self>, write: Write) -> Result<WriteAnswer, WriteError> {
         let tiered = self.clone();
-        self.detached(async move { tiered.run_write(write).await }).await.unwrap_or(Err(WriteError::Internal))
+        self.detached(async move { tiered.run_write(write).await }).await?
     }
 
     /// Deletes records of distinct keys. A call that is dropped meanwhile does not stop it.
     pub async fn delete(self: &Arc<Self>, writes: Vec<Write>) -> BulkAnswer {
         let (tiered, count) = (self.clone(), writes.len());
         let items = self.detached(async move { tiered.run_deletes(writes).await }).await;
-        BulkAnswer { items: items.unwrap_or_else(|| vec![Err(WriteError::Internal); count]) }
+        BulkAnswer { items: items.unwrap_or_else(|error| vec![Err(error); count]) }
     }
 
-    /// Runs to its end whatever becomes of the caller. None: it panicked.
+    /// Runs to its end whatever becomes of the caller. It keeps its place among the writes until then, so that callers who
+    /// come and go do not leave more behind than the server takes.
     pub(super) async fn detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
-    ) -> Option<T> {
-        self.tasks.spawn(work).await.inspect_err(|error| tracing::error!(%error, "a detached write was lost")).ok()
+    ) -> Result<T, WriteError> {
+        let place = self.writes.try_enter().ok_or(WriteError::TooBusy)?;
+        let work = async move {
+            let done = work.await;
+            drop(place);
+            done
+        };
+        self.tasks.spawn(work).await.map_err(|error| {
+            tracing::error!(%error, "a detached write was lost");
+            WriteError::Internal
+        })
     }
 
     async fn run_write(&self, write: Write) -> Result<WriteAnswer, WriteError> {

@@ -46,6 +46,7 @@ impl App {
         let settings = Settings {
             l1_ttl: config.l1_ttl,
             l1_timeout: config.l1_timeout,
+            l1_slow: config.l1_slow,
             on_l1_loss: config.on_l1_loss,
             tombstone_ttl: config.tombstone_ttl,
             read_deadline: config.deadlines.read,

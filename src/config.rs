@@ -35,6 +35,8 @@ pub struct Config {
     pub l1_ttl: Duration,
     /// How long a call waits for L1.
     pub l1_timeout: Duration,
+    /// When L1 is too slow for reads.
+    pub l1_slow: Duration,
     /// What becomes of writes that L1 does not confirm.
     pub on_l1_loss: OnL1Loss,
     /// Bytes of the L1 in this process.
@@ -128,6 +130,7 @@ impl Config {
             mongodb: mongodb(p),
             l1_ttl: p.duration("l1.ttl"),
             l1_timeout: p.duration("l1.timeout"),
+            l1_slow: p.duration("l1.slow"),
             on_l1_loss: p.one_of("l1.on_loss", &[("accept", OnL1Loss::Accept), ("reject", OnL1Loss::Reject)]),
             l1_memory: p.size("l1.memory"),
             tombstone_ttl: p.duration("l2.tombstone_ttl"),

@@ -15,6 +15,8 @@ mod fetch;
 mod flight;
 pub mod lane;
 pub mod meter;
+pub mod mode;
+pub mod pace;
 mod patience;
 mod read;
 mod told;
@@ -43,6 +45,7 @@ use breaker::Breaker;
 use flight::Flights;
 use lane::Lane;
 use meter::Meter;
+use pace::Pace;
 use patience::L1Patience;
 use trust::Trust;
 
@@ -63,6 +66,8 @@ pub struct Settings {
     pub l1_ttl: Duration,
     /// How long a call waits for L1 over all its steps, and 50 us more for each key; then it goes on without it.
     pub l1_timeout: Duration,
+    /// Reads leave L1 alone while more than one in a hundred of its commands takes longer.
+    pub l1_slow: Duration,
     /// What becomes of writes that L1 does not confirm.
     pub on_l1_loss: OnL1Loss,
     /// How long L2 keeps tombstones.
@@ -93,6 +98,7 @@ pub struct Tiered {
     settings: Settings,
     clock: Clock,
     trust: Trust,
+    pace: Pace,
     l2_breaker: Breaker,
     flights: Flights,
     l2_reads: Lane,
@@ -113,6 +119,7 @@ impl Tiered {
         let exclusive = store.info().exclusive;
         let l2_reads =
             Lane::new(settings.max_l2_reads, settings.max_l2_reads * WAITING_READS, settings.read_deadline / 4);
+        let pace = Pace::new(settings.l1_slow);
         let writes = Lane::new(settings.max_writes, 0, Duration::ZERO);
         Arc::new(Self {
             cache,
@@ -120,6 +127,7 @@ impl Tiered {
             settings,
             clock,
             trust: Trust::new(exclusive),
+            pace,
             l2_breaker: Breaker::new(5),
             flights: Flights::default(),
             l2_reads,
@@ -169,8 +177,8 @@ impl Tiered {
     }
 
     /// A call's time for L1.
-    fn l1_patience(&self) -> L1Patience {
-        L1Patience::new(self.settings.l1_timeout)
+    fn l1_patience(&self) -> L1Patience<'_> {
+        L1Patience::new(self.settings.l1_timeout, &self.pace)
     }
 
     /// Does a step for which its call has no time left, so that nobody waits for it: what it is for was remembered, or

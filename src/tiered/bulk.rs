@@ -46,7 +46,7 @@ impl Tiered {
 
     /// Fills L1: the leases first, then the read back, as a read back from before a lease may be older than a write
     /// that came between. Only an offer: what does not succeed stays cold.
-    async fn warm(&self, keys: &[RecordKey], patience: &mut L1Patience) {
+    async fn warm(&self, keys: &[RecordKey], patience: &mut L1Patience<'_>) {
         let L1Use::Trusted(epoch) = self.trust.l1() else { return };
         // Readers come first.
         let Some(_place) = self.l2_reads.try_enter() else { return };

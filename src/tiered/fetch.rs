@@ -56,8 +56,8 @@ impl Tiered {
         }
         // Before anything is asked: whatever L1 or L2 answers from here on may be older than a call that begins later.
         let l1_time = crew.close_doors().min(self.settings.l1_timeout);
-        let mut l1 = if l1_time.is_zero() { L1Use::Bypassed } else { self.trust.l1() };
-        let patience = L1Patience::new(l1_time);
+        let mut l1 = if l1_time.is_zero() { L1Use::Bypassed } else { self.l1_for_read() };
+        let patience = L1Patience::new(l1_time, &self.pace);
         let mut board = Board { rows: vec![None; keys.len()], degraded: false, patience };
         if let (L1Use::Trusted(epoch), true) = (l1, look_first) {
             self.look(epoch, keys, &mut board).await;
@@ -133,7 +133,7 @@ impl Tiered {
     }
 
     /// Asks for leases. None: L1 failed.
-    pub(super) async fn acquire(&self, keys: Vec<CacheKey>, patience: &mut L1Patience) -> Option<Vec<Ask>> {
+    pub(super) async fn acquire(&self, keys: Vec<CacheKey>, patience: &mut L1Patience<'_>) -> Option<Vec<Ask>> {
         let asks: Vec<_> = keys.into_iter().map(|key| (key, PermitId::random())).collect();
         let answers = patience.step(asks.len(), |by| self.cache.acquire(&asks, by)).await?;
         let mut failure = None;
@@ -163,7 +163,7 @@ impl Tiered {
         keys: &[RecordKey],
         tokens: Vec<Option<PermitId>>,
         states: &[Result<State, StoreError>],
-        patience: &mut L1Patience,
+        patience: &mut L1Patience<'_>,
     ) -> bool {
         let mut settles = Vec::with_capacity(keys.len());
         let mut settled = Vec::with_capacity(keys.len());
@@ -182,7 +182,12 @@ impl Tiered {
     }
 
     /// SETTLE in one pipeline; the keys of what was not confirmed are remembered.
-    async fn settle_or_remember(&self, settles: Vec<Settle>, keys: &[&RecordKey], patience: &mut L1Patience) -> bool {
+    async fn settle_or_remember(
+        &self,
+        settles: Vec<Settle>,
+        keys: &[&RecordKey],
+        patience: &mut L1Patience<'_>,
+    ) -> bool {
         if settles.is_empty() {
             return true;
         }

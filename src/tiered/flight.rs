@@ -111,6 +111,11 @@ impl Flights {
         (boarded.collect(), to_start)
     }
 
+    /// Those that run or are queued, a key each.
+    pub(super) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<RecordKey, Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,21 +5,24 @@ use std::{future::Future, time::Duration};
 
 use tokio::time::Instant;
 
+use super::pace::Pace;
+
 /// What each key may add to a step.
 const PER_KEY: Duration = Duration::from_micros(50);
 /// The clock's grain: less is nothing.
 const GRAIN: Duration = Duration::from_millis(1);
 
 /// What is left of a call's time for L1.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct L1Patience {
+#[derive(Debug)]
+pub(super) struct L1Patience<'a> {
     left: Duration,
+    pace: &'a Pace,
 }
 
-impl L1Patience {
-    /// That of a call which has not waited yet.
-    pub(super) fn new(left: Duration) -> Self {
-        Self { left }
+impl<'a> L1Patience<'a> {
+    /// That of a call which may still wait so long; each step shows L1's pace.
+    pub(super) fn new(left: Duration, pace: &'a Pace) -> Self {
+        Self { left, pace }
     }
 
     /// What is left; zero where no step is begun any more.
@@ -43,7 +46,9 @@ impl L1Patience {
         }
         let (began, extra) = (Instant::now(), for_keys(keys));
         let answer = step(began + self.left + extra).await;
-        self.left = self.left.saturating_sub(began.elapsed().saturating_sub(extra));
+        let took = began.elapsed().saturating_sub(extra);
+        self.pace.took(took);
+        self.left = self.left.saturating_sub(took);
         Some(answer)
     }
 }
@@ -61,7 +66,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_steps_of_a_call_share_one_timeout() {
         let (start, whole) = (Instant::now(), Duration::from_millis(50));
-        let mut patience = L1Patience::new(whole);
+        let pace = Pace::new(whole);
+        let mut patience = L1Patience::new(whole, &pace);
         assert!(patience.step(1, |_| sleep(Duration::from_millis(20))).await.is_some());
         assert!(patience.step(1, sleep_until).await.is_some());
         assert!(patience.step(1, sleep_until).await.is_none());
@@ -70,7 +76,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn keys_have_time_of_their_own() {
-        let mut patience = L1Patience::new(Duration::from_millis(50));
+        let pace = Pace::new(Duration::from_millis(20));
+        let mut patience = L1Patience::new(Duration::from_millis(50), &pace);
         assert!(patience.step(1000, |_| sleep(Duration::from_millis(50))).await.is_some());
         assert_eq!(patience.left(), Duration::from_millis(50));
     }

@@ -87,11 +87,11 @@ pub struct ReadAnswer {
 }
 
 /// Rows of distinct keys as they come in.
-pub(super) struct Board {
+pub(super) struct Board<'a> {
     pub(super) rows: Vec<Option<Result<Row, RowError>>>,
     pub(super) degraded: bool,
     /// Of the call that they are for.
-    pub(super) patience: L1Patience,
+    pub(super) patience: L1Patience<'a>,
 }
 
 impl Tiered {
@@ -128,11 +128,11 @@ impl Tiered {
         keys: &[RecordKey],
         mins: &[Revision],
         deadline: Instant,
-        board: &mut Board,
+        board: &mut Board<'_>,
     ) {
         let at_least = |i: usize| mins.get(i).copied().unwrap_or_default();
         let (mut missed, mut outdated) = (Vec::new(), Vec::new());
-        match self.trust.l1() {
+        match self.l1_for_read() {
             L1Use::Trusted(epoch) => self.look(epoch, keys, board).await,
             L1Use::HitsOnly(epoch) => {
                 board.degraded = true;
@@ -159,7 +159,7 @@ impl Tiered {
     }
 
     /// Looks into L1: one MGET. Rows that it lacks stay empty.
-    pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board) {
+    pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board<'_>) {
         let (started, l1_keys) = (Instant::now(), cache_keys(epoch, keys));
         let Some(found) = board.patience.step(keys.len(), |by| self.cache.get(&l1_keys, by)).await else {
             board.degraded = true;
@@ -195,7 +195,7 @@ impl Tiered {
         keys: &[RecordKey],
         missed: &[usize],
         deadline: Instant,
-        board: &mut Board,
+        board: &mut Board<'_>,
     ) {
         let wanted: Vec<_> = missed.iter().map(|i| keys[*i].clone()).collect();
         // What failed this call is left alone by its flights.
@@ -222,7 +222,7 @@ impl Tiered {
         places: Vec<usize>,
         concern: ReadConcern,
         deadline: Instant,
-        board: &mut Board,
+        board: &mut Board<'_>,
     ) {
         let wanted: Vec<RecordKey> = places.iter().map(|i| keys[*i].clone()).collect();
         // A linearizable batch is a read a key, and so many are made at once.
@@ -269,8 +269,8 @@ impl Tiered {
     }
 
     /// Holds rows to `min_revisions`: what is older is read once more at linearizable, then it is an error.
-    async fn hold_to(&self, keys: &[RecordKey], mins: &[Revision], deadline: Instant, board: &mut Board) {
-        let falls_short = |board: &Board, i: usize| match &board.rows[i] {
+    async fn hold_to(&self, keys: &[RecordKey], mins: &[Revision], deadline: Instant, board: &mut Board<'_>) {
+        let falls_short = |board: &Board<'_>, i: usize| match &board.rows[i] {
             Some(Ok(row)) if !self.satisfies(&row.state, mins[i]) => Some(row.state.revision()),
             _ => None,
         };
@@ -295,8 +295,8 @@ impl Tiered {
     }
 
     /// One line a lookup, for a person at the debug level.
-    fn tell(&self, keys: &[RecordKey], board: &Board, consistency: Consistency) {
-        let skipped = consistency == Consistency::Strong || !matches!(self.trust.l1(), L1Use::Trusted(_));
+    fn tell(&self, keys: &[RecordKey], board: &Board<'_>, consistency: Consistency) {
+        let skipped = consistency == Consistency::Strong || !matches!(self.l1_for_read(), L1Use::Trusted(_));
         for (key, row) in keys.iter().zip(&board.rows) {
             let (feature_view, entity_id) = (key.view.as_str(), key.entity_id.as_str());
             match row {

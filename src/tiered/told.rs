@@ -53,7 +53,7 @@ impl Tiered {
         prepared: &Prepared<'_>,
         keys: &[RecordKey],
         states: &[State],
-        patience: &mut L1Patience,
+        patience: &mut L1Patience<'_>,
     ) -> Vec<Told> {
         if keys.is_empty() {
             return Vec::new();
@@ -74,7 +74,7 @@ impl Tiered {
         &self,
         keys: &[RecordKey],
         revisions: &[Revision],
-        patience: &mut L1Patience,
+        patience: &mut L1Patience<'_>,
     ) -> Vec<Told> {
         let (L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch)) = self.l1_for_write().await else {
             return vec![Told::Nothing; keys.len()];
@@ -107,7 +107,7 @@ impl Tiered {
         permits: &[PermitId],
         keys: &[RecordKey],
         states: &[State],
-        patience: &mut L1Patience,
+        patience: &mut L1Patience<'_>,
     ) -> Vec<bool> {
         let put = |i: &usize| Put {
             key: CacheKey::new(epoch, &keys[*i]),

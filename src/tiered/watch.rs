@@ -69,6 +69,7 @@ impl Tiered {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = l1 => {}
+            () = self.keep_pace() => {}
             () = l2 => {}
         }
     }

@@ -130,7 +130,7 @@ impl Tiered {
         prepared: &Prepared<'_>,
         keys: &[RecordKey],
         receipts: &[Result<Receipt, StoreError>],
-        patience: &mut L1Patience,
+        patience: &mut L1Patience<'_>,
     ) -> Vec<Told> {
         let errors: Vec<Option<StoreError>> = receipts.iter().map(|receipt| receipt.clone().err()).collect();
         if errors.iter().any(Option::is_some) {
@@ -179,7 +179,7 @@ impl Tiered {
         &self,
         keys: &[RecordKey],
         mark: bool,
-        patience: &mut L1Patience,
+        patience: &mut L1Patience<'_>,
     ) -> Result<Prepared<'_>, WriteError> {
         if !self.l2_breaker.is_healthy() {
             return Err(StoreError::Unavailable("its breaker is open".into()).into());
@@ -209,7 +209,7 @@ impl Tiered {
         Ok(Prepared::Bypassed(bypassed))
     }
 
-    async fn mark(&self, epoch: Epoch, keys: &[RecordKey], patience: &mut L1Patience) -> Option<Vec<PermitId>> {
+    async fn mark(&self, epoch: Epoch, keys: &[RecordKey], patience: &mut L1Patience<'_>) -> Option<Vec<PermitId>> {
         let marks: Vec<_> = keys.iter().map(|key| (CacheKey::new(epoch, key), PermitId::random())).collect();
         let answers = patience.step(marks.len(), |by| self.cache.mark(&marks, by)).await?;
         if self.note_failed(&answers) {
@@ -227,7 +227,7 @@ impl Tiered {
         prepared: &Prepared<'_>,
         keys: &[RecordKey],
         errors: &[Option<StoreError>],
-        patience: &mut L1Patience,
+        patience: &mut L1Patience<'_>,
     ) {
         let Prepared::Marked(epoch, permits) = prepared else { return };
         let surely_not = |error: &Option<StoreError>| error.as_ref().is_some_and(|error| !error.may_have_happened());

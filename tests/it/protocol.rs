@@ -11,6 +11,7 @@ mod pause;
 mod recovery;
 mod rules;
 mod shedding;
+mod slow;
 mod stalled;
 mod unconfirmed;
 
@@ -72,6 +73,8 @@ impl World {
         let mut settings = Settings {
             l1_ttl: Duration::from_secs(3600),
             l1_timeout: Duration::from_millis(50),
+            // The machine's own pauses are not L1's.
+            l1_slow: Duration::from_secs(10),
             on_l1_loss: OnL1Loss::Accept,
             tombstone_ttl: Duration::from_secs(24 * 3600),
             read_deadline: Duration::from_secs(2),

@@ -46,10 +46,13 @@ impl App {
         let settings = Settings {
             l1_ttl: config.l1_ttl,
             l1_timeout: config.l1_timeout,
+            l1_slow: config.l1_slow,
             on_l1_loss: config.on_l1_loss,
             tombstone_ttl: config.tombstone_ttl,
             read_deadline: config.deadlines.read,
             write_deadline: config.deadlines.write,
+            max_l2_reads: max_l2_reads(config),
+            max_writes: config.max_in_flight,
         };
         let tiered = Tiered::new(cache, store, settings, clock.clone());
         let api = Api::new(tiered.clone(), config.limits.clone(), config.deadlines.clone(), config.default_ttl, clock);
@@ -61,6 +64,12 @@ impl App {
         };
         Ok(Self { api, tiered, settings })
     }
+}
+
+/// As configured, but writes keep connections to MongoDB of their own.
+fn max_l2_reads(config: &Config) -> usize {
+    let connections = config.mongodb.as_ref().map_or(u32::MAX, |mongodb| mongodb.max_pool_size);
+    config.max_l2_reads.min((connections as usize / 4 * 3).max(1))
 }
 
 fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {

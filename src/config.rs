@@ -35,12 +35,16 @@ pub struct Config {
     pub l1_ttl: Duration,
     /// How long a call waits for L1.
     pub l1_timeout: Duration,
+    /// When L1 is too slow for reads.
+    pub l1_slow: Duration,
     /// What becomes of writes that L1 does not confirm.
     pub on_l1_loss: OnL1Loss,
     /// Bytes of the L1 in this process.
     pub l1_memory: usize,
     /// How long L2 keeps tombstones.
     pub tombstone_ttl: Duration,
+    /// Reads of L2 at once.
+    pub max_l2_reads: usize,
     /// Bytes of the embedded store's cache.
     pub l2_cache: usize,
     /// For records that give no ttl.
@@ -126,9 +130,11 @@ impl Config {
             mongodb: mongodb(p),
             l1_ttl: p.duration("l1.ttl"),
             l1_timeout: p.duration("l1.timeout"),
+            l1_slow: p.duration("l1.slow"),
             on_l1_loss: p.one_of("l1.on_loss", &[("accept", OnL1Loss::Accept), ("reject", OnL1Loss::Reject)]),
             l1_memory: p.size("l1.memory"),
             tombstone_ttl: p.duration("l2.tombstone_ttl"),
+            max_l2_reads: p.count("l2.max_reads"),
             l2_cache: p.size("l2.cache"),
             default_ttl: p.duration("ttl.default"),
             limits: Limits {

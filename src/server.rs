@@ -8,6 +8,7 @@ mod connections;
 mod deadline;
 mod guard;
 mod health;
+mod load;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -66,8 +67,10 @@ pub async fn run(
     let (health, health_service) = Health::new(tiered.reach()).await;
     let stop_accepting = CancellationToken::new();
     background.spawn(health.keep(shutdown.clone(), stop_accepting.clone()));
+    let guard = GuardLayer::new(settings.max_in_flight, api.limits().max_request_bytes);
     if let Some(admin) = admin {
-        background.spawn(admin::serve(admin, tiered.clone(), shutdown.clone(), stop_watching.clone()));
+        let (tiered, guard) = (tiered.clone(), guard.clone());
+        background.spawn(admin::serve(admin, tiered, guard, shutdown.clone(), stop_watching.clone()));
     }
 
     let routes = routes(&api, health_service, settings.reflection)?;
@@ -75,7 +78,6 @@ pub async fn run(
     let (l1, l2) = (tiered.cache().info(), tiered.store().info());
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, %address, l1 = l1.kind, l1_address = l1.address, l2 = l2.kind, l2_address = l2.address, "serving");
-    let guard = GuardLayer::new(settings.max_in_flight, api.limits().max_request_bytes);
     let connections = Connections::new(guard.layer(DeadlineLayer.layer(routes)));
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 

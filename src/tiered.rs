@@ -13,7 +13,11 @@ pub mod breaker;
 mod bulk;
 mod fetch;
 mod flight;
+pub mod lane;
 pub mod meter;
+pub mod mode;
+pub mod pace;
+mod patience;
 mod read;
 mod told;
 pub mod trust;
@@ -39,7 +43,10 @@ use crate::{
 };
 use breaker::Breaker;
 use flight::Flights;
+use lane::Lane;
 use meter::Meter;
+use pace::Pace;
+use patience::L1Patience;
 use trust::Trust;
 
 pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
@@ -49,14 +56,18 @@ pub use write::{BulkAnswer, WriteAnswer, WriteError};
 /// How long L1 keeps a record at most where L2 cannot tell of changes made behind our back.
 const SILENT_L2_TTL: Duration = Duration::from_secs(5 * 60);
 
+/// How many reads of L2 may wait for each that is made: with a quarter of their deadline, a herd is shed soon.
+const WAITING_READS: usize = 16;
+
 /// What an operator can turn.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// How long L1 keeps a record at most, before jitter.
     pub l1_ttl: Duration,
-    /// How long a command to L1 may take, and 50 us more for each key; a call leaves L1 alone after the first one that
-    /// took longer.
+    /// How long a call waits for L1 over all its steps, and 50 us more for each key; then it goes on without it.
     pub l1_timeout: Duration,
+    /// Reads leave L1 alone while more than one in a hundred of its commands takes longer.
+    pub l1_slow: Duration,
     /// What becomes of writes that L1 does not confirm.
     pub on_l1_loss: OnL1Loss,
     /// How long L2 keeps tombstones.
@@ -65,6 +76,10 @@ pub struct Settings {
     pub read_deadline: Duration,
     /// How long a write may take after its call, if any, has gone.
     pub write_deadline: Duration,
+    /// Reads of L2 at once; some more wait, and the rest is shed.
+    pub max_l2_reads: usize,
+    /// Writes at once, those included whose calls have gone; more are refused.
+    pub max_writes: usize,
 }
 
 /// What becomes of writes that L1 does not confirm.
@@ -83,8 +98,11 @@ pub struct Tiered {
     settings: Settings,
     clock: Clock,
     trust: Trust,
+    pace: Pace,
     l2_breaker: Breaker,
     flights: Flights,
+    l2_reads: Lane,
+    writes: Lane,
     tasks: TaskTracker,
     reach: Sender<Reach>,
     /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
@@ -99,14 +117,21 @@ impl Tiered {
     /// Puts `cache` in front of `store`. Nothing is trusted before [`watch`](Self::watch) has looked at both.
     pub fn new(cache: Arc<dyn Cache>, store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Arc<Self> {
         let exclusive = store.info().exclusive;
+        let l2_reads =
+            Lane::new(settings.max_l2_reads, settings.max_l2_reads * WAITING_READS, settings.read_deadline / 4);
+        let pace = Pace::new(settings.l1_slow);
+        let writes = Lane::new(settings.max_writes, 0, Duration::ZERO);
         Arc::new(Self {
             cache,
             store,
             settings,
             clock,
             trust: Trust::new(exclusive),
+            pace,
             l2_breaker: Breaker::new(5),
             flights: Flights::default(),
+            l2_reads,
+            writes,
             tasks: TaskTracker::new(),
             reach: Sender::new(Reach::default()),
             silent_l2: AtomicBool::new(false),
@@ -135,16 +160,35 @@ impl Tiered {
         &self.l2_breaker
     }
 
+    /// Who reads L2, for misses and otherwise.
+    pub fn l2_reads(&self) -> &Lane {
+        &self.l2_reads
+    }
+
+    /// Who writes, those included whose calls have gone.
+    pub fn writes(&self) -> &Lane {
+        &self.writes
+    }
+
     /// Waits until every detached write and fill has ended. New ones are still taken meanwhile.
     pub async fn settled(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// How long one command of so many keys may take.
-    fn l1_deadline(&self, keys: usize) -> Instant {
-        const PER_KEY: Duration = Duration::from_micros(50);
-        Instant::now() + self.settings.l1_timeout + PER_KEY * u32::try_from(keys).unwrap_or(u32::MAX)
+    /// A call's time for L1.
+    fn l1_patience(&self) -> L1Patience<'_> {
+        L1Patience::new(self.settings.l1_timeout, &self.pace)
+    }
+
+    /// Does a step for which its call has no time left, so that nobody waits for it: what it is for was remembered, or
+    /// lapses by itself. Nothing is counted, as the call has already told of L1's failure.
+    fn go_on_alone<F>(&self, keys: usize, step: impl FnOnce(Arc<dyn Cache>, Instant) -> F)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let deadline = Instant::now() + self.settings.l1_timeout + patience::for_keys(keys);
+        self.tasks.spawn(step(self.cache.clone(), deadline));
     }
 
     /// Counts a failed L1 command. A refusal says nothing about the connection, so it does not trip the breaker.

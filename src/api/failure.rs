@@ -88,7 +88,11 @@ impl Failure {
     }
 
     pub(super) fn too_busy() -> Self {
-        Self::new(Code::ResourceExhausted, "TOO_BUSY", "more calls in flight than the server takes").retry()
+        Self::busy("more calls in flight than the server takes")
+    }
+
+    fn busy(what: &str) -> Self {
+        Self::new(Code::ResourceExhausted, "TOO_BUSY", what).retry()
     }
 
     pub(super) fn deadline() -> Self {
@@ -167,6 +171,7 @@ impl From<RowError> for Failure {
             )
             .with("stored", stored),
             RowError::Deadline => Self::deadline(),
+            RowError::TooBusy => Self::busy("more reads of the store at once than the server makes"),
             RowError::Internal => Self::internal("a flight was lost"),
         }
     }
@@ -187,6 +192,7 @@ impl From<WriteError> for Failure {
                 "COMMITTED_NOT_CACHED",
                 "the write is durable, but older values may be read for a while (l1.on_loss = reject)",
             ),
+            WriteError::TooBusy => Self::busy("more writes at once than the server takes"),
             WriteError::Internal => Self::internal("a detached write was lost"),
         }
     }

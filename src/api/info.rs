@@ -7,20 +7,15 @@ use crate::{
     proto::{self, InfoResponse, TierInfo, TierState},
     record::MAX_ENTITY_ID_BYTES,
     tiered::{
-        breaker::Mode,
         meter::{Meter, Reading},
-        trust::L1Use,
+        mode::TierMode,
     },
 };
 
 pub(super) fn response(api: &Inner) -> InfoResponse {
     let tiered = &api.tiered;
-    let (cache, store, trust) = (tiered.cache().info(), tiered.store().info(), tiered.trust());
-    let l1_state = match state(trust.breaker.mode()) {
-        TierState::Healthy if !matches!(trust.l1(), L1Use::Trusted(_) | L1Use::HitsOnly(_)) => TierState::Recovering,
-        state => state,
-    };
-    let l2_state = state(tiered.l2_breaker().mode());
+    let (cache, store) = (tiered.cache().info(), tiered.store().info());
+    let (l1_state, l2_state) = (state(tiered.l1_mode()), state(tiered.l2_mode()));
     let limits = &api.limits;
     InfoResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -60,11 +55,13 @@ fn tier(kind: &str, address: String, state: TierState, meter: &Meter) -> TierInf
     }
 }
 
-fn state(mode: Mode) -> TierState {
+fn state(mode: TierMode) -> TierState {
     match mode {
-        Mode::Healthy => TierState::Healthy,
-        Mode::Tripped => TierState::Bypassed,
-        Mode::Probing => TierState::Probing,
+        TierMode::Healthy => TierState::Healthy,
+        TierMode::Slow => TierState::Slow,
+        TierMode::Bypassed => TierState::Bypassed,
+        TierMode::Probing => TierState::Probing,
+        TierMode::Recovering => TierState::Recovering,
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) fn check_time(answer: &ReadAnswer, deadline: Instant, is_clients: boo
     let late = |row: &Result<Row, RowError>| match row {
         Err(RowError::Deadline) => passed(Duration::ZERO),
         Err(RowError::Store(error)) => is_clients && error.is_outage() && passed(MOMENT),
-        Err(RowError::RevisionNotReached { .. } | RowError::Internal) | Ok(_) => false,
+        Err(RowError::RevisionNotReached { .. } | RowError::TooBusy | RowError::Internal) | Ok(_) => false,
     };
     let refused = if is_clients { answer.rows.iter().any(late) } else { answer.rows.iter().all(late) };
     if refused { Err(Failure::deadline()) } else { Ok(()) }
@@ -70,7 +70,7 @@ pub(super) fn check_size(response: &GetFeaturesResponse, maximum: usize) -> Resu
 fn all_failed(rows: &[Result<Row, RowError>]) -> Option<RowError> {
     let lacking = |row: &Result<Row, RowError>| match row {
         Err(RowError::Store(StoreError::Corrupt(_)) | RowError::RevisionNotReached { .. }) | Ok(_) => false,
-        Err(RowError::Store(_) | RowError::Deadline | RowError::Internal) => true,
+        Err(RowError::Store(_) | RowError::Deadline | RowError::TooBusy | RowError::Internal) => true,
     };
     rows.iter().all(lacking).then(|| rows.first().and_then(|row| row.as_ref().err()).cloned()).flatten()
 }

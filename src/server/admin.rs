@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::{guard::GuardLayer, load};
 use crate::tiered::{Tiered, meter::Meter};
 
 /// Connections at once; more wait.
@@ -21,7 +22,13 @@ const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves the admin endpoints until `stop`.
-pub async fn serve(listener: TcpListener, tiered: Arc<Tiered>, draining: CancellationToken, stop: CancellationToken) {
+pub(super) async fn serve(
+    listener: TcpListener,
+    tiered: Arc<Tiered>,
+    calls: GuardLayer,
+    draining: CancellationToken,
+    stop: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -35,10 +42,10 @@ pub async fn serve(listener: TcpListener, tiered: Arc<Tiered>, draining: Cancell
                 }
             },
         };
-        let (tiered, draining, stop) = (tiered.clone(), draining.clone(), stop.clone());
+        let (tiered, calls, draining, stop) = (tiered.clone(), calls.clone(), draining.clone(), stop.clone());
         tokio::spawn(async move {
             let answer = service_fn(|request: Request<Incoming>| {
-                let response = respond(request.uri().path(), &tiered, draining.is_cancelled());
+                let response = respond(request.uri().path(), &tiered, &calls, draining.is_cancelled());
                 std::future::ready(Ok::<_, Infallible>(response))
             });
             let mut settings = http1::Builder::new();
@@ -52,7 +59,7 @@ pub async fn serve(listener: TcpListener, tiered: Arc<Tiered>, draining: Cancell
     }
 }
 
-fn respond(path: &str, tiered: &Tiered, draining: bool) -> Response<Full<Bytes>> {
+fn respond(path: &str, tiered: &Tiered, calls: &GuardLayer, draining: bool) -> Response<Full<Bytes>> {
     let (status, body) = match path {
         "/livez" => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" if draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
@@ -60,7 +67,7 @@ fn respond(path: &str, tiered: &Tiered, draining: bool) -> Response<Full<Bytes>>
             (StatusCode::SERVICE_UNAVAILABLE, "L2 was not reached yet\n".to_owned())
         }
         "/readyz" => (StatusCode::OK, "ok\n".to_owned()),
-        "/metrics" => (StatusCode::OK, metrics(tiered)),
+        "/metrics" => (StatusCode::OK, metrics(tiered) + &load::metrics(tiered, calls)),
         _ => (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n".to_owned()),
     };
     let mut response = Response::new(Full::new(body.into()));

@@ -27,13 +27,20 @@ const HEALTH: &str = "/grpc.health.v1.Health/";
 #[derive(Clone, Debug)]
 pub(super) struct GuardLayer {
     places: Arc<Semaphore>,
+    max_in_flight: usize,
     max_request_bytes: usize,
 }
 
 impl GuardLayer {
     /// At most so many calls at once, over all connections.
     pub(super) fn new(max_in_flight: usize, max_request_bytes: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(max_in_flight.min(Semaphore::MAX_PERMITS))), max_request_bytes }
+        let max_in_flight = max_in_flight.min(Semaphore::MAX_PERMITS);
+        Self { places: Arc::new(Semaphore::new(max_in_flight)), max_in_flight, max_request_bytes }
+    }
+
+    /// Calls that hold a place now.
+    pub(super) fn in_flight(&self) -> usize {
+        self.max_in_flight - self.places.available_permits()
     }
 }
 

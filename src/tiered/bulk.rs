@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::{BulkAnswer, Tiered, WriteError, cache_keys, fetch::Ask, told::Told, trust::L1Use};
+use super::{BulkAnswer, Tiered, WriteError, cache_keys, fetch::Ask, patience::L1Patience, told::Told, trust::L1Use};
 use crate::{
     record::RecordKey,
     store::{ReadConcern, Receipt, Write},
@@ -16,13 +16,14 @@ impl Tiered {
     pub async fn write_bulk(self: &Arc<Self>, writes: Vec<Write>, warm: bool) -> BulkAnswer {
         let (tiered, count) = (self.clone(), writes.len());
         let items = self.detached(async move { tiered.run_bulk(writes, warm).await }).await;
-        BulkAnswer { items: items.unwrap_or_else(|| vec![Err(WriteError::Internal); count]) }
+        BulkAnswer { items: items.unwrap_or_else(|error| vec![Err(error); count]) }
     }
 
     async fn run_bulk(&self, writes: Vec<Write>, warm: bool) -> Vec<Result<(Receipt, bool), WriteError>> {
         let keys: Vec<RecordKey> = writes.iter().map(|write| write.key.clone()).collect();
+        let mut patience = self.l1_patience();
         // Held until the answer.
-        let _prepared = match self.prepare(&keys, false).await {
+        let _prepared = match self.prepare(&keys, false, &mut patience).await {
             Ok(prepared) => prepared,
             Err(error) => return vec![Err(error); keys.len()],
         };
@@ -32,11 +33,12 @@ impl Tiered {
         let revisions: Vec<_> = receipts.iter().flatten().map(|receipt| receipt.revision).collect();
         let mut told = vec![Told::Nothing; keys.len()];
         if !written.is_empty() {
-            for (i, known) in written.into_iter().zip(self.remove_older(&written_keys, &revisions).await) {
+            let known = self.remove_older(&written_keys, &revisions, &mut patience).await;
+            for (i, known) in written.into_iter().zip(known) {
                 told[i] = known;
             }
             if warm {
-                self.warm(&written_keys).await;
+                self.warm(&written_keys, &mut patience).await;
             }
         }
         self.answers(&keys, receipts, &told).await
@@ -44,11 +46,13 @@ impl Tiered {
 
     /// Fills L1: the leases first, then the read back, as a read back from before a lease may be older than a write
     /// that came between. Only an offer: what does not succeed stays cold.
-    async fn warm(&self, keys: &[RecordKey]) {
+    async fn warm(&self, keys: &[RecordKey], patience: &mut L1Patience<'_>) {
         let L1Use::Trusted(epoch) = self.trust.l1() else { return };
+        // Readers come first.
+        let Some(_place) = self.l2_reads.try_enter() else { return };
         let distinct: HashSet<&RecordKey> = keys.iter().collect();
         let keys: Vec<RecordKey> = distinct.into_iter().cloned().collect();
-        let Some(asks) = self.acquire(cache_keys(epoch, &keys)).await else { return };
+        let Some(asks) = self.acquire(cache_keys(epoch, &keys), patience).await else { return };
         let leased = |(key, ask): (RecordKey, Ask)| Some((key, Some(ask.token?)));
         let (keys, tokens): (Vec<_>, Vec<_>) = keys.into_iter().zip(asks).filter_map(leased).unzip();
         if keys.is_empty() {
@@ -56,6 +60,6 @@ impl Tiered {
         }
         let deadline = Instant::now() + self.settings.read_deadline;
         let states = self.query(&keys, ReadConcern::Majority, deadline).await;
-        self.settle_read(epoch, &keys, tokens, &states).await;
+        self.settle_read(epoch, &keys, tokens, &states, patience).await;
     }
 }

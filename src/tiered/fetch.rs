@@ -7,6 +7,8 @@ use tokio::time::Instant;
 use super::{
     Tiered, cache_keys,
     flight::{Crew, Flight, Landed},
+    lane::Place,
+    patience::L1Patience,
     read::{Board, Row, RowError, Tier},
     trust::L1Use,
 };
@@ -26,29 +28,50 @@ pub(super) struct Ask {
 
 impl Tiered {
     /// Runs flights, and those that queue behind them, to the end.
-    pub(super) async fn fly(&self, to_start: Vec<Arc<Flight>>, l1_failed: bool) {
+    pub(super) async fn fly(&self, to_start: Vec<Arc<Flight>>) {
         let mut crew = Crew::new(&self.flights, to_start);
-        let mut l1 = if l1_failed { L1Use::Bypassed } else { self.trust.l1() };
         let mut queued = false;
         loop {
             let keys = crew.keys();
-            let landed = self.fetch(&keys, l1, queued, &crew).await;
+            let landed = self.fetch(&keys, queued, &crew).await;
             if !crew.land(landed) {
                 return;
             }
-            (l1, queued) = (self.trust.l1(), true);
+            queued = true;
         }
     }
 
-    /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded.
-    async fn fetch(&self, keys: &[RecordKey], mut l1: L1Use, look_first: bool, crew: &Crew<'_>) -> Vec<Landed> {
+    /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded. It has a place
+    /// among the reads of L2 before it asks for leases, which would keep others from filling while it waits.
+    async fn fetch(&self, keys: &[RecordKey], look_first: bool, crew: &Crew<'_>) -> Vec<Landed> {
+        // Sooner than its callers' own deadlines, so that they learn which rows L2 did not answer.
+        let deadline = Instant::now() + self.settings.read_deadline.mul_f64(0.9);
+        let mut place = None;
+        if !look_first {
+            // With the doors open: who comes meanwhile joins.
+            match self.place_in_l2(deadline).await {
+                Ok(found) => place = Some(found),
+                Err(error) => return vec![Landed::failed(error); keys.len()],
+            }
+        }
         // Before anything is asked: whatever L1 or L2 answers from here on may be older than a call that begins later.
-        crew.close_doors();
-        let mut board = Board { rows: vec![None; keys.len()], degraded: false };
+        let l1_time = crew.close_doors().min(self.settings.l1_timeout);
+        let mut l1 = if l1_time.is_zero() { L1Use::Bypassed } else { self.l1_for_read() };
+        let patience = L1Patience::new(l1_time, &self.pace);
+        let mut board = Board { rows: vec![None; keys.len()], degraded: false, patience };
         if let (L1Use::Trusted(epoch), true) = (l1, look_first) {
             self.look(epoch, keys, &mut board).await;
         }
         let missing: Vec<usize> = (0..keys.len()).filter(|i| board.rows[*i].is_none()).collect();
+        if look_first && !missing.is_empty() {
+            match self.place_in_l2(deadline).await {
+                Ok(found) => place = Some(found),
+                Err(error) => {
+                    let failed = |row: Option<_>| row.map_or_else(|| Landed::failed(error.clone()), Landed::of_l1);
+                    return board.rows.into_iter().map(failed).collect();
+                }
+            }
+        }
         let wanted: Vec<RecordKey> = missing.iter().map(|i| keys[*i].clone()).collect();
         if board.degraded || !matches!(l1, L1Use::Trusted(_)) {
             board.degraded = true;
@@ -56,7 +79,7 @@ impl Tiered {
         }
         let (mut asks, mut acquire_failed) = (Vec::new(), false);
         if let (L1Use::Trusted(epoch), false) = (l1, wanted.is_empty()) {
-            match self.acquire(cache_keys(epoch, &wanted)).await {
+            match self.acquire(cache_keys(epoch, &wanted), &mut board.patience).await {
                 Some(answers) => asks = answers,
                 None => acquire_failed = true,
             }
@@ -74,15 +97,14 @@ impl Tiered {
         }
         if !to_read.is_empty() {
             let l2_keys: Vec<RecordKey> = to_read.iter().map(|place| wanted[*place].clone()).collect();
-            // Sooner than its callers' own deadlines, so that they learn which rows L2 did not answer.
-            let deadline = Instant::now() + self.settings.read_deadline.mul_f64(0.9);
             let states = self.query(&l2_keys, ReadConcern::Majority, deadline).await;
+            drop(place);
             if acquire_failed {
                 // A SETTLE would wait for L1 once more.
                 self.trust.remember(l2_keys.iter().zip(&states).filter(|(_, state)| state.is_ok()).map(|(key, _)| key));
             } else if let L1Use::Trusted(epoch) = l1 {
                 let tokens = to_read.iter().map(|place| asks[*place].token).collect();
-                if !self.settle_read(epoch, &l2_keys, tokens, &states).await {
+                if !self.settle_read(epoch, &l2_keys, tokens, &states, &mut board.patience).await {
                     board.degraded = true;
                 }
             }
@@ -97,14 +119,23 @@ impl Tiered {
                 board.rows[missing[place]] = Some(row);
             }
         }
-        let degraded = board.degraded;
-        board.rows.into_iter().map(|row| Landed { row: row.unwrap_or(Err(RowError::Internal)), degraded }).collect()
+        let (degraded, l1_time) = (board.degraded, board.patience.left());
+        let landed = |row: Option<_>| Landed { row: row.unwrap_or(Err(RowError::Internal)), degraded, l1_time };
+        board.rows.into_iter().map(landed).collect()
+    }
+
+    /// A place among the reads of L2.
+    async fn place_in_l2(&self, deadline: Instant) -> Result<Place, RowError> {
+        if !self.l2_breaker.is_healthy() {
+            return Err(StoreError::Unavailable("its breaker is open".into()).into());
+        }
+        self.l2_reads.enter(1, deadline).await.ok_or(RowError::TooBusy)
     }
 
     /// Asks for leases. None: L1 failed.
-    pub(super) async fn acquire(&self, keys: Vec<CacheKey>) -> Option<Vec<Ask>> {
+    pub(super) async fn acquire(&self, keys: Vec<CacheKey>, patience: &mut L1Patience<'_>) -> Option<Vec<Ask>> {
         let asks: Vec<_> = keys.into_iter().map(|key| (key, PermitId::random())).collect();
-        let answers = self.cache.acquire(&asks, self.l1_deadline(asks.len())).await;
+        let answers = patience.step(asks.len(), |by| self.cache.acquire(&asks, by)).await?;
         let mut failure = None;
         let read = |((_, token), answer): (&(CacheKey, PermitId), _)| match answer {
             Ok(Acquired::Hit(value)) => Ask { hit: Some(value), ..Ask::default() },
@@ -132,6 +163,7 @@ impl Tiered {
         keys: &[RecordKey],
         tokens: Vec<Option<PermitId>>,
         states: &[Result<State, StoreError>],
+        patience: &mut L1Patience<'_>,
     ) -> bool {
         let mut settles = Vec::with_capacity(keys.len());
         let mut settled = Vec::with_capacity(keys.len());
@@ -146,15 +178,23 @@ impl Tiered {
             settled.push(key);
         }
         // In an epoch that is gone, or not yet everybody's, this keeps no later hit from being older.
-        self.settle_or_remember(settles, &settled).await && self.trust.holds(epoch)
+        self.settle_or_remember(settles, &settled, patience).await && self.trust.holds(epoch)
     }
 
     /// SETTLE in one pipeline; the keys of what was not confirmed are remembered.
-    pub(super) async fn settle_or_remember(&self, settles: Vec<Settle>, keys: &[&RecordKey]) -> bool {
+    async fn settle_or_remember(
+        &self,
+        settles: Vec<Settle>,
+        keys: &[&RecordKey],
+        patience: &mut L1Patience<'_>,
+    ) -> bool {
         if settles.is_empty() {
             return true;
         }
-        let answers = self.cache.settle(&settles, self.l1_deadline(settles.len())).await;
+        let Some(answers) = patience.step(settles.len(), |by| self.cache.settle(&settles, by)).await else {
+            self.trust.remember(keys.iter().copied());
+            return false;
+        };
         let lost: Vec<_> =
             keys.iter().zip(&answers).filter(|(_, answer)| answer.is_err()).map(|(key, _)| *key).collect();
         if lost.is_empty() {

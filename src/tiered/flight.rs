@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     mem,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -22,6 +23,20 @@ use crate::record::RecordKey;
 pub(super) struct Landed {
     pub(super) row: Result<Row, RowError>,
     pub(super) degraded: bool,
+    /// What it left of its passengers' time for L1.
+    pub(super) l1_time: Duration,
+}
+
+impl Landed {
+    /// It ended before L2 was asked.
+    pub(super) fn failed(error: RowError) -> Self {
+        Self { row: Err(error), degraded: true, l1_time: Duration::MAX }
+    }
+
+    /// L1 answered after all.
+    pub(super) fn of_l1(row: Result<Row, RowError>) -> Self {
+        Self { row, degraded: false, l1_time: Duration::MAX }
+    }
 }
 
 /// One read of one key.
@@ -57,9 +72,11 @@ impl Flight {
 
 struct Slot {
     running: Arc<Flight>,
+    /// The time for L1 that is left to those aboard: to whom has the least.
+    l1_time: Duration,
     /// The running flight has begun to ask: joining it is over.
     sent: bool,
-    queued: Option<Arc<Flight>>,
+    queued: Option<(Arc<Flight>, Duration)>,
 }
 
 /// The flights of this process, by key.
@@ -70,21 +87,33 @@ pub(super) struct Flights {
 
 impl Flights {
     /// Joins a flight for each key, making those that are not there. The second list is of those that the caller must
-    /// start.
-    pub(super) fn board(&self, keys: &[RecordKey]) -> (Vec<Arc<Flight>>, Vec<Arc<Flight>>) {
+    /// start. No flight waits for L1 longer than each of those aboard still may.
+    pub(super) fn board(&self, keys: &[RecordKey], l1_time: Duration) -> (Vec<Arc<Flight>>, Vec<Arc<Flight>>) {
         let mut slots = self.lock();
         let mut to_start = Vec::new();
         let boarded = keys.iter().map(|key| match slots.get_mut(key) {
-            Some(slot) if !slot.sent => slot.running.clone(),
-            Some(slot) => slot.queued.get_or_insert_with(|| Flight::new(key.clone())).clone(),
+            Some(slot) if !slot.sent => {
+                slot.l1_time = slot.l1_time.min(l1_time);
+                slot.running.clone()
+            }
+            Some(slot) => {
+                let (queued, least) = slot.queued.get_or_insert_with(|| (Flight::new(key.clone()), l1_time));
+                *least = l1_time.min(*least);
+                queued.clone()
+            }
             None => {
                 let running = Flight::new(key.clone());
-                slots.insert(key.clone(), Slot { running: running.clone(), sent: false, queued: None });
+                slots.insert(key.clone(), Slot { running: running.clone(), l1_time, sent: false, queued: None });
                 to_start.push(running.clone());
                 running
             }
         });
         (boarded.collect(), to_start)
+    }
+
+    /// Those that run or are queued, a key each.
+    pub(super) fn count(&self) -> usize {
+        self.lock().len()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<RecordKey, Slot>> {
@@ -108,14 +137,17 @@ impl<'a> Crew<'a> {
         self.aboard.iter().map(|flight| flight.key.clone()).collect()
     }
 
-    /// The flights begin to ask: from now on nobody joins.
-    pub(super) fn close_doors(&self) {
+    /// The flights begin to ask: from now on nobody joins. Tells how long they may wait for L1.
+    pub(super) fn close_doors(&self) -> Duration {
         let mut slots = self.flights.lock();
+        let mut l1_time = Duration::MAX;
         for flight in &self.aboard {
             if let Some(slot) = slots.get_mut(&flight.key) {
                 slot.sent = true;
+                l1_time = l1_time.min(slot.l1_time);
             }
         }
+        l1_time
     }
 
     /// Lands all flights, in the order of `keys`, and takes over those that queued meanwhile. False: none did.
@@ -126,8 +158,8 @@ impl<'a> Crew<'a> {
             flight.land(landed);
             if let Some(slot) = slots.get_mut(&flight.key) {
                 match slot.queued.take() {
-                    Some(next) => {
-                        *slot = Slot { running: next.clone(), sent: false, queued: None };
+                    Some((next, l1_time)) => {
+                        *slot = Slot { running: next.clone(), l1_time, sent: false, queued: None };
                         self.aboard.push(next);
                     }
                     None => {
@@ -143,7 +175,7 @@ impl<'a> Crew<'a> {
 impl Drop for Crew<'_> {
     fn drop(&mut self) {
         while !self.aboard.is_empty() {
-            let lost = Landed { row: Err(RowError::Internal), degraded: true };
+            let lost = Landed { row: Err(RowError::Internal), degraded: true, l1_time: Duration::ZERO };
             let landed = vec![lost; self.aboard.len()];
             self.land(landed);
         }
@@ -163,27 +195,29 @@ mod tests {
         ids.iter().map(|id| RecordKey { view: view.clone(), entity_id: EntityId::parse(id).unwrap() }).collect()
     }
 
+    const L1_TIME: Duration = Duration::from_millis(50);
+
     fn absent() -> Landed {
-        Landed { row: Ok(Row { state: State::Absent, tier: Tier::L2 }), degraded: false }
+        Landed { row: Ok(Row { state: State::Absent, tier: Tier::L2 }), degraded: false, l1_time: L1_TIME }
     }
 
     #[tokio::test]
     async fn joins_until_the_read_is_sent_and_queues_afterwards() {
         let flights = Flights::default();
-        let (first, start) = flights.board(&keys(&["a"]));
+        let (first, start) = flights.board(&keys(&["a"]), L1_TIME);
         assert_eq!(start.len(), 1);
-        let (joined, start_none) = flights.board(&keys(&["a"]));
+        let (joined, start_none) = flights.board(&keys(&["a"]), L1_TIME);
         assert!(Arc::ptr_eq(&first[0], &joined[0]) && start_none.is_empty());
 
         let mut crew = Crew::new(&flights, start);
-        crew.close_doors();
-        let (late, start_none) = flights.board(&keys(&["a"]));
-        let (later, _) = flights.board(&keys(&["a"]));
+        assert_eq!(crew.close_doors(), L1_TIME);
+        let (late, start_none) = flights.board(&keys(&["a"]), L1_TIME);
+        let (later, _) = flights.board(&keys(&["a"]), L1_TIME);
         assert!(!Arc::ptr_eq(&first[0], &late[0]) && Arc::ptr_eq(&late[0], &later[0]) && start_none.is_empty());
 
         assert!(crew.land(vec![absent()]), "the queued flight is taken over");
         assert!(first[0].landed().await.row.is_ok());
-        let (joined, _) = flights.board(&keys(&["a"]));
+        let (joined, _) = flights.board(&keys(&["a"]), L1_TIME);
         assert!(Arc::ptr_eq(&late[0], &joined[0]), "its doors are open again");
         assert!(!crew.land(vec![absent()]));
         assert!(late[0].landed().await.row.is_ok());
@@ -191,12 +225,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_flight_waits_for_l1_no_longer_than_any_of_those_aboard_may() {
+        let flights = Flights::default();
+        let (_, start) = flights.board(&keys(&["a", "b"]), L1_TIME);
+        flights.board(&keys(&["b"]), L1_TIME / 2);
+        let mut crew = Crew::new(&flights, start);
+        assert_eq!(crew.close_doors(), L1_TIME / 2);
+        for left in [L1_TIME / 3, L1_TIME] {
+            flights.board(&keys(&["a"]), left);
+        }
+        crew.land(vec![absent(), absent()]);
+        assert_eq!(crew.close_doors(), L1_TIME / 3);
+    }
+
+    #[tokio::test]
     async fn a_lost_crew_leaves_nobody_waiting() {
         let flights = Flights::default();
-        let (boarded, start) = flights.board(&keys(&["a", "b"]));
+        let (boarded, start) = flights.board(&keys(&["a", "b"]), L1_TIME);
         let crew = Crew::new(&flights, start);
         crew.close_doors();
-        let (queued, _) = flights.board(&keys(&["a"]));
+        let (queued, _) = flights.board(&keys(&["a"]), L1_TIME);
         drop(crew);
         for flight in boarded.iter().chain(&queued) {
             assert!(flight.landed().await.row.is_err());

@@ -4,12 +4,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Tiered, cache_keys, flight::Landed, trust::L1Use};
+use super::{Tiered, cache_keys, flight::Landed, patience::L1Patience, trust::L1Use};
 use crate::{
     cache::Epoch,
     record::{RecordKey, Revision, State},
     store::{ReadConcern, StoreError},
 };
+
+/// How many single reads a store makes at once for a linearizable batch.
+const LINEARIZABLE_AT_ONCE: usize = 32;
 
 /// Which tier may answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +69,9 @@ pub enum RowError {
     /// Not within the deadline.
     #[error("not read in time")]
     Deadline,
+    /// More reads of L2 at once than are made. L2 was not asked.
+    #[error("too many reads of L2 at once")]
+    TooBusy,
     /// A bug.
     #[error("the read was lost")]
     Internal,
@@ -81,9 +87,11 @@ pub struct ReadAnswer {
 }
 
 /// Rows of distinct keys as they come in.
-pub(super) struct Board {
+pub(super) struct Board<'a> {
     pub(super) rows: Vec<Option<Result<Row, RowError>>>,
     pub(super) degraded: bool,
+    /// Of the call that they are for.
+    pub(super) patience: L1Patience<'a>,
 }
 
 impl Tiered {
@@ -95,7 +103,7 @@ impl Tiered {
         } else {
             distinct.iter().map(|key| request.min_revisions.get(key).copied().unwrap_or_default()).collect()
         };
-        let mut board = Board { rows: vec![None; distinct.len()], degraded: false };
+        let mut board = Board { rows: vec![None; distinct.len()], degraded: false, patience: self.l1_patience() };
         match request.consistency {
             Consistency::Cached => self.read_cached(&distinct, &mins, request.deadline, &mut board).await,
             Consistency::Strong => {
@@ -120,11 +128,11 @@ impl Tiered {
         keys: &[RecordKey],
         mins: &[Revision],
         deadline: Instant,
-        board: &mut Board,
+        board: &mut Board<'_>,
     ) {
         let at_least = |i: usize| mins.get(i).copied().unwrap_or_default();
         let (mut missed, mut outdated) = (Vec::new(), Vec::new());
-        match self.trust.l1() {
+        match self.l1_for_read() {
             L1Use::Trusted(epoch) => self.look(epoch, keys, board).await,
             L1Use::HitsOnly(epoch) => {
                 board.degraded = true;
@@ -151,9 +159,12 @@ impl Tiered {
     }
 
     /// Looks into L1: one MGET. Rows that it lacks stay empty.
-    pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board) {
-        let started = Instant::now();
-        let found = self.cache.get(&cache_keys(epoch, keys), self.l1_deadline(keys.len())).await;
+    pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board<'_>) {
+        let (started, l1_keys) = (Instant::now(), cache_keys(epoch, keys));
+        let Some(found) = board.patience.step(keys.len(), |by| self.cache.get(&l1_keys, by)).await else {
+            board.degraded = true;
+            return;
+        };
         let (mut hits, mut failure) = (0, None);
         for (row, found) in board.rows.iter_mut().zip(found) {
             match found {
@@ -184,20 +195,22 @@ impl Tiered {
         keys: &[RecordKey],
         missed: &[usize],
         deadline: Instant,
-        board: &mut Board,
+        board: &mut Board<'_>,
     ) {
         let wanted: Vec<_> = missed.iter().map(|i| keys[*i].clone()).collect();
-        let (boarded, to_start) = self.flights.board(&wanted);
+        // What failed this call is left alone by its flights.
+        let l1_time = if board.degraded { Duration::ZERO } else { board.patience.left() };
+        let (boarded, to_start) = self.flights.board(&wanted, l1_time);
         if !to_start.is_empty() {
             let tiered = self.clone();
-            // A call waits for a silent L1 once, not at each step: one that failed this call is left alone by its flights.
-            let l1_failed = board.degraded;
-            self.tasks.spawn(async move { tiered.fly(to_start, l1_failed).await });
+            self.tasks.spawn(async move { tiered.fly(to_start).await });
         }
         for (i, flight) in missed.iter().zip(boarded) {
             let landed = tokio::time::timeout_at(deadline, flight.landed()).await;
-            let landed = landed.unwrap_or(Landed { row: Err(RowError::Deadline), degraded: true });
+            let late = Landed { row: Err(RowError::Deadline), degraded: true, l1_time: Duration::ZERO };
+            let landed = landed.unwrap_or(late);
             board.degraded |= landed.degraded;
+            board.patience.at_most(landed.l1_time);
             board.rows[*i] = Some(landed.row);
         }
     }
@@ -209,13 +222,21 @@ impl Tiered {
         places: Vec<usize>,
         concern: ReadConcern,
         deadline: Instant,
-        board: &mut Board,
+        board: &mut Board<'_>,
     ) {
         let wanted: Vec<RecordKey> = places.iter().map(|i| keys[*i].clone()).collect();
+        // A linearizable batch is a read a key, and so many are made at once.
+        let reads = if concern == ReadConcern::Linearizable { wanted.len().min(LINEARIZABLE_AT_ONCE) } else { 1 };
+        let Some(_place) = self.l2_reads.enter(reads, deadline).await else {
+            board.degraded = true;
+            places.into_iter().for_each(|i| board.rows[i] = Some(Err(RowError::TooBusy)));
+            return;
+        };
         let states = self.query(&wanted, concern, deadline).await;
         match self.trust.l1() {
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch) => {
-                board.degraded |= !self.settle_read(epoch, &wanted, vec![None; wanted.len()], &states).await;
+                let (tokens, patience) = (vec![None; wanted.len()], &mut board.patience);
+                board.degraded |= !self.settle_read(epoch, &wanted, tokens, &states, patience).await;
             }
             // What L1 holds may be older than this answer, and a later hit may show it.
             L1Use::HitsOnly(_) | L1Use::Bypassed => board.degraded = true,
@@ -225,7 +246,7 @@ impl Tiered {
         }
     }
 
-    /// Asks L2, unless its breaker says that there is no use.
+    /// Asks L2, unless its breaker says that there is no use. The caller has a place among those who read it.
     pub(super) async fn query(
         &self,
         keys: &[RecordKey],
@@ -248,8 +269,8 @@ impl Tiered {
     }
 
     /// Holds rows to `min_revisions`: what is older is read once more at linearizable, then it is an error.
-    async fn hold_to(&self, keys: &[RecordKey], mins: &[Revision], deadline: Instant, board: &mut Board) {
-        let falls_short = |board: &Board, i: usize| match &board.rows[i] {
+    async fn hold_to(&self, keys: &[RecordKey], mins: &[Revision], deadline: Instant, board: &mut Board<'_>) {
+        let falls_short = |board: &Board<'_>, i: usize| match &board.rows[i] {
             Some(Ok(row)) if !self.satisfies(&row.state, mins[i]) => Some(row.state.revision()),
             _ => None,
         };
@@ -274,8 +295,8 @@ impl Tiered {
     }
 
     /// One line a lookup, for a person at the debug level.
-    fn tell(&self, keys: &[RecordKey], board: &Board, consistency: Consistency) {
-        let skipped = consistency == Consistency::Strong || !matches!(self.trust.l1(), L1Use::Trusted(_));
+    fn tell(&self, keys: &[RecordKey], board: &Board<'_>, consistency: Consistency) {
+        let skipped = consistency == Consistency::Strong || !matches!(self.l1_for_read(), L1Use::Trusted(_));
         for (key, row) in keys.iter().zip(&board.rows) {
             let (feature_view, entity_id) = (key.view.as_str(), key.entity_id.as_str());
             match row {

@@ -3,7 +3,7 @@
 
 use tokio::time::Instant;
 
-use super::{OnL1Loss, Tiered, WriteError, trust::L1Use, watch::PATIENCE, write::Prepared};
+use super::{OnL1Loss, Tiered, WriteError, patience::L1Patience, trust::L1Use, watch::PATIENCE, write::Prepared};
 use crate::{
     cache::{CacheKey, Epoch, PermitId, Put, Settle},
     record::{RecordKey, Revision, State},
@@ -48,23 +48,34 @@ impl Tiered {
     }
 
     /// PUT of what now stands in L2, or where nothing was marked SETTLE of its revision.
-    pub(super) async fn conclude(&self, prepared: &Prepared<'_>, keys: &[RecordKey], states: &[State]) -> Vec<Told> {
+    pub(super) async fn conclude(
+        &self,
+        prepared: &Prepared<'_>,
+        keys: &[RecordKey],
+        states: &[State],
+        patience: &mut L1Patience<'_>,
+    ) -> Vec<Told> {
         if keys.is_empty() {
             return Vec::new();
         }
         if let Prepared::Marked(epoch, permits) = prepared {
-            let confirmed = self.put(*epoch, permits, keys, states).await;
+            let confirmed = self.put(*epoch, permits, keys, states, patience).await;
             if self.holds(*epoch).await {
                 return confirmed.into_iter().map(|yes| if yes { Told::Cached } else { Told::Nothing }).collect();
             }
         }
         // Nothing was marked, or the epoch changed meanwhile: only removing is allowed.
         let revisions: Vec<Revision> = states.iter().map(State::revision).collect();
-        self.remove_older(keys, &revisions).await
+        self.remove_older(keys, &revisions, patience).await
     }
 
     /// SETTLE without a lease: L1 drops what is older.
-    pub(super) async fn remove_older(&self, keys: &[RecordKey], revisions: &[Revision]) -> Vec<Told> {
+    pub(super) async fn remove_older(
+        &self,
+        keys: &[RecordKey],
+        revisions: &[Revision],
+        patience: &mut L1Patience<'_>,
+    ) -> Vec<Told> {
         let (L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch)) = self.l1_for_write().await else {
             return vec![Told::Nothing; keys.len()];
         };
@@ -74,7 +85,10 @@ impl Tiered {
             fill: None,
         };
         let settles: Vec<_> = keys.iter().zip(revisions).map(settle).collect();
-        let answers = self.cache.settle(&settles, self.l1_deadline(settles.len())).await;
+        let Some(answers) = patience.step(settles.len(), |by| self.cache.settle(&settles, by)).await else {
+            self.go_on_alone(settles.len(), |cache, by| async move { cache.settle(&settles, by).await });
+            return vec![Told::Nothing; keys.len()];
+        };
         self.note_failed(&answers);
         let holds = self.holds(epoch).await;
         // Another change of the epoch on the way: what was told is worth nothing.
@@ -87,7 +101,14 @@ impl Tiered {
         answers.into_iter().map(|answer| told(answer.is_ok())).collect()
     }
 
-    async fn put(&self, epoch: Epoch, permits: &[PermitId], keys: &[RecordKey], states: &[State]) -> Vec<bool> {
+    async fn put(
+        &self,
+        epoch: Epoch,
+        permits: &[PermitId],
+        keys: &[RecordKey],
+        states: &[State],
+        patience: &mut L1Patience<'_>,
+    ) -> Vec<bool> {
         let put = |i: &usize| Put {
             key: CacheKey::new(epoch, &keys[*i]),
             permit: permits[*i],
@@ -99,17 +120,26 @@ impl Tiered {
         let mut failure = None;
         if !stands.is_empty() {
             let puts: Vec<_> = stands.iter().map(put).collect();
-            for (i, answer) in stands.into_iter().zip(self.cache.put(&puts, self.l1_deadline(puts.len())).await) {
-                confirmed[i] = answer.is_ok();
-                failure = failure.or(answer.err());
+            match patience.step(puts.len(), |by| self.cache.put(&puts, by)).await {
+                Some(answers) => {
+                    for (i, answer) in stands.into_iter().zip(answers) {
+                        confirmed[i] = answer.is_ok();
+                        failure = failure.or(answer.err());
+                    }
+                }
+                None => self.go_on_alone(puts.len(), |cache, by| async move { cache.put(&puts, by).await }),
             }
         }
         if !gone.is_empty() && failure.is_none() {
             let removes: Vec<_> = gone.iter().map(|i| CacheKey::new(epoch, &keys[*i])).collect();
-            let answers = self.cache.remove(&removes, self.l1_deadline(removes.len())).await;
-            for (i, answer) in gone.into_iter().zip(answers) {
-                confirmed[i] = answer.is_ok();
-                failure = failure.or(answer.err());
+            match patience.step(removes.len(), |by| self.cache.remove(&removes, by)).await {
+                Some(answers) => {
+                    for (i, answer) in gone.into_iter().zip(answers) {
+                        confirmed[i] = answer.is_ok();
+                        failure = failure.or(answer.err());
+                    }
+                }
+                None => self.go_on_alone(removes.len(), |cache, by| async move { cache.remove(&removes, by).await }),
             }
         }
         if let Some(error) = failure {

@@ -22,7 +22,7 @@ const L2_INTERVAL: Duration = Duration::from_millis(500);
 const L1_INTERVAL: Duration = Duration::from_millis(500);
 /// How long one question of a watcher may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the first one may take: longer than a driver looks for its server.
+/// How long the first one may take, and each that asks a lost L1: longer than a driver looks for its server.
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// Keys removed from L1 at once, and how often in one look.
 const REMOVE_BATCH: usize = 1000;
@@ -69,6 +69,7 @@ impl Tiered {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = l1 => {}
+            () = self.keep_pace() => {}
             () = l2 => {}
         }
     }
@@ -147,7 +148,10 @@ impl Tiered {
     async fn probe_l1(&self, epoch: Epoch) -> bool {
         let breaker = &self.trust.breaker;
         breaker.probing();
-        let mut answer = self.cache.probe(epoch, Instant::now() + PATIENCE).await;
+        // One that is given up is waited for longer: a connection takes several trips, nobody waits for it, and a server
+        // under load must not give up each time before it has connected.
+        let patience = if self.reach.borrow().l1 { PATIENCE } else { FIRST_PATIENCE };
+        let mut answer = self.cache.probe(epoch, Instant::now() + patience).await;
         if answer == Ok(Probe::Restored) {
             tracing::warn!("L1 came back with what it held at an earlier time: it starts cold, in a new epoch");
             self.trust.lost();

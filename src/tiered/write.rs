@@ -5,7 +5,7 @@ use std::{future::Future, slice, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::{OnL1Loss, Tiered, told::Told, trust::BypassedWrite, trust::L1Use};
+use super::{OnL1Loss, Tiered, patience::L1Patience, told::Told, trust::BypassedWrite, trust::L1Use};
 use crate::{
     cache::{CacheKey, Epoch, Marked, PermitId},
     record::{RecordKey, State},
@@ -42,6 +42,9 @@ pub enum WriteError {
     /// L1 was lost on the way, and such writes are refused (`l1.on_loss`). It is durable in L2.
     #[error("committed, but L1 could not be told")]
     CommittedNotCached,
+    /// More writes at once than are taken. Nothing happened.
+    #[error("too many writes at once")]
+    TooBusy,
     /// A bug; it may have happened.
     #[error("the write was lost")]
     Internal,
@@ -61,27 +64,37 @@ impl Tiered {
     /// Writes one record and answers what now stands. A call that is dropped meanwhile does not stop it.
     pub async fn upsert(self: &Arc<Self>, write: Write) -> Result<WriteAnswer, WriteError> {
         let tiered = self.clone();
-        self.detached(async move { tiered.run_write(write).await }).await.unwrap_or(Err(WriteError::Internal))
+        self.detached(async move { tiered.run_write(write).await }).await?
     }
 
     /// Deletes records of distinct keys. A call that is dropped meanwhile does not stop it.
     pub async fn delete(self: &Arc<Self>, writes: Vec<Write>) -> BulkAnswer {
         let (tiered, count) = (self.clone(), writes.len());
         let items = self.detached(async move { tiered.run_deletes(writes).await }).await;
-        BulkAnswer { items: items.unwrap_or_else(|| vec![Err(WriteError::Internal); count]) }
+        BulkAnswer { items: items.unwrap_or_else(|error| vec![Err(error); count]) }
     }
 
-    /// Runs to its end whatever becomes of the caller. None: it panicked.
+    /// Runs to its end whatever becomes of the caller. It keeps its place among the writes until then, so that callers who
+    /// come and go do not leave more behind than the server takes.
     pub(super) async fn detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
-    ) -> Option<T> {
-        self.tasks.spawn(work).await.inspect_err(|error| tracing::error!(%error, "a detached write was lost")).ok()
+    ) -> Result<T, WriteError> {
+        let place = self.writes.try_enter().ok_or(WriteError::TooBusy)?;
+        let work = async move {
+            let done = work.await;
+            drop(place);
+            done
+        };
+        self.tasks.spawn(work).await.map_err(|error| {
+            tracing::error!(%error, "a detached write was lost");
+            WriteError::Internal
+        })
     }
 
     async fn run_write(&self, write: Write) -> Result<WriteAnswer, WriteError> {
-        let keys = [write.key.clone()];
-        let prepared = self.prepare(&keys, true).await?;
+        let (keys, mut patience) = ([write.key.clone()], self.l1_patience());
+        let prepared = self.prepare(&keys, true, &mut patience).await?;
         let started = Instant::now();
         let answer = self.store.write(write, started + self.settings.write_deadline).await;
         self.l2_meter.took(started.elapsed());
@@ -89,11 +102,11 @@ impl Tiered {
         let (receipt, state) = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                self.take_back(&prepared, &keys, &[Some(error.clone())]).await;
+                self.take_back(&prepared, &keys, &[Some(error.clone())], &mut patience).await;
                 return Err(error.into());
             }
         };
-        let told = self.conclude(&prepared, &keys, slice::from_ref(&state)).await;
+        let told = self.conclude(&prepared, &keys, slice::from_ref(&state), &mut patience).await;
         let cached = self.own_up(&keys, &told).await.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
         tell(&keys[0], &receipt, cached);
         Ok(WriteAnswer { receipt, state, cached })
@@ -101,12 +114,13 @@ impl Tiered {
 
     async fn run_deletes(&self, writes: Vec<Write>) -> Vec<Result<(Receipt, bool), WriteError>> {
         let keys: Vec<RecordKey> = writes.iter().map(|write| write.key.clone()).collect();
-        let prepared = match self.prepare(&keys, true).await {
+        let mut patience = self.l1_patience();
+        let prepared = match self.prepare(&keys, true, &mut patience).await {
             Ok(prepared) => prepared,
             Err(error) => return vec![Err(error); keys.len()],
         };
         let receipts = self.commit_batch(writes).await;
-        let told = self.conclude_deletes(&prepared, &keys, &receipts).await;
+        let told = self.conclude_deletes(&prepared, &keys, &receipts, &mut patience).await;
         self.answers(&keys, receipts, &told).await
     }
 
@@ -116,10 +130,11 @@ impl Tiered {
         prepared: &Prepared<'_>,
         keys: &[RecordKey],
         receipts: &[Result<Receipt, StoreError>],
+        patience: &mut L1Patience<'_>,
     ) -> Vec<Told> {
         let errors: Vec<Option<StoreError>> = receipts.iter().map(|receipt| receipt.clone().err()).collect();
         if errors.iter().any(Option::is_some) {
-            self.take_back(prepared, keys, &errors).await;
+            self.take_back(prepared, keys, &errors, patience).await;
         }
         let (known, states): (Vec<usize>, Vec<State>) = receipts
             .iter()
@@ -131,9 +146,9 @@ impl Tiered {
         let concluded = match prepared {
             Prepared::Marked(epoch, permits) => {
                 let prepared = Prepared::Marked(*epoch, known.iter().map(|i| permits[*i]).collect());
-                self.conclude(&prepared, &known_keys, &states).await
+                self.conclude(&prepared, &known_keys, &states, patience).await
             }
-            _ => self.conclude(prepared, &known_keys, &states).await,
+            _ => self.conclude(prepared, &known_keys, &states, patience).await,
         };
         let mut told = vec![Told::Nothing; keys.len()];
         for (i, concluded) in known.into_iter().zip(concluded) {
@@ -160,7 +175,12 @@ impl Tiered {
 
     /// MARK, for those who mark. A permit counts only if its reply came before the L2 write is sent, so no reply means a
     /// write behind L1's back.
-    pub(super) async fn prepare(&self, keys: &[RecordKey], mark: bool) -> Result<Prepared<'_>, WriteError> {
+    pub(super) async fn prepare(
+        &self,
+        keys: &[RecordKey],
+        mark: bool,
+        patience: &mut L1Patience<'_>,
+    ) -> Result<Prepared<'_>, WriteError> {
         if !self.l2_breaker.is_healthy() {
             return Err(StoreError::Unavailable("its breaker is open".into()).into());
         }
@@ -172,7 +192,7 @@ impl Tiered {
         }
         match l1 {
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) if mark => {
-                if let Some(permits) = self.mark(epoch, keys).await {
+                if let Some(permits) = self.mark(epoch, keys, patience).await {
                     return Ok(Prepared::Marked(epoch, permits));
                 }
             }
@@ -189,9 +209,9 @@ impl Tiered {
         Ok(Prepared::Bypassed(bypassed))
     }
 
-    async fn mark(&self, epoch: Epoch, keys: &[RecordKey]) -> Option<Vec<PermitId>> {
+    async fn mark(&self, epoch: Epoch, keys: &[RecordKey], patience: &mut L1Patience<'_>) -> Option<Vec<PermitId>> {
         let marks: Vec<_> = keys.iter().map(|key| (CacheKey::new(epoch, key), PermitId::random())).collect();
-        let answers = self.cache.mark(&marks, self.l1_deadline(marks.len())).await;
+        let answers = patience.step(marks.len(), |by| self.cache.mark(&marks, by)).await?;
         if self.note_failed(&answers) {
             return None;
         }
@@ -202,7 +222,13 @@ impl Tiered {
     }
 
     /// After failed writes: the permits of what L2 surely never saw are given back, the others lapse.
-    async fn take_back(&self, prepared: &Prepared<'_>, keys: &[RecordKey], errors: &[Option<StoreError>]) {
+    async fn take_back(
+        &self,
+        prepared: &Prepared<'_>,
+        keys: &[RecordKey],
+        errors: &[Option<StoreError>],
+        patience: &mut L1Patience<'_>,
+    ) {
         let Prepared::Marked(epoch, permits) = prepared else { return };
         let surely_not = |error: &Option<StoreError>| error.as_ref().is_some_and(|error| !error.may_have_happened());
         let unmarks: Vec<_> = keys
@@ -215,8 +241,12 @@ impl Tiered {
         if unmarks.is_empty() {
             return;
         }
-        let answers = self.cache.unmark(&unmarks, self.l1_deadline(unmarks.len())).await;
-        self.note_failed(&answers);
+        match patience.step(unmarks.len(), |by| self.cache.unmark(&unmarks, by)).await {
+            Some(answers) => _ = self.note_failed(&answers),
+            None => {
+                self.go_on_alone(unmarks.len(), |cache, by| async move { cache.unmark(&unmarks, by).await });
+            }
+        }
     }
 
     /// One answer an item.

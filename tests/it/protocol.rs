@@ -10,6 +10,9 @@ mod old_view;
 mod pause;
 mod recovery;
 mod rules;
+mod shedding;
+mod slow;
+mod stalled;
 mod unconfirmed;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -61,15 +64,25 @@ impl World {
 
     /// A server that has not looked at anything yet.
     fn unstarted(&self, on_l1_loss: OnL1Loss) -> Server {
+        self.with_settings(|settings| settings.on_l1_loss = on_l1_loss)
+    }
+
+    /// The same with other settings.
+    fn with_settings(&self, change: impl FnOnce(&mut Settings)) -> Server {
         let faults = Arc::new(Faults::default());
-        let settings = Settings {
+        let mut settings = Settings {
             l1_ttl: Duration::from_secs(3600),
             l1_timeout: Duration::from_millis(50),
-            on_l1_loss,
+            // The machine's own pauses are not L1's.
+            l1_slow: Duration::from_secs(10),
+            on_l1_loss: OnL1Loss::Accept,
             tombstone_ttl: Duration::from_secs(24 * 3600),
             read_deadline: Duration::from_secs(2),
             write_deadline: Duration::from_secs(10),
+            max_l2_reads: 48,
+            max_writes: 4096,
         };
+        change(&mut settings);
         let cache = FaultyCache { faults: faults.clone(), inner: self.memory.clone() };
         let store = FaultyStore { faults: faults.clone(), shared: self.store.clone() };
         Server { tiered: Tiered::new(Arc::new(cache), Arc::new(store), settings, Clock::system()), faults }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod bulk;
 mod busy;
+mod cancels;
 mod info;
 mod matrix;
 mod reads;

@@ -42,6 +42,7 @@ impl Binary {
             ("FEATURESTORE_DATA_DIR", folder.path().join("data").display().to_string()),
             ("FEATURESTORE_DRAIN_DELAY", "0s".to_owned()),
             ("FEATURESTORE_L1_TIMEOUT", "500ms".to_owned()),
+            ("FEATURESTORE_L1_SLOW", "10s".to_owned()),
         ];
         environment.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
         // The last one of a name wins.

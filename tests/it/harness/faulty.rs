@@ -7,11 +7,11 @@
 mod cache;
 mod store;
 
-use std::{collections::HashMap, future::Future, sync::Mutex};
+use std::{collections::HashMap, future::Future, sync::Mutex, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 pub use self::{
@@ -47,6 +47,8 @@ pub enum Fault {
     Lose,
     /// The same at the deadline.
     Silent,
+    /// Done after a while.
+    Slow(Duration),
     /// Done, but the answer is lost.
     LoseReply,
     /// Answered as lost, and done when it is let go.
@@ -166,6 +168,10 @@ impl Faults {
             Some(Fault::Silent) => {
                 sleep_until(deadline).await;
                 lost(false)
+            }
+            Some(Fault::Slow(by)) => {
+                sleep(by).await;
+                work.await
             }
             Some(Fault::LoseReply) => {
                 work.await;

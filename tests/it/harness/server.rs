@@ -9,7 +9,11 @@ use featurestore::{
     tiered::{Tiered, trust::L1Use},
 };
 use tempfile::TempDir;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{client::Client, mongod::Mongod, process::temp_dir, redis::RedisServer};
@@ -20,6 +24,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Server {
     pub address: SocketAddr,
     pub tiered: Arc<Tiered>,
+    admin: SocketAddr,
     shutdown: CancellationToken,
     serving: Option<JoinHandle<std::io::Result<()>>>,
     /// Of the embedded store.
@@ -39,8 +44,9 @@ impl Server {
         let folder = settings.iter().all(|(name, _)| *name != "FEATURESTORE_DATA_DIR").then(temp_dir);
         let mut environment: Vec<(String, String)> = vec![
             ("FEATURESTORE_DRAIN_DELAY".to_owned(), "0s".to_owned()),
-            // A busy test machine is not a lost Redis.
+            // A busy test machine is not a lost Redis, nor a slow one.
             ("FEATURESTORE_L1_TIMEOUT".to_owned(), "500ms".to_owned()),
+            ("FEATURESTORE_L1_SLOW".to_owned(), "10s".to_owned()),
         ];
         if let Some(folder) = &folder {
             environment.push(("FEATURESTORE_DATA_DIR".to_owned(), folder.path().display().to_string()));
@@ -49,10 +55,12 @@ impl Server {
         let (config, _) = Config::load(&Flags::default(), environment).unwrap();
         let app = App::new(&config).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = admin_listener.local_addr().unwrap();
         let (address, tiered, shutdown) =
             (listener.local_addr().unwrap(), app.tiered.clone(), CancellationToken::new());
-        let serving = tokio::spawn(server::run(app, listener, None, shutdown.clone()));
-        Self { address, tiered, shutdown, serving: Some(serving), _folder: folder }
+        let serving = tokio::spawn(server::run(app, listener, Some(admin_listener), shutdown.clone()));
+        Self { address, tiered, admin, shutdown, serving: Some(serving), _folder: folder }
     }
 
     pub fn url(&self) -> String {
@@ -61,6 +69,16 @@ impl Server {
 
     pub async fn client(&self) -> Client {
         Client::connect(self.url()).await.unwrap().max_decoding_message_size(64 << 20)
+    }
+
+    /// One of its metrics, by its name and labels as `/metrics` has them.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.admin).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }
 
     /// Asks for the drain; does not wait.

@@ -78,6 +78,38 @@ async fn a_frozen_redis_costs_a_call_little_and_soon_nothing() {
     server.stop().await;
 }
 
+/// What a call takes that meets a Redis which has just frozen.
+async fn met_frozen<T>(call: impl AsyncFnOnce(Client) -> T) -> T {
+    let pair = Pair::new(true, false);
+    let patient = [("FEATURESTORE_L1_TIMEOUT", "2s"), ("FEATURESTORE_DEADLINES_READ", "20s")];
+    let server = pair.serve_with(&patient).await;
+    let mut client = server.client().await;
+    write(&mut client, "a", 1.0).await.unwrap();
+    pair.redis.as_ref().unwrap().freeze();
+    let (answer, took) = timed(call(client)).await;
+    pair.redis.as_ref().unwrap().thaw();
+    println!("a call that met a frozen Redis took {took:?}");
+    assert!(took < Duration::from_secs(4), "it waited more than once: {took:?}");
+    until_l1_answers(&server, "a", |row| assert_ne!(row.status(), RowStatus::Error)).await;
+    server.stop().await;
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_call_it_waits_once_for_a_redis_that_has_just_frozen() {
+    let written = met_frozen(async |mut client| write(&mut client, "a", 2.0).await.unwrap());
+    let deleted = met_frozen(async |mut client| client.delete_features(delete(["a", "b"])).await.unwrap().into_inner());
+    let warmed = met_frozen(async |mut client| {
+        let chunk = BulkUpsertRequest { warm_cache: true, ..chunk(1, [record("a", []), record("b", [])]) };
+        bulk(&mut client, [chunk]).await.0.remove(0)
+    });
+    let read = met_frozen(async |mut client| client.get_features(get(["a", "b"])).await.unwrap().into_inner());
+    let strongly = met_frozen(async |mut client| client.get_features(strong(["a", "b"])).await.unwrap().into_inner());
+    let (written, deleted, warmed, read, strongly) = tokio::join!(written, deleted, warmed, read, strongly);
+    assert!(!written.cached && deleted.results.iter().all(|result| !result.cached) && !warmed.cached);
+    assert!(read.degraded && strongly.degraded);
+}
+
 async fn row_from_l1(client: &mut Client) {
     let (row, degraded) = read(client, "a").await.unwrap();
     assert_eq!((row.source(), degraded), (Source::L1, false));

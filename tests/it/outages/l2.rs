@@ -92,6 +92,48 @@ async fn without_mongodb_hits_are_served_and_the_rest_is_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn while_mongodb_is_given_up_no_write_touches_redis_and_both_are_used_again_by_themselves() {
+    let mut backends = Backends::start();
+    let server = backends.serve(&[]).await;
+    let mut client = server.client().await;
+    let before = write(&mut client, "cached", 1.0).await.unwrap();
+    assert_eq!(server.metric("featurestore_tier_mode{tier=\"l2\",mode=\"healthy\"}").await, 1.0);
+    backends.mongod.kill();
+    eventually("MongoDB to be given up", async || {
+        let _ = write(&mut client.clone(), "another", 2.0).await;
+        !server.tiered.l2_breaker().is_healthy()
+    })
+    .await;
+    eventually("the writes before to end", async || server.tiered.writes().taken() == 0).await;
+    assert_eq!(server.metric("featurestore_tier_mode{tier=\"l2\",mode=\"healthy\"}").await, 0.0);
+    let touched = (backends.redis.calls("evalsha"), backends.redis.calls("del"));
+    for i in 0..20 {
+        assert_unavailable(&write(&mut client, "cached", 2.0).await.unwrap_err());
+        assert_unavailable(&write(&mut client, &i.to_string(), 2.0).await.unwrap_err());
+        assert_unavailable(&client.delete_features(delete(["cached"])).await.unwrap_err());
+        let (_, ended) = bulk(&mut client, [chunk(1, [record("cached", [])])]).await;
+        assert_unavailable(&ended.unwrap());
+        // A miss takes no lease either.
+        assert_unavailable(&read(&mut client, &format!("unknown {i}")).await.unwrap_err());
+        let (row, _) = read(&mut client, "cached").await.unwrap();
+        assert_eq!((row.revision, row.source()), (before.revision, Source::L1));
+    }
+    // As soon as L2 has not confirmed the epoch for two seconds.
+    eventually("hits to be degraded", async || read(&mut client, "cached").await.unwrap().1).await;
+    assert_eq!((backends.redis.calls("evalsha"), backends.redis.calls("del")), touched);
+    tokio::task::block_in_place(|| backends.mongod.restart());
+    eventually("writes to be cached again", async || {
+        write(&mut client, "cached", 3.0).await.is_ok_and(|written| written.cached)
+    })
+    .await;
+    for tier in ["l1", "l2"] {
+        let name = format!("featurestore_tier_mode{{tier=\"{tier}\",mode=\"healthy\"}}");
+        eventually(&name, async || server.metric(&name).await == 1.0).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_first_calls_after_mongodb_went_away_are_bounded_by_their_deadlines() {
     let backends = Backends::start();
     let server = backends.serve(&[("FEATURESTORE_DEADLINES_WRITE", "3s")]).await;

@@ -1,0 +1,163 @@
+//! Whether L1 is too slow for reads: for a second more than one in a hundred of its commands took longer than `l1.slow`.
+//! Then reads leave it alone, until it was fast for some seconds. Writes go on as ever, as they must tell it.
+//!
+//! Not here: an L1 that does not answer, which is the breaker's.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::Tiered;
+use crate::{
+    cache::CacheKey,
+    record::{EntityId, FeatureView, RecordKey},
+};
+
+/// Commands are judged by the half second.
+const SLICE: Duration = Duration::from_millis(500);
+/// Fewer commands tell nothing of a slice.
+const FEWEST: u32 = 50;
+/// So many slow slices in a row make it slow: one hiccup, however many commands it holds up, is none.
+const SLOW_SLICES: u32 = 2;
+/// So many fast slices in a row make it fast again: longer, so that it does not flap.
+const FAST_SLICES: u32 = 6;
+/// Commands of our own a slice while no reads come.
+const PROBES: usize = 5;
+
+/// How fast L1 is.
+#[derive(Debug)]
+pub struct Pace {
+    limit: Duration,
+    commands: AtomicU32,
+    slow_commands: AtomicU32,
+    is_slow: AtomicBool,
+    /// Slices in a row that speak for a change.
+    streak: AtomicU32,
+}
+
+impl Pace {
+    pub(super) fn new(limit: Duration) -> Self {
+        let (commands, slow_commands, streak) = Default::default();
+        Self { limit, commands, slow_commands, is_slow: AtomicBool::new(false), streak }
+    }
+
+    /// Whether reads leave L1 alone.
+    pub fn is_slow(&self) -> bool {
+        self.is_slow.load(Relaxed)
+    }
+
+    /// A command took this long, apart from what its many keys took.
+    pub(super) fn took(&self, duration: Duration) {
+        self.commands.fetch_add(1, Relaxed);
+        if duration > self.limit {
+            self.slow_commands.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Ends a slice. `lag`: how much later than asked for this process woke, as its own slowness is not L1's.
+    fn end_slice(&self, lag: Duration) {
+        let (commands, slow) = (self.commands.swap(0, Relaxed), self.slow_commands.swap(0, Relaxed));
+        let is_slow = self.is_slow();
+        let for_a_change = match is_slow {
+            // More than one in a hundred, so the 99 % rank is beyond the limit.
+            false => lag <= self.limit / 2 && commands >= FEWEST && u64::from(slow) * 100 > u64::from(commands),
+            true => slow == 0 && commands > 0,
+        };
+        let streak = if for_a_change { self.streak.load(Relaxed) + 1 } else { 0 };
+        let enough = if is_slow { FAST_SLICES } else { SLOW_SLICES };
+        self.streak.store(streak % enough, Relaxed);
+        if streak == enough {
+            self.is_slow.store(!is_slow, Relaxed);
+            match is_slow {
+                false => tracing::warn!(slow, commands, limit = ?self.limit, "L1 is slow: reads leave it alone"),
+                true => tracing::info!("L1 is fast again"),
+            }
+        }
+    }
+}
+
+impl Tiered {
+    /// How fast L1 is.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Judges L1's pace, slice by slice; never ends.
+    pub(super) async fn keep_pace(&self) {
+        loop {
+            let asleep = Instant::now();
+            tokio::time::sleep(SLICE).await;
+            let lag = asleep.elapsed().saturating_sub(SLICE);
+            if self.pace.is_slow() {
+                self.probe_pace().await;
+            }
+            self.pace.end_slice(lag);
+        }
+    }
+
+    /// Looks up a few keys that need not be there.
+    async fn probe_pace(&self) {
+        let (Some(state), Ok(view)) = (self.trust.epoch(), FeatureView::parse("")) else { return };
+        let mut patience = self.l1_patience();
+        for i in 0..PROBES {
+            let Ok(entity_id) = EntityId::parse(&format!("pace {i}")) else { return };
+            let keys = [CacheKey::new(state.epoch, &RecordKey { view: view.clone(), entity_id })];
+            patience.step(1, |by| self.cache.get(&keys, by)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_millis(20);
+
+    fn slice(pace: &Pace, fast: u32, slow: u32) -> bool {
+        (0..fast).for_each(|_| pace.took(LIMIT));
+        (0..slow).for_each(|_| pace.took(LIMIT * 2));
+        pace.end_slice(Duration::ZERO);
+        pace.is_slow()
+    }
+
+    #[test]
+    fn it_is_slow_when_more_than_one_in_a_hundred_is_for_two_slices() {
+        let pace = Pace::new(LIMIT);
+        assert!(!slice(&pace, 99, 1) && !slice(&pace, 99, 1) && !slice(&pace, 99, 1));
+        assert!(!slice(&pace, 98, 2));
+        assert!(!slice(&pace, 99, 1), "one hiccup");
+        assert!(!slice(&pace, 0, 1000));
+        assert!(slice(&pace, 98, 2));
+    }
+
+    #[test]
+    fn few_commands_tell_nothing() {
+        let pace = Pace::new(LIMIT);
+        assert!((0..10).all(|_| !slice(&pace, 0, FEWEST - 1)));
+    }
+
+    #[test]
+    fn a_process_that_is_slow_itself_does_not_blame_l1() {
+        let pace = Pace::new(LIMIT);
+        for _ in 0..10 {
+            (0..100).for_each(|_| pace.took(LIMIT * 2));
+            pace.end_slice(LIMIT);
+            assert!(!pace.is_slow());
+        }
+    }
+
+    #[test]
+    fn it_is_fast_again_after_a_while_without_any_slow_one() {
+        let pace = Pace::new(LIMIT);
+        slice(&pace, 0, 100);
+        assert!(slice(&pace, 0, 100));
+        assert!((1..FAST_SLICES).all(|_| slice(&pace, 5, 0)));
+        assert!(slice(&pace, 99, 1), "slow once more");
+        assert!(slice(&pace, 0, 0), "nothing is known");
+        assert!((1..FAST_SLICES).all(|_| slice(&pace, 5, 0)));
+        assert!(!slice(&pace, 5, 0));
+    }
+}

@@ -1,0 +1,84 @@
+//! How long one call waits for L1 over all its steps: `l1.timeout` once, and a little more for each key of each step. So an
+//! L1 that stalls costs a call that timeout once, at whichever step it meets it.
+
+use std::{future::Future, time::Duration};
+
+use tokio::time::Instant;
+
+use super::pace::Pace;
+
+/// What each key may add to a step.
+const PER_KEY: Duration = Duration::from_micros(50);
+/// The clock's grain: less is nothing.
+const GRAIN: Duration = Duration::from_millis(1);
+
+/// What is left of a call's time for L1.
+#[derive(Debug)]
+pub(super) struct L1Patience<'a> {
+    left: Duration,
+    pace: &'a Pace,
+}
+
+impl<'a> L1Patience<'a> {
+    /// That of a call which may still wait so long; each step shows L1's pace.
+    pub(super) fn new(left: Duration, pace: &'a Pace) -> Self {
+        Self { left, pace }
+    }
+
+    /// What is left; zero where no step is begun any more.
+    pub(super) fn left(&self) -> Duration {
+        if self.left < GRAIN { Duration::ZERO } else { self.left }
+    }
+
+    /// Others have waited on its behalf, and left no more than this.
+    pub(super) fn at_most(&mut self, left: Duration) {
+        self.left = self.left.min(left);
+    }
+
+    /// Does a step of so many keys, which is told its deadline. None: nothing was left, and it was not begun.
+    pub(super) async fn step<T, F: Future<Output = T>>(
+        &mut self,
+        keys: usize,
+        step: impl FnOnce(Instant) -> F,
+    ) -> Option<T> {
+        if self.left().is_zero() {
+            return None;
+        }
+        let (began, extra) = (Instant::now(), for_keys(keys));
+        let answer = step(began + self.left + extra).await;
+        let took = began.elapsed().saturating_sub(extra);
+        self.pace.took(took);
+        self.left = self.left.saturating_sub(took);
+        Some(answer)
+    }
+}
+
+/// What so many keys may add to a step.
+pub(super) fn for_keys(keys: usize) -> Duration {
+    PER_KEY.saturating_mul(u32::try_from(keys).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::{sleep, sleep_until};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_steps_of_a_call_share_one_timeout() {
+        let (start, whole) = (Instant::now(), Duration::from_millis(50));
+        let pace = Pace::new(whole);
+        let mut patience = L1Patience::new(whole, &pace);
+        assert!(patience.step(1, |_| sleep(Duration::from_millis(20))).await.is_some());
+        assert!(patience.step(1, sleep_until).await.is_some());
+        assert!(patience.step(1, sleep_until).await.is_none());
+        assert!(start.elapsed() <= whole + 2 * for_keys(1) + 2 * GRAIN, "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_have_time_of_their_own() {
+        let pace = Pace::new(Duration::from_millis(20));
+        let mut patience = L1Patience::new(Duration::from_millis(50), &pace);
+        assert!(patience.step(1000, |_| sleep(Duration::from_millis(50))).await.is_some());
+        assert_eq!(patience.left(), Duration::from_millis(50));
+    }
+}

@@ -9,7 +9,7 @@ use crate::{
     record::Clock,
     server::ServerSettings,
     store::{Store, WriteRules, embedded::EmbeddedStore},
-    tiered::{Settings, Tiered},
+    tiered::{Settings, Tiered, repair::RepairSettings},
 };
 
 pub use crate::server::App;
@@ -36,11 +36,11 @@ impl App {
             max_record_bytes: config.limits.max_record_bytes,
         };
         let (cache, store) = (cache(config)?, store(config, rules, &clock)?);
-        if cache.info().kind == "memory" && !store.info().exclusive {
+        if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
                 ttl = ?config.l1_ttl,
-                "L1 is in this process over a store that others may write to: their writes are seen here when the L1 \
-                 ttl ends at the latest; configure Redis to see them at once"
+                "L1 is in this process over a store that others may write to: their writes are seen here a moment later, \
+                 over a standalone MongoDB when the L1 ttl ends (5 minutes at most); configure Redis to see them at once"
             );
         }
         let settings = Settings {
@@ -50,6 +50,7 @@ impl App {
             tombstone_ttl: config.tombstone_ttl,
             read_deadline: config.deadlines.read,
             write_deadline: config.deadlines.write,
+            repair: RepairSettings::default(),
         };
         let tiered = Tiered::new(cache, store, settings, clock.clone());
         let api = Api::new(tiered.clone(), config.limits.clone(), config.deadlines.clone(), config.default_ttl, clock);

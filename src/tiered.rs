@@ -7,6 +7,7 @@
 //! - [`read`](Tiered::read): MGET, ACQUIRE, one L2 read, SETTLE; many callers of one key share a flight.
 //! - [`upsert`](Tiered::upsert), [`delete`](Tiered::delete): MARK, commit, PUT, in a task that no cancelled call can drop.
 //! - [`write_bulk`](Tiered::write_bulk): commit, then SETTLE.
+//! - [`repair`](Tiered::repair): removes from L1 what changes of L2 made old, whoever made them.
 //! - [`trust`]: whether L1 may be used at all; [`watch`](Tiered::watch) brings it back after a loss.
 
 pub mod breaker;
@@ -15,6 +16,7 @@ mod fetch;
 mod flight;
 pub mod meter;
 mod read;
+pub mod repair;
 mod told;
 pub mod trust;
 mod watch;
@@ -40,6 +42,7 @@ use crate::{
 use breaker::Breaker;
 use flight::Flights;
 use meter::Meter;
+use repair::{RepairSettings, Repairs};
 use trust::Trust;
 
 pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
@@ -65,6 +68,8 @@ pub struct Settings {
     pub read_deadline: Duration,
     /// How long a write may take after its call, if any, has gone.
     pub write_deadline: Duration,
+    /// How the repairer works.
+    pub repair: RepairSettings,
 }
 
 /// What becomes of writes that L1 does not confirm.
@@ -89,6 +94,7 @@ pub struct Tiered {
     reach: Sender<Reach>,
     /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
     silent_l2: AtomicBool,
+    repairs: Repairs,
     /// What L1 did since start.
     pub l1_meter: Meter,
     /// What L2 did since start.
@@ -99,17 +105,21 @@ impl Tiered {
     /// Puts `cache` in front of `store`. Nothing is trusted before [`watch`](Self::watch) has looked at both.
     pub fn new(cache: Arc<dyn Cache>, store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Arc<Self> {
         let exclusive = store.info().exclusive;
+        let trust = Trust::new(exclusive);
+        // What others write is seen in an L1 of this process only by following L2.
+        trust.follow(exclusive || cache.info().shared);
         Arc::new(Self {
             cache,
             store,
             settings,
             clock,
-            trust: Trust::new(exclusive),
+            trust,
             l2_breaker: Breaker::new(5),
             flights: Flights::default(),
             tasks: TaskTracker::new(),
             reach: Sender::new(Reach::default()),
             silent_l2: AtomicBool::new(false),
+            repairs: Repairs::default(),
             l1_meter: Meter::default(),
             l2_meter: Meter::default(),
         })

@@ -56,7 +56,7 @@ impl World {
         let folder = temp_dir();
         let store = EmbeddedStore::open(folder.path(), 8 << 20, fixture::rules(), Clock::system()).unwrap();
         let memory = Arc::new(MemoryCache::new(32 << 20));
-        Self { memory, store: SharedStore::new(store, exclusive), _folder: folder }
+        Self { memory, store: SharedStore::new(store, exclusive, None), _folder: folder }
     }
 
     /// A server that has not looked at anything yet.
@@ -69,6 +69,7 @@ impl World {
             tombstone_ttl: Duration::from_secs(24 * 3600),
             read_deadline: Duration::from_secs(2),
             write_deadline: Duration::from_secs(10),
+            repair: Default::default(),
         };
         let cache = FaultyCache { faults: faults.clone(), inner: self.memory.clone() };
         let store = FaultyStore { faults: faults.clone(), shared: self.store.clone() };

@@ -8,8 +8,10 @@
 //! - [`upsert`](Tiered::upsert), [`delete`](Tiered::delete): MARK, commit, PUT, in a task that no cancelled call can drop.
 //! - [`write_bulk`](Tiered::write_bulk): commit, then SETTLE.
 //! - [`repair`](Tiered::repair): removes from L1 what changes of L2 made old, whoever made them.
+//! - [`audit`](Tiered::audit): whether L1 tells the truth.
 //! - [`trust`]: whether L1 may be used at all; [`watch`](Tiered::watch) brings it back after a loss.
 
+pub mod audit;
 pub mod breaker;
 mod bulk;
 mod fetch;
@@ -39,6 +41,7 @@ use crate::{
     record::{Clock, RecordKey, State},
     store::{Store, StoreError},
 };
+use audit::Audit;
 use breaker::Breaker;
 use flight::Flights;
 use meter::Meter;
@@ -95,6 +98,7 @@ pub struct Tiered {
     /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
     silent_l2: AtomicBool,
     repairs: Repairs,
+    audit: Audit,
     /// What L1 did since start.
     pub l1_meter: Meter,
     /// What L2 did since start.
@@ -120,6 +124,7 @@ impl Tiered {
             reach: Sender::new(Reach::default()),
             silent_l2: AtomicBool::new(false),
             repairs: Repairs::default(),
+            audit: Audit::default(),
             l1_meter: Meter::default(),
             l2_meter: Meter::default(),
         })

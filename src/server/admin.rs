@@ -115,6 +115,10 @@ fn repairs(text: &mut String, tiered: &Tiered) {
     one("repair_edited_total", "counter", help, reading.edited as f64);
     let help = "Entries of L1 that the repairer found older than a write, and removed.";
     one("repair_dropped_total", "counter", help, reading.dropped as f64);
+    let help = "Entries of L1 that were compared with L2.";
+    one("audit_checks_total", "counter", help, tiered.audit().checks() as f64);
+    let help = "Of those the ones that were older than L2, and still were after 1 s.";
+    one("audit_disagreements_total", "counter", help, tiered.audit().disagreements() as f64);
     let help = "Times that L1 had to start cold, as changes could not be told one by one.";
     one("repair_cold_starts_total", "counter", help, reading.epochs as f64);
 }

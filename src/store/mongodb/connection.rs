@@ -32,6 +32,8 @@ const RESERVED: u32 = 2;
 const STREAMS: u32 = 2;
 /// How long `close` waits for what still runs, and then for the driver.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long `close` waits for the server to end its cursors.
+const CURSORS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How soon a silent server is given up, unless the URI says otherwise: the monitor asks this often and waits this long,
 /// and only the monitor ends operations on a connection that went dead.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(2);
@@ -172,6 +174,9 @@ impl Connection {
             tracing::warn!(operations = self.running.len(), "MongoDB operations were still running at the end");
         }
         if let Some(client) = self.client.get() {
+            // The cursors of change streams are ended by tasks of the driver, which panic where the client is gone.
+            let cursors = tokio::spawn(client.clone().shutdown().into_future());
+            let _ = timeout(CURSORS_TIMEOUT, cursors).await;
             let shutdown = tokio::spawn(client.clone().shutdown().immediate(true).into_future());
             let _ = timeout(CLOSE_TIMEOUT, shutdown).await;
         }

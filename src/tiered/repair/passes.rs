@@ -13,7 +13,7 @@ use super::{
     super::Tiered,
     term::{End, LEASE, Term},
 };
-use crate::store::changes::{Batch, Changes, FollowError, Position};
+use crate::store::changes::{Batch, Changes, Event, FollowError, Position};
 
 /// How long there may be no word of the changes, where even quiet is told.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -124,6 +124,9 @@ impl Tiered {
                 return end;
             }
             term.progress.passed(last.order);
+            if let Event::Written { key, .. } | Event::Edited { key } = &last.event {
+                self.audit.changed(key);
+            }
         }
     }
 

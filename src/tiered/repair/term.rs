@@ -75,7 +75,7 @@ impl Tiered {
         while !shutdown.is_cancelled() {
             // Each term has a name of its own, so that no late word of an earlier one counts.
             let me = format!("{:016x}", rand::random::<u64>());
-            let mut pause = INTERVAL;
+            let mut pause = if self.can_repair() { INTERVAL } else { INTERVAL / 5 };
             match self.serve_a_term(&me, afresh, shutdown).await {
                 Ok(None) => {
                     trouble.clear();
@@ -114,9 +114,7 @@ impl Tiered {
         afresh: bool,
         shutdown: &CancellationToken,
     ) -> Result<Option<End>, StoreError> {
-        let can_repair =
-            self.trust.breaker.is_healthy() && self.reach.borrow().l1 && self.trust.fresh_epoch().is_some();
-        if !can_repair {
+        if !self.can_repair() {
             return Ok(None);
         }
         let leadership = self.store.lead(me, LEASE, None, Instant::now() + PATIENCE).await?;
@@ -136,6 +134,10 @@ impl Tiered {
             tracing::warn!(%error, "the lease could not be given up; it ends by itself");
         }
         Ok(Some(end))
+    }
+
+    fn can_repair(&self) -> bool {
+        self.trust.breaker.is_healthy() && self.reach.borrow().l1 && self.trust.fresh_epoch().is_some()
     }
 
     async fn lead(&self, me: &str, position: Option<Position>) -> End {

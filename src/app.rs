@@ -1,10 +1,12 @@
 //! The composition root: a configuration becomes two tiers, the protocol over them, and the service.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 
 use crate::{
     api::Api,
-    cache::{Cache, memory::MemoryCache},
+    cache::{Cache, Epoch, memory::MemoryCache},
     config::Config,
     record::Clock,
     server::ServerSettings,
@@ -29,13 +31,7 @@ impl App {
     /// Puts a server together. Redis and MongoDB need not be reachable yet; the embedded store's folder must be.
     pub async fn new(config: &Config) -> Result<Self, StartError> {
         let clock = Clock::system();
-        let rules = WriteRules {
-            default_ttl: config.default_ttl,
-            tombstone_ttl: config.tombstone_ttl,
-            max_features: config.limits.max_features,
-            max_record_bytes: config.limits.max_record_bytes,
-        };
-        let (cache, store) = (cache(config)?, store(config, rules, &clock)?);
+        let (cache, store) = (cache(config)?, store(config, rules(config), &clock)?);
         if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
                 ttl = ?config.l1_ttl,
@@ -61,6 +57,38 @@ impl App {
             drain_timeout: config.drain_timeout,
         };
         Ok(Self { api, tiered, settings })
+    }
+}
+
+/// Makes a new epoch in the configured L2: what every L1 holds is worthless then. For after a backup was restored.
+pub async fn new_epoch(config: &Config) -> Result<Epoch, StartError> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let machine = |error: &dyn std::fmt::Display| StartError::Machine(format!("no new epoch was made: {error}"));
+    if config.mongodb.is_none() && !config.data_dir.exists() {
+        let dir = config.data_dir.display();
+        return Err(machine(&format!("data_dir: there is no store in the folder {dir}")));
+    }
+    let store = store(config, rules(config), &Clock::system()).map_err(|error| match error {
+        StartError::Machine(error) => {
+            machine(&format!("{error} (a server over an embedded store must be stopped first)"))
+        }
+        error @ StartError::Config(_) => error,
+    })?;
+    let deadline = Instant::now() + PATIENCE;
+    let renewed = match store.epoch(deadline).await {
+        Ok(seen) => store.renew_epoch(seen.epoch, deadline).await,
+        Err(error) => Err(error),
+    };
+    store.close().await;
+    renewed.map(|state| state.epoch).map_err(|error| machine(&error))
+}
+
+fn rules(config: &Config) -> WriteRules {
+    WriteRules {
+        default_ttl: config.default_ttl,
+        tombstone_ttl: config.tombstone_ttl,
+        max_features: config.limits.max_features,
+        max_record_bytes: config.limits.max_record_bytes,
     }
 }
 

@@ -21,6 +21,7 @@ async fn it_finds_and_mends_an_entry_that_is_older_than_l2_and_agrees_with_true_
 
     // Behind everybody's back, long after the first pass and before the second.
     until_leads(&server).await;
+    write(&mut client, "b", 1.0).await; // as two changes of one record may be made good at once
     eventually("the first pass", async || server.tiered.repairs().reading().written >= 2).await;
     assert_eq!(redis.cli(&["COPY", "kept", &entry, "REPLACE"]), "1");
     assert_eq!(read(&mut client, "a").await, Some(1.0), "the test plants nothing");
@@ -39,7 +40,7 @@ async fn it_finds_and_mends_an_entry_that_is_older_than_l2_and_agrees_with_true_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fresh_changes_and_one_hit_in_ten_thousand_are_looked_at() {
+async fn fresh_changes_are_looked_at() {
     let pair = Pair::real();
     let server = pair.serve().await;
     let mut client = server.client().await;
@@ -47,19 +48,6 @@ async fn fresh_changes_and_one_hit_in_ten_thousand_are_looked_at() {
     until_leads(&server).await;
     write(&mut client, "a", 1.0).await;
     eventually("a change to be checked", async || audit.checks() >= 1).await;
-    for i in 0..100 {
-        write(&mut client, &format!("k{i}"), 1.0).await;
-    }
-    let all = || get((0..100).map(|i| format!("k{i}")));
-    eventually("all to be hits", async || rows(&mut client, all()).await.iter().all(|row| row.source() == Source::L1))
-        .await;
-    // The fresh changes are over.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let before = audit.checks();
-    for _ in 0..101 {
-        rows(&mut client, all()).await;
-    }
-    eventually("a hit to be checked", async || audit.checks() > before).await;
     assert_eq!(audit.disagreements(), 0);
     server.stop().await;
 }

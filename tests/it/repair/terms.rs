@@ -3,7 +3,16 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::harness::{binary::Binary, redis::RedisServer};
+use crate::harness::{
+    binary::{Binary, run},
+    redis::RedisServer,
+};
+
+async fn backends() -> (Pair, ByHand) {
+    let pair = Pair::real();
+    let hand = ByHand::of(&pair).await;
+    (pair, hand)
+}
 
 async fn leads(binary: &Binary) -> bool {
     let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", binary.admin_port)).await.unwrap();
@@ -15,11 +24,7 @@ async fn leads(binary: &Binary) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_leader_dies_another_server_repairs() {
-    let (pair, hand) = {
-        let pair = Pair::real();
-        let hand = ByHand::of(&pair).await;
-        (pair, hand)
-    };
+    let (pair, hand) = backends().await;
     let mut servers = [Binary::start(&pair.settings()), Binary::start(&pair.settings())];
     for server in &servers {
         server.until_serving().await;
@@ -40,11 +45,7 @@ async fn when_the_leader_dies_another_server_repairs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happened_while_nobody_repaired_is_made_good_at_the_next_start() {
-    let (pair, hand) = {
-        let pair = Pair::real();
-        let hand = ByHand::of(&pair).await;
-        (pair, hand)
-    };
+    let (pair, hand) = backends().await;
     let server = pair.serve().await;
     let mut client = server.client().await;
     until_leads(&server).await;
@@ -65,11 +66,7 @@ async fn where_the_stored_position_is_lost_l1_starts_cold() {
     let nonsense = doc! { "$set": { "position": { "_data": "82AB" } } };
     let gone = doc! { "$unset": { "position": 1 } };
     for loss in [nonsense, gone] {
-        let (pair, hand) = {
-            let pair = Pair::real();
-            let hand = ByHand::of(&pair).await;
-            (pair, hand)
-        };
+        let (pair, hand) = backends().await;
         let server = pair.serve().await;
         let mut client = server.client().await;
         until_leads(&server).await;
@@ -97,11 +94,7 @@ async fn where_the_stored_position_is_lost_l1_starts_cold() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_records_are_dropped_l1_starts_cold() {
-    let (pair, hand) = {
-        let pair = Pair::real();
-        let hand = ByHand::of(&pair).await;
-        (pair, hand)
-    };
+    let (pair, hand) = backends().await;
     let server = pair.serve().await;
     let mut client = server.client().await;
     until_leads(&server).await;
@@ -139,4 +132,31 @@ async fn a_leader_that_cannot_reach_l1_resigns() {
     until_read(&mut client, "a", Some(2.0), LAG).await;
     server.stop().await;
     cut_off.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_command_epoch_new_running_servers_start_cold() {
+    let pair = Pair::real();
+    let (server, hand) = (pair.serve().await, ByHand::of(&pair).await);
+    let mut client = server.client().await;
+    write(&mut client, "a", 1.0).await;
+    until_hit(&mut client, "a").await;
+    let epoch = hand.epoch().await;
+    let settings = pair.settings().into_iter().map(|(name, value)| (name, value.to_owned())).collect::<Vec<_>>();
+    let made = tokio::task::spawn_blocking(move || {
+        let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        run(&["epoch", "new"], &settings)
+    });
+    let made = made.await.unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let new = hand.epoch().await;
+    assert!(new != epoch && String::from_utf8_lossy(&made.stdout).contains(&new), "{made:?}");
+    eventually("the server to see it", async || server.tiered.trust().epoch().unwrap().epoch.to_string() == new).await;
+    until_hit(&mut client, "a").await;
+    server.stop().await;
+    // Where MongoDB is not there it says so.
+    let nowhere = [("MONGO_URI", "mongodb://127.0.0.1:1/")];
+    let refused = tokio::task::spawn_blocking(move || run(&["epoch", "new"], &nowhere)).await.unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no new epoch was made"), "{refused:?}");
 }

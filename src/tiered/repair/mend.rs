@@ -66,7 +66,6 @@ impl Tiered {
                 return false;
             }
         }
-        self.trust.breaker.succeeded();
         self.repairs.written.fetch_add(settles.len() as u64, Relaxed);
         self.repairs.edited.fetch_add(edited.len() as u64, Relaxed);
         self.trust.fresh_epoch().is_some_and(|state| state.epoch == epoch)

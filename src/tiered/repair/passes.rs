@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     super::Tiered,
-    term::{End, LEASE, Term},
+    term::{End, Term},
 };
 use crate::store::changes::{Batch, Changes, Event, FollowError, Position};
 
@@ -164,7 +164,7 @@ impl Tiered {
             if done {
                 return Ok(());
             }
-            if since.elapsed() > TROUBLE.max(LEASE) {
+            if since.elapsed() > TROUBLE {
                 return Err(End::L1Lost);
             }
             tokio::time::sleep(AGAIN).await;

@@ -19,11 +19,11 @@ use crate::store::{
 };
 
 /// How long a dead leader is waited for.
-pub(super) const LEASE: Duration = Duration::from_secs(5);
+const LEASE: Duration = Duration::from_secs(5);
 /// Between two prolongations, and between two looks of those who stand by.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long opening the changes may take.
-pub(super) const OPENING: Duration = Duration::from_secs(3);
+const OPENING: Duration = Duration::from_secs(3);
 /// An epoch of this age, by L2's clock, has not been used by anybody: everybody pauses longer after a change. Less than the
 /// pause, as the question took a while.
 const UNUSED_AGE: Duration = Duration::from_millis(2500);

@@ -1,15 +1,17 @@
 //! The composition root: a configuration becomes two tiers, the protocol over them, and the service.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 
 use crate::{
     api::Api,
-    cache::{Cache, memory::MemoryCache},
+    cache::{Cache, Epoch, memory::MemoryCache},
     config::Config,
     record::Clock,
     server::ServerSettings,
     store::{Store, WriteRules, embedded::EmbeddedStore},
-    tiered::{Settings, Tiered},
+    tiered::{Settings, Tiered, repair::RepairSettings},
 };
 
 pub use crate::server::App;
@@ -29,18 +31,12 @@ impl App {
     /// Puts a server together. Redis and MongoDB need not be reachable yet; the embedded store's folder must be.
     pub async fn new(config: &Config) -> Result<Self, StartError> {
         let clock = Clock::system();
-        let rules = WriteRules {
-            default_ttl: config.default_ttl,
-            tombstone_ttl: config.tombstone_ttl,
-            max_features: config.limits.max_features,
-            max_record_bytes: config.limits.max_record_bytes,
-        };
-        let (cache, store) = (cache(config)?, store(config, rules, &clock)?);
-        if cache.info().kind == "memory" && !store.info().exclusive {
+        let (cache, store) = (cache(config)?, store(config, rules(config), &clock)?);
+        if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
                 ttl = ?config.l1_ttl,
-                "L1 is in this process over a store that others may write to: their writes are seen here when the L1 \
-                 ttl ends at the latest; configure Redis to see them at once"
+                "L1 is in this process over a store that others may write to: their writes are seen here a moment later, \
+                 over a standalone MongoDB when the L1 ttl ends (5 minutes at most); configure Redis to see them at once"
             );
         }
         let settings = Settings {
@@ -53,6 +49,7 @@ impl App {
             write_deadline: config.deadlines.write,
             max_l2_reads: max_l2_reads(config),
             max_writes: config.max_in_flight,
+            repair: RepairSettings::default(),
         };
         let tiered = Tiered::new(cache, store, settings, clock.clone());
         let api = Api::new(tiered.clone(), config.limits.clone(), config.deadlines.clone(), config.default_ttl, clock);
@@ -70,6 +67,38 @@ impl App {
 fn max_l2_reads(config: &Config) -> usize {
     let connections = config.mongodb.as_ref().map_or(u32::MAX, |mongodb| mongodb.max_pool_size);
     config.max_l2_reads.min((connections as usize / 4 * 3).max(1))
+}
+
+/// Makes a new epoch in the configured L2: what every L1 holds is worthless then. For after a backup was restored.
+pub async fn new_epoch(config: &Config) -> Result<Epoch, StartError> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let machine = |error: &dyn std::fmt::Display| StartError::Machine(format!("no new epoch was made: {error}"));
+    if config.mongodb.is_none() && !config.data_dir.exists() {
+        let dir = config.data_dir.display();
+        return Err(machine(&format!("data_dir: there is no store in the folder {dir}")));
+    }
+    let store = store(config, rules(config), &Clock::system()).map_err(|error| match error {
+        StartError::Machine(error) => {
+            machine(&format!("{error} (a server over an embedded store must be stopped first)"))
+        }
+        error @ StartError::Config(_) => error,
+    })?;
+    let deadline = Instant::now() + PATIENCE;
+    let renewed = match store.epoch(deadline).await {
+        Ok(seen) => store.renew_epoch(seen.epoch, deadline).await,
+        Err(error) => Err(error),
+    };
+    store.close().await;
+    renewed.map(|state| state.epoch).map_err(|error| machine(&error))
+}
+
+fn rules(config: &Config) -> WriteRules {
+    WriteRules {
+        default_ttl: config.default_ttl,
+        tombstone_ttl: config.tombstone_ttl,
+        max_features: config.limits.max_features,
+        max_record_bytes: config.limits.max_record_bytes,
+    }
 }
 
 fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {

@@ -242,6 +242,8 @@ pub struct CacheInfo {
     pub kind: &'static str,
     /// Where it is.
     pub address: String,
+    /// Other processes may use it too.
+    pub shared: bool,
 }
 
 /// The operations on L1. Every batch answers in its own order, one result an item.
@@ -282,6 +284,10 @@ pub trait Cache: Send + Sync + 'static {
 
     /// Removes entries, as an eviction would.
     async fn remove(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<(), CacheError>>;
+
+    /// Removes everything, as an eviction would, from a cache that this process alone uses. What others use too is left
+    /// alone: there a new epoch does the same.
+    fn clear(&self);
 
     /// Connects if need be, and verifies what the engine holds against `epoch`. `Intact` makes the cache usable, the first
     /// time and again after a lost connection; anything else leaves it, or makes it, unusable.

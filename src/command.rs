@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use featurestore::{
-    app::{App, StartError},
+    app::{self, App, StartError},
     config::{Config, DEFAULTS, Flags},
     server, telemetry,
 };
@@ -52,8 +52,18 @@ enum Action {
         #[arg(long)]
         defaults: bool,
     },
+    /// Make all of L1 worthless, as after restoring a backup of L2
+    #[command(subcommand)]
+    Epoch(EpochAction),
     /// Print the version and the commit it was built from
     Version,
+}
+
+#[derive(Subcommand)]
+enum EpochAction {
+    /// Make a new epoch in L2, so that every L1 starts cold. Servers over MongoDB may run, and know of it within 2 s; with
+    /// the embedded store the server must be stopped
+    New,
 }
 
 impl Command {
@@ -76,6 +86,7 @@ impl Command {
         }
         match self.action {
             Some(Action::Health { service }) => block_on(health(config.listen, service)),
+            Some(Action::Epoch(EpochAction::New)) => block_on(new_epoch(config)),
             Some(Action::Config { .. }) => {
                 print!("{effective}");
                 ExitCode::SUCCESS
@@ -115,6 +126,17 @@ fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
             code
         }
         Err(error) => failed(format!("the runtime cannot start: {error}")),
+    }
+}
+
+async fn new_epoch(config: Config) -> ExitCode {
+    match app::new_epoch(&config).await {
+        Ok(epoch) => {
+            println!("epoch {epoch}: every L1 starts cold");
+            ExitCode::SUCCESS
+        }
+        Err(StartError::Config(error)) => bad_config(&error),
+        Err(StartError::Machine(error)) => failed(error),
     }
 }
 

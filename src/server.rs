@@ -62,6 +62,8 @@ pub async fn run(
     let stop_watching = CancellationToken::new();
     let background = TaskTracker::new();
     background.spawn(tiered.clone().watch(stop_watching.clone()));
+    background.spawn(tiered.clone().repair(stop_watching.clone()));
+    background.spawn(tiered.clone().keep_auditing(stop_watching.clone()));
 
     // Health is right before the first connection is accepted.
     let (health, health_service) = Health::new(tiered.reach()).await;

@@ -4,6 +4,7 @@
 //! Not here: caching (`cache`, `tiered`), and what a request may hold (`api`).
 
 pub mod apply;
+pub mod changes;
 pub mod embedded;
 mod error;
 #[cfg(feature = "mongodb")]
@@ -14,6 +15,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
+use changes::{Changes, FollowError, Leadership, Position};
 pub use error::StoreError;
 
 use crate::{
@@ -131,7 +133,8 @@ pub struct StoreInfo {
     pub address: String,
     /// No other process can write to it.
     pub exclusive: bool,
-    /// Others may write to it, and it cannot tell of their changes: what L1 holds must not live long.
+    /// Others may write to it, and it cannot tell of their changes, or was not reached yet: there is no repairer, and what
+    /// L1 holds must not live long.
     pub silent: bool,
 }
 
@@ -172,6 +175,29 @@ pub trait Store: Send + Sync + 'static {
 
     /// Marks the present epoch as dirty, durably, and answers it.
     async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Follows the changes of all records after a position, by default from now on: every change that is committed after
+    /// this was answered is among them. None: this store cannot tell (`StoreInfo::silent`), or need not, as nobody else
+    /// can write to it. `HistoryLost` only for a position that was given.
+    async fn changes(
+        &self,
+        after: Option<Position>,
+        deadline: Instant,
+    ) -> Result<Option<Box<dyn Changes>>, FollowError>;
+
+    /// Asks to be the one who repairs, for `lease` from now on by L2's own clock, and tells what position is stored.
+    /// Without a position: granted where nobody else holds a lease. With one: only prolongs what `me` holds, and stores the
+    /// position with it; who was succeeded stores nothing. Only for stores that have changes to follow.
+    async fn lead(
+        &self,
+        me: &str,
+        lease: Duration,
+        position: Option<Position>,
+        deadline: Instant,
+    ) -> Result<Leadership, StoreError>;
+
+    /// Gives the lease up, if `me` holds it.
+    async fn resign(&self, me: &str, deadline: Instant) -> Result<(), StoreError>;
 
     /// Whether it can serve now: reads and writes.
     async fn ping(&self, deadline: Instant) -> Result<(), StoreError>;

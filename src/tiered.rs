@@ -7,8 +7,11 @@
 //! - [`read`](Tiered::read): MGET, ACQUIRE, one L2 read, SETTLE; many callers of one key share a flight.
 //! - [`upsert`](Tiered::upsert), [`delete`](Tiered::delete): MARK, commit, PUT, in a task that no cancelled call can drop.
 //! - [`write_bulk`](Tiered::write_bulk): commit, then SETTLE.
+//! - [`repair`](Tiered::repair): removes from L1 what changes of L2 made old, whoever made them.
+//! - [`audit`](Tiered::audit): whether L1 tells the truth.
 //! - [`trust`]: whether L1 may be used at all; [`watch`](Tiered::watch) brings it back after a loss.
 
+pub mod audit;
 pub mod breaker;
 mod bulk;
 mod fetch;
@@ -19,6 +22,7 @@ pub mod mode;
 pub mod pace;
 mod patience;
 mod read;
+pub mod repair;
 mod told;
 pub mod trust;
 mod watch;
@@ -41,12 +45,14 @@ use crate::{
     record::{Clock, RecordKey, State},
     store::{Store, StoreError},
 };
+use audit::Audit;
 use breaker::Breaker;
 use flight::Flights;
 use lane::Lane;
 use meter::Meter;
 use pace::Pace;
 use patience::L1Patience;
+use repair::{RepairSettings, Repairs};
 use trust::Trust;
 
 pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
@@ -80,6 +86,8 @@ pub struct Settings {
     pub max_l2_reads: usize,
     /// Writes at once, those included whose calls have gone; more are refused.
     pub max_writes: usize,
+    /// How the repairer works.
+    pub repair: RepairSettings,
 }
 
 /// What becomes of writes that L1 does not confirm.
@@ -107,6 +115,8 @@ pub struct Tiered {
     reach: Sender<Reach>,
     /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
     silent_l2: AtomicBool,
+    repairs: Repairs,
+    audit: Audit,
     /// What L1 did since start.
     pub l1_meter: Meter,
     /// What L2 did since start.
@@ -121,12 +131,15 @@ impl Tiered {
             Lane::new(settings.max_l2_reads, settings.max_l2_reads * WAITING_READS, settings.read_deadline / 4);
         let pace = Pace::new(settings.l1_slow);
         let writes = Lane::new(settings.max_writes, 0, Duration::ZERO);
+        let trust = Trust::new(exclusive);
+        // What others write is seen in an L1 of this process only by following L2.
+        trust.follow(exclusive || cache.info().shared);
         Arc::new(Self {
             cache,
             store,
             settings,
             clock,
-            trust: Trust::new(exclusive),
+            trust,
             pace,
             l2_breaker: Breaker::new(5),
             flights: Flights::default(),
@@ -135,6 +148,8 @@ impl Tiered {
             tasks: TaskTracker::new(),
             reach: Sender::new(Reach::default()),
             silent_l2: AtomicBool::new(false),
+            repairs: Repairs::default(),
+            audit: Audit::default(),
             l1_meter: Meter::default(),
             l2_meter: Meter::default(),
         })

@@ -57,13 +57,6 @@ impl MemoryCache {
         Self { lives, ..self }
     }
 
-    /// Removes everything, as an eviction would: for when the source of invalidations breaks.
-    pub fn clear(&self) {
-        for shard in &self.shards {
-            lock(shard).clear();
-        }
-    }
-
     fn now(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -171,12 +164,18 @@ impl Cache for MemoryCache {
         vec![Ok(()); keys.len()]
     }
 
+    fn clear(&self) {
+        for shard in &self.shards {
+            lock(shard).clear();
+        }
+    }
+
     async fn probe(&self, _: Epoch, _: Instant) -> Result<Probe, CacheError> {
         Ok(Probe::Intact)
     }
 
     fn info(&self) -> CacheInfo {
-        CacheInfo { kind: "memory", address: "in process".to_owned() }
+        CacheInfo { kind: "memory", address: "in process".to_owned(), shared: false }
     }
 }
 

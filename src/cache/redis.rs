@@ -192,6 +192,8 @@ impl Cache for RedisCache {
         self.remove_all(keys.iter(), deadline).await
     }
 
+    fn clear(&self) {}
+
     async fn probe(&self, epoch: Epoch, deadline: Instant) -> Result<Probe, CacheError> {
         let probed = tokio::time::timeout_at(deadline, self.verify(epoch)).await;
         let result = probed.unwrap_or(Err(CacheError::Timeout));
@@ -202,7 +204,7 @@ impl Cache for RedisCache {
     }
 
     fn info(&self) -> CacheInfo {
-        CacheInfo { kind: "redis", address: self.address.clone() }
+        CacheInfo { kind: "redis", address: self.address.clone(), shared: true }
     }
 }
 

@@ -97,6 +97,7 @@ fn metrics(tiered: &Tiered) -> String {
             let _ = writeln!(text, "featurestore_tier_{name}_total{{tier=\"{tier}\"}} {}", count(&meter.reading()));
         }
     }
+    repairs(&mut text, tiered);
     let reach = *tiered.reach().borrow();
     let _ =
         writeln!(text, "# HELP featurestore_tier_up Whether a tier answers now.\n# TYPE featurestore_tier_up gauge");
@@ -104,4 +105,27 @@ fn metrics(tiered: &Tiered) -> String {
         let _ = writeln!(text, "featurestore_tier_up{{tier=\"{tier}\"}} {}", u8::from(up));
     }
     text
+}
+
+fn repairs(text: &mut String, tiered: &Tiered) {
+    let reading = tiered.repairs().reading();
+    let mut one = |name: &str, kind: &str, help: &str, value: f64| {
+        let _ = writeln!(text, "# HELP featurestore_{name} {help}\n# TYPE featurestore_{name} {kind}");
+        let _ = writeln!(text, "featurestore_{name} {value}");
+    };
+    one("repair_leader", "gauge", "Whether this server repairs L1 now.", f64::from(u8::from(reading.leading)));
+    let help = "From a change of L2 to when it was made good in L1, of the last ones.";
+    one("repair_lag_seconds", "gauge", help, reading.lag.as_secs_f64());
+    let help = "Writes of servers that were made good in L1, in both passes.";
+    one("repair_written_total", "counter", help, reading.written as f64);
+    let help = "Edits of L2 by others that were made good in L1, in both passes.";
+    one("repair_edited_total", "counter", help, reading.edited as f64);
+    let help = "Entries of L1 that the repairer found older than a write, and removed.";
+    one("repair_dropped_total", "counter", help, reading.dropped as f64);
+    let help = "Entries of L1 that were compared with L2.";
+    one("audit_checks_total", "counter", help, tiered.audit().checks() as f64);
+    let help = "Of those the ones that were older than L2, and still were after 1 s.";
+    one("audit_disagreements_total", "counter", help, tiered.audit().disagreements() as f64);
+    let help = "Times that L1 had to start cold, as changes could not be told one by one.";
+    one("repair_cold_starts_total", "counter", help, reading.epochs as f64);
 }

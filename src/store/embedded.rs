@@ -37,7 +37,10 @@ use self::{
     queue::{Queue, Work},
     writer::Writer,
 };
-use super::{EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules};
+use super::{
+    EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
+    changes::{Changes, FollowError, Leadership, Position},
+};
 use crate::{
     cache::Epoch,
     record::{Clock, RecordKey, State},
@@ -158,6 +161,18 @@ impl Store for EmbeddedStore {
 
     async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError> {
         self.queue.submit(1, deadline, Work::MarkDirty).await
+    }
+
+    async fn changes(&self, _: Option<Position>, _: Instant) -> Result<Option<Box<dyn Changes>>, FollowError> {
+        Ok(None)
+    }
+
+    async fn lead(&self, _: &str, _: Duration, _: Option<Position>, _: Instant) -> Result<Leadership, StoreError> {
+        Err(StoreError::Internal("there is nothing to repair".into()))
+    }
+
+    async fn resign(&self, _: &str, _: Instant) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn ping(&self, deadline: Instant) -> Result<(), StoreError> {

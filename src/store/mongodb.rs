@@ -3,14 +3,17 @@
 //! One document a record in the collection `features`, made for people to query: `_id: {view, entity_id}`, `features` in
 //! natural BSON types, `kinds` (name -> number of the `Value` kind, where BSON has no type for it), `model_version`,
 //! `rev`, `event_time`, `write_time`, `expire_at` (absent: never), `deleted`, `gc_at` (a TTL index collects by it) and
-//! `requests` (the latest writes, `{id, rev, outcome, number}`). The collection `meta` holds the epoch.
+//! `requests` (the latest writes, `{id, rev, outcome, number}`). The collection `meta` holds the epoch, and
+//! who repairs L1 and how far (`lease`).
 
 mod address;
 mod batch;
+mod changes;
 mod connection;
 mod document;
 mod epoch;
 mod failure;
+mod lease;
 mod pipeline;
 mod read;
 mod value;
@@ -28,7 +31,10 @@ use self::{
     connection::{Connection, Lane},
     failure::Failure,
 };
-use super::{EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules};
+use super::{
+    EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
+    changes::{Changes, FollowError, Leadership, Position},
+};
 use crate::{
     cache::Epoch,
     record::{RecordKey, State},
@@ -129,6 +135,28 @@ impl Store for MongoStore {
         epoch::mark_dirty(&self.connection, deadline).await
     }
 
+    async fn changes(
+        &self,
+        after: Option<Position>,
+        deadline: Instant,
+    ) -> Result<Option<Box<dyn Changes>>, FollowError> {
+        changes::follow(&self.connection, after, deadline).await
+    }
+
+    async fn lead(
+        &self,
+        me: &str,
+        lease: Duration,
+        position: Option<Position>,
+        deadline: Instant,
+    ) -> Result<Leadership, StoreError> {
+        lease::lead(&self.connection, me, lease, position, deadline).await
+    }
+
+    async fn resign(&self, me: &str, deadline: Instant) -> Result<(), StoreError> {
+        lease::resign(&self.connection, me, deadline).await
+    }
+
     async fn ping(&self, deadline: Instant) -> Result<(), StoreError> {
         let read = self.connection.run(Lane::Reserved, deadline, |prepared, left| {
             let meta = prepared.majority(META);
@@ -143,7 +171,7 @@ impl Store for MongoStore {
 
     fn info(&self) -> StoreInfo {
         let address = address::describe(self.connection.uri(), &self.connection.config().database);
-        // A standalone server has no change streams.
-        StoreInfo { kind: "mongodb", address, exclusive: false, silent: self.connection.is_standalone() }
+        // A standalone server has no change streams, and one that was not reached may be standalone.
+        StoreInfo { kind: "mongodb", address, exclusive: false, silent: self.connection.is_standalone() != Some(false) }
     }
 }

@@ -53,10 +53,10 @@ impl Default for Meter {
 }
 
 impl Meter {
-    /// A batch was read: so many entities answered, so many not.
-    pub fn read(&self, hits: usize, misses: usize) {
-        self.hits.fetch_add(hits as u64, Relaxed);
+    /// A batch was read: so many entities answered, so many not. Answers how many hits there were before.
+    pub fn read(&self, hits: usize, misses: usize) -> u64 {
         self.misses.fetch_add(misses as u64, Relaxed);
+        self.hits.fetch_add(hits as u64, Relaxed)
     }
 
     /// A command failed.

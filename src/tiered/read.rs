@@ -176,7 +176,9 @@ impl Tiered {
                 Err(error) => failure = Some(error),
             }
         }
-        self.l1_meter.read(hits, keys.len() - hits);
+        let before = self.l1_meter.read(hits, keys.len() - hits);
+        let hit = || keys.iter().zip(&board.rows).find(|(_, row)| row.is_some()).map(|(key, _)| key);
+        self.audit.hits(before, hits as u64, hit);
         match failure {
             None => {
                 self.trust.breaker.succeeded();

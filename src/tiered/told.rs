@@ -171,6 +171,9 @@ impl Tiered {
     /// Tells L2 that L1 may hold stale values of this epoch, so that who lost sight of L1 trusts it again only under a new
     /// one, even after a crash of this server.
     pub(super) async fn make_dirty(&self) -> Result<(), StoreError> {
+        if self.is_repaired() {
+            return Ok(()); // whatever this server remembers, the repairer makes good
+        }
         // An old view may be of an epoch that is gone, and the present one not dirty.
         if self.trust.fresh_epoch().is_some_and(|state| state.dirty) {
             return Ok(());

@@ -51,6 +51,8 @@ pub struct Trust {
     /// Trips when L1 does not answer.
     pub breaker: Breaker,
     trusted: AtomicBool,
+    /// Whoever changes L2, L1 is told of it.
+    followed: AtomicBool,
     view: ArcSwapOption<View>,
     remembered: Mutex<Remembered>,
     wake: Notify,
@@ -92,6 +94,7 @@ impl Trust {
         Self {
             breaker: Breaker::new(3),
             trusted: AtomicBool::new(false),
+            followed: AtomicBool::new(true),
             view: ArcSwapOption::empty(),
             remembered: Mutex::default(),
             wake: Notify::new(),
@@ -109,6 +112,7 @@ impl Trust {
         };
         let epoch = view.state.epoch;
         match (view.is_paused(), self.is_fresh(view), trusted) {
+            (false, true, true) if !self.followed.load(SeqCst) => L1Use::Untrusted(epoch),
             (true, _, _) => L1Use::Paused(epoch),
             (false, true, true) => L1Use::Trusted(epoch),
             (false, true, false) => L1Use::Untrusted(epoch),
@@ -243,6 +247,12 @@ impl Trust {
     pub(super) fn lost(&self) {
         let _guard = self.lock();
         self.trusted.store(false, SeqCst);
+    }
+
+    /// Whether the changes that others make are followed: while not, nothing is read from L1 or filled into it, unless L2
+    /// is gone.
+    pub(super) fn follow(&self, followed: bool) {
+        self.followed.store(followed, SeqCst);
     }
 
     /// Makes the watcher look at once.

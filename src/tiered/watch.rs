@@ -211,7 +211,7 @@ impl Tiered {
         }
     }
 
-    async fn renew_epoch(&self) -> Option<EpochState> {
+    pub(super) async fn renew_epoch(&self) -> Option<EpochState> {
         let seen = self.trust.fresh_epoch()?;
         let asked = Instant::now();
         match self.store.renew_epoch(seen.epoch, asked + PATIENCE).await {

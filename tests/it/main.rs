@@ -16,6 +16,8 @@ mod mongodb_store;
 #[cfg(feature = "mongodb")]
 mod outages;
 mod protocol;
+#[cfg(feature = "mongodb")]
+mod repair;
 mod service;
 mod store_contract;
 #[cfg(feature = "mongodb")]

@@ -1,5 +1,6 @@
 //! What only the MongoDB store can show: its documents, hand edits, outages, and that its pipeline equals `apply`.
 
+mod changes;
 mod contract;
 mod documents;
 mod equals_apply;

@@ -9,6 +9,7 @@ mod flights;
 mod old_view;
 mod pause;
 mod recovery;
+mod repair;
 mod rules;
 mod shedding;
 mod slow;
@@ -31,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     harness::{
-        faulty::{Faults, FaultyCache, FaultyStore, SharedStore, blocking},
+        faulty::{ChangeLog, Faults, FaultyCache, FaultyStore, SharedStore, blocking},
         process::temp_dir,
     },
     store_contract::fixture,
@@ -47,19 +48,24 @@ struct World {
 impl World {
     /// Other servers may be there.
     fn shared() -> Self {
-        Self::new(false)
+        Self::new(false, None)
+    }
+
+    /// The same, and L2 tells of its changes.
+    fn followed() -> Self {
+        Self::new(false, Some(ChangeLog::new()))
     }
 
     /// There is one server.
     fn exclusive() -> Self {
-        Self::new(true)
+        Self::new(true, None)
     }
 
-    fn new(exclusive: bool) -> Self {
+    fn new(exclusive: bool, log: Option<Arc<ChangeLog>>) -> Self {
         let folder = temp_dir();
         let store = EmbeddedStore::open(folder.path(), 8 << 20, fixture::rules(), Clock::system()).unwrap();
         let memory = Arc::new(MemoryCache::new(32 << 20));
-        Self { memory, store: SharedStore::new(store, exclusive), _folder: folder }
+        Self { memory, store: SharedStore::new(store, exclusive, log), _folder: folder }
     }
 
     /// A server that has not looked at anything yet.
@@ -81,6 +87,7 @@ impl World {
             write_deadline: Duration::from_secs(10),
             max_l2_reads: 48,
             max_writes: 4096,
+            repair: Default::default(),
         };
         change(&mut settings);
         let cache = FaultyCache { faults: faults.clone(), inner: self.memory.clone() };

@@ -22,14 +22,18 @@ use tokio::{
     sync::{OnceCell, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{MongoConfig, failure::Failure};
 
 /// Connections, and places among what runs, that the users' operations cannot take.
 const RESERVED: u32 = 2;
+/// Change streams at a time, each with a connection that nothing else uses: the two passes of the repairer.
+const STREAMS: u32 = 2;
 /// How long `close` waits for what still runs, and then for the driver.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long `close` waits for the server to end its cursors.
+const CURSORS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How soon a silent server is given up, unless the URI says otherwise: the monitor asks this often and waits this long,
 /// and only the monitor ends operations on a connection that went dead.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(2);
@@ -54,7 +58,9 @@ pub(super) struct Connection {
     prepared: OnceLock<Prepared>,
     slots: Arc<Semaphore>,
     reserved: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
     running: TaskTracker,
+    closing: CancellationToken,
 }
 
 /// A database that was reached once and has its indexes.
@@ -100,8 +106,9 @@ impl Connection {
         config.server_selection_timeout = uri.server_selection_timeout.unwrap_or(config.server_selection_timeout);
         let slots = Arc::new(Semaphore::new(config.max_pool.max(1) as usize));
         let reserved = Arc::new(Semaphore::new(RESERVED as usize));
+        let streams = Arc::new(Semaphore::new(STREAMS as usize));
         let (client, prepared, running) = (OnceCell::new(), OnceLock::new(), TaskTracker::new());
-        Self { config, uri, client, prepared, slots, reserved, running }
+        Self { config, uri, client, prepared, slots, reserved, streams, running, closing: CancellationToken::new() }
     }
 
     pub(super) fn config(&self) -> &MongoConfig {
@@ -112,9 +119,33 @@ impl Connection {
         &self.uri
     }
 
-    /// Whether the server that was reached is no member of a replica set.
-    pub(super) fn is_standalone(&self) -> bool {
-        self.prepared.get().is_some_and(|prepared| prepared.standalone)
+    /// Whether the server is no member of a replica set; None: it was not reached yet.
+    pub(super) fn is_standalone(&self) -> Option<bool> {
+        self.prepared.get().map(|prepared| prepared.standalone)
+    }
+
+    /// Runs something that goes on for long, in a task of its own. It has to end soon after the token is cancelled, or
+    /// nobody waits for what it brings. None: every place is taken until the deadline.
+    pub(super) async fn run_on<F>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(Prepared, CancellationToken) -> F,
+    ) -> Result<(), Failure>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let prepared = self.prepared(deadline).await?;
+        let place = match timeout_at(deadline, self.streams.clone().acquire_owned()).await {
+            Ok(Ok(place)) => place,
+            Ok(Err(_)) => return Err(Failure::not_done("the store is closed")),
+            Err(_) => return Err(Failure::not_done("the change streams before did not end in time")),
+        };
+        let work = work(prepared, self.closing.clone());
+        self.running.spawn(async move {
+            let _place = place;
+            work.await;
+        });
+        Ok(())
     }
 
     /// Runs one operation on the prepared database; it is told how much time it has.
@@ -136,11 +167,16 @@ impl Connection {
     pub(super) async fn close(&self) {
         self.slots.close();
         self.reserved.close();
+        self.streams.close();
+        self.closing.cancel();
         self.running.close();
         if timeout(CLOSE_TIMEOUT, self.running.wait()).await.is_err() {
             tracing::warn!(operations = self.running.len(), "MongoDB operations were still running at the end");
         }
         if let Some(client) = self.client.get() {
+            // The cursors of change streams are ended by tasks of the driver, which panic where the client is gone.
+            let cursors = tokio::spawn(client.clone().shutdown().into_future());
+            let _ = timeout(CURSORS_TIMEOUT, cursors).await;
             let shutdown = tokio::spawn(client.clone().shutdown().immediate(true).into_future());
             let _ = timeout(CLOSE_TIMEOUT, shutdown).await;
         }
@@ -178,7 +214,7 @@ impl Connection {
         let options = self.spawn(Lane::Reserved, deadline, |_| async { ClientOptions::parse(uri).await });
         let mut options = options.await.map_err(Failure::before_the_operation)?;
         options.app_name.get_or_insert_with(|| "featurestore".to_owned());
-        options.max_pool_size = Some(config.max_pool.saturating_add(RESERVED));
+        options.max_pool_size = Some(config.max_pool.saturating_add(RESERVED + STREAMS));
         options.max_connecting = Some(config.max_connecting);
         options.server_selection_timeout = Some(config.server_selection_timeout);
         options.connect_timeout.get_or_insert(MONITOR_INTERVAL);

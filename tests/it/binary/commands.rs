@@ -26,7 +26,9 @@ fn version_help_and_defaults_need_no_configuration() {
     assert!(version.starts_with(concat!("featurestore ", env!("CARGO_PKG_VERSION"))), "{version}");
     assert!(succeeded(run(&["--version"], &[])).contains(env!("CARGO_PKG_VERSION")));
     let help = succeeded(run(&["--help"], &[]));
-    for word in ["serve", "health", "config", "version", "--listen", "--insecure-bind", "REDIS_URL", "MONGO_URI"] {
+    for word in
+        ["serve", "health", "epoch", "config", "version", "--listen", "--insecure-bind", "REDIS_URL", "MONGO_URI"]
+    {
         assert!(help.contains(word), "{word} is not in: {help}");
     }
     let defaults = succeeded(run(&["config", "--defaults"], &[]));
@@ -139,4 +141,25 @@ async fn health_asks_the_server_and_tells_by_its_exit_code() {
     let nobody = format!("127.0.0.1:{}", free_port());
     let (code, _, errors) = ask("", &nobody);
     assert!(code == Some(1) && errors.contains(&nobody), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn epoch_new_needs_the_embedded_store_for_itself() {
+    let mut server = Binary::start(&[]);
+    server.until_serving().await;
+    let folder = server.data_dir().display().to_string();
+    let settings = [("FEATURESTORE_DATA_DIR", folder.as_str())];
+    let refused = failed(run(&["epoch", "new"], &settings), 1);
+    assert!(
+        refused.contains("in use by another featurestore process") && refused.contains("stopped first"),
+        "{refused}"
+    );
+    server.signal("TERM");
+    server.exit_code(crate::harness::binary::START);
+    let epochs = [(), ()].map(|()| succeeded(run(&["epoch", "new"], &settings)));
+    assert!(epochs[0].starts_with("epoch ") && epochs[0] != epochs[1], "{epochs:?}");
+    let nowhere = temp_dir().path().join("no store").display().to_string();
+    let refused = failed(run(&["epoch", "new"], &[("FEATURESTORE_DATA_DIR", &nowhere)]), 1);
+    assert!(refused.contains("no store"), "{refused}");
+    assert!(!std::path::Path::new(&nowhere).exists(), "it made one");
 }

@@ -5,6 +5,7 @@
 //! `start_paused = true` has real fsyncs and no real waiting, and time moves only when nothing else can happen.
 
 mod cache;
+mod changes;
 mod store;
 
 use std::{collections::HashMap, future::Future, sync::Mutex, time::Duration};
@@ -16,6 +17,7 @@ use tokio::{
 
 pub use self::{
     cache::FaultyCache,
+    changes::ChangeLog,
     store::{FaultyStore, SharedStore, blocking},
 };
 
@@ -37,6 +39,8 @@ pub enum Op {
     Epoch,
     RenewEpoch,
     MarkDirty,
+    Changes,
+    Lead,
 }
 
 #[derive(Clone)]

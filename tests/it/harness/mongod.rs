@@ -70,8 +70,8 @@ impl Mongod {
         format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// A new database whose epoch has stood for long, as that of a deployment does: a server that starts over it trusts
-    /// L1 without waiting for others to notice.
+    /// A new database whose epoch has stood for long, as that of a deployment does, and whose changes were followed: a
+    /// server that starts over it trusts L1 without waiting for others to notice.
     pub fn settled_database(&self) -> String {
         let name = Self::database_name();
         let in_it = name.clone();
@@ -79,7 +79,15 @@ impl Mongod {
         self.block_on(|admin| async move {
             let since = bson::DateTime::from_millis(1_000_000_000_000);
             let meta = doc! { "_id": "epoch", "epoch": epoch, "dirty": false, "since": since };
-            admin.client().database(&in_it).collection("meta").insert_one(meta).await.unwrap();
+            let database = admin.client().database(&in_it);
+            database.collection("meta").insert_one(meta).await.unwrap();
+            if self.replica_set {
+                let changes = database.collection::<Document>("features").watch().await.unwrap();
+                let position = bson::serialize_to_bson(&changes.resume_token().unwrap()).unwrap();
+                let long_ago = bson::DateTime::from_millis(0);
+                let lease = doc! { "_id": "repairer", "holder": "", "until": long_ago, "position": position };
+                database.collection("meta").insert_one(lease).await.unwrap();
+            }
         });
         name
     }

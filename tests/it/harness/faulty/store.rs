@@ -10,28 +10,44 @@ use async_trait::async_trait;
 use featurestore::{
     cache::Epoch,
     record::{RecordKey, State},
-    store::{embedded::EmbeddedStore, *},
+    store::{
+        changes::{Changes, FollowError, Leadership, Position},
+        embedded::EmbeddedStore,
+        *,
+    },
 };
 use tokio::{runtime::Handle, task::spawn_blocking, time::Instant};
 
-use super::{Faults, Op};
+use super::{ChangeLog, Faults, Op};
 
 /// A store that several servers share, and that tells how long its epoch has stood.
 pub struct SharedStore {
     pub inner: EmbeddedStore,
     pub exclusive: bool,
+    /// None: it cannot tell of changes.
+    pub log: Option<Arc<ChangeLog>>,
     /// None: for ever.
     epoch_since: Mutex<Option<Instant>>,
 }
 
 impl SharedStore {
-    pub fn new(inner: EmbeddedStore, exclusive: bool) -> Arc<Self> {
-        Arc::new(Self { inner, exclusive, epoch_since: Mutex::default() })
+    pub fn new(inner: EmbeddedStore, exclusive: bool, log: Option<Arc<ChangeLog>>) -> Arc<Self> {
+        Arc::new(Self { inner, exclusive, log, epoch_since: Mutex::default() })
     }
 
     fn aged(&self, state: EpochState) -> EpochState {
         let age = self.epoch_since.lock().unwrap().map_or(Duration::MAX, |since| since.elapsed());
         EpochState { age, ..state }
+    }
+
+    /// Writes, and tells those who follow.
+    pub async fn write(&self, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError> {
+        let key = write.key.clone();
+        let written = self.inner.write(write, deadline).await?;
+        if let (Some(log), Outcome::Written | Outcome::Deleted) = (&self.log, written.0.outcome) {
+            log.written(key, written.0.revision);
+        }
+        Ok(written)
     }
 
     pub async fn renew(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError> {
@@ -79,7 +95,7 @@ impl Store for FaultyStore {
 
     async fn write(&self, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError> {
         let shared = self.shared.clone();
-        let work = blocking(async move { shared.inner.write(write, deadline).await });
+        let work = blocking(async move { shared.write(write, deadline).await });
         self.faults.call(Op::Write, deadline, work, |done| Err(lost_write(done))).await
     }
 
@@ -107,6 +123,33 @@ impl Store for FaultyStore {
         self.faults.call(Op::MarkDirty, deadline, work, |done| Err(lost_write(done))).await
     }
 
+    async fn changes(
+        &self,
+        after: Option<Position>,
+        deadline: Instant,
+    ) -> Result<Option<Box<dyn Changes>>, FollowError> {
+        let log = self.shared.log.clone();
+        let work = async move { log.map(|log| log.follow(after)).transpose() };
+        self.faults.call(Op::Changes, deadline, work, |_| Err(unavailable().into())).await
+    }
+
+    async fn lead(
+        &self,
+        me: &str,
+        lease: Duration,
+        position: Option<Position>,
+        deadline: Instant,
+    ) -> Result<Leadership, StoreError> {
+        let (log, me) = (self.shared.log.clone(), me.to_owned());
+        let work = async move { Ok(log.unwrap().lead(&me, lease, position)) };
+        self.faults.call(Op::Lead, deadline, work, |_| Err(unavailable())).await
+    }
+
+    async fn resign(&self, me: &str, _: Instant) -> Result<(), StoreError> {
+        self.shared.log.iter().for_each(|log| log.resign(me));
+        Ok(())
+    }
+
     async fn ping(&self, deadline: Instant) -> Result<(), StoreError> {
         let shared = self.shared.clone();
         blocking(async move { shared.inner.ping(deadline).await }).await
@@ -117,6 +160,7 @@ impl Store for FaultyStore {
     }
 
     fn info(&self) -> StoreInfo {
-        StoreInfo { exclusive: self.shared.exclusive, ..self.shared.inner.info() }
+        let (exclusive, silent) = (self.shared.exclusive, self.shared.log.is_none());
+        StoreInfo { exclusive, silent: silent && !exclusive, ..self.shared.inner.info() }
     }
 }

@@ -1,0 +1,121 @@
+//! Making changes good: SETTLE for what servers wrote, DEL for what others did, a new epoch where the changes cannot be told
+//! one by one. It has happened only if L1 confirmed all of it, in the epoch that still stands.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::atomic::Ordering::Relaxed,
+};
+
+use tokio::time::Instant;
+
+use super::super::{Tiered, cache_keys, watch::PATIENCE};
+use crate::{
+    cache::{CacheKey, Effect, Settle},
+    record::{RecordKey, Revision},
+    store::{
+        EpochState,
+        changes::{Change, Event},
+    },
+};
+
+/// What to do about a record after several changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mend {
+    /// Remove what is older.
+    Older(Revision),
+    /// Remove it.
+    Whole,
+}
+
+impl Tiered {
+    /// Makes changes good in L1. False: not all of it was confirmed, and all must be done again.
+    pub(super) async fn mend(&self, changes: &[Change]) -> bool {
+        let everything = changes.iter().any(|change| change.event == Event::Everything);
+        if everything {
+            self.start_cold("the records were dropped or replaced").await
+        } else {
+            self.mend_each(changes).await
+        }
+    }
+
+    /// The same but for changes that are not of one record: those are made good once and for all.
+    pub(super) async fn mend_each(&self, changes: &[Change]) -> bool {
+        // Whoever fills L1 in a later epoch read L2 after these changes: everybody pauses longer than a view lives.
+        let Some(EpochState { epoch, .. }) = self.trust.fresh_epoch() else { return false };
+        let (whole, older): (Vec<_>, Vec<_>) =
+            coalesced(changes).into_iter().partition(|(_, mend)| *mend == Mend::Whole);
+        let edited: Vec<RecordKey> = whole.into_iter().map(|(key, _)| key.clone()).collect();
+        let settles: Vec<Settle> = older
+            .into_iter()
+            .filter_map(|(key, mend)| match mend {
+                Mend::Older(revision) => Some(Settle { key: CacheKey::new(epoch, key), revision, fill: None }),
+                Mend::Whole => None,
+            })
+            .collect();
+        if !settles.is_empty() {
+            let answers = self.cache.settle(&settles, Instant::now() + PATIENCE).await;
+            if self.note_failed(&answers) {
+                return false;
+            }
+            let dropped = answers.iter().filter(|answer| **answer == Ok(Effect::Dropped)).count();
+            self.repairs.dropped.fetch_add(dropped as u64, Relaxed);
+        }
+        if !edited.is_empty() {
+            let answers = self.cache.remove(&cache_keys(epoch, &edited), Instant::now() + PATIENCE).await;
+            if self.note_failed(&answers) {
+                return false;
+            }
+        }
+        self.repairs.written.fetch_add(settles.len() as u64, Relaxed);
+        self.repairs.edited.fetch_add(edited.len() as u64, Relaxed);
+        self.trust.fresh_epoch().is_some_and(|state| state.epoch == epoch)
+    }
+
+    /// Makes all that L1 holds worthless: it cannot be told what of it is old.
+    pub(super) async fn start_cold(&self, why: &str) -> bool {
+        tracing::warn!(why, "L1 starts cold, in a new epoch");
+        let renewed = self.renew_epoch().await.is_some();
+        self.repairs.epochs.fetch_add(u64::from(renewed), Relaxed);
+        renewed
+    }
+}
+
+/// One thing to do a record.
+fn coalesced(changes: &[Change]) -> HashMap<&RecordKey, Mend> {
+    let mut mends = HashMap::with_capacity(changes.len());
+    for change in changes {
+        let (key, mend) = match &change.event {
+            Event::Written { key, revision } => (key, Mend::Older(*revision)),
+            Event::Edited { key } => (key, Mend::Whole),
+            Event::Everything => continue,
+        };
+        match mends.entry(key) {
+            Entry::Vacant(slot) => drop(slot.insert(mend)),
+            Entry::Occupied(mut slot) => {
+                let both = match (*slot.get(), mend) {
+                    (Mend::Older(one), Mend::Older(other)) => Mend::Older(one.max(other)),
+                    _ => Mend::Whole,
+                };
+                slot.insert(both);
+            }
+        }
+    }
+    mends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{EntityId, FeatureView, Millis};
+
+    #[test]
+    fn many_changes_of_a_record_are_made_good_at_once() {
+        let key =
+            |id: &str| RecordKey { view: FeatureView::parse("").unwrap(), entity_id: EntityId::parse(id).unwrap() };
+        let (a, b) = (key("a"), key("b"));
+        let written = |key: &RecordKey, revision| Event::Written { key: key.clone(), revision: Revision(revision) };
+        let events = [written(&a, 5), Event::Edited { key: b.clone() }, written(&a, 7), written(&b, 9), written(&a, 6)];
+        let changes = events.map(|event| Change { event, order: 1, at: Millis(1) });
+        assert_eq!(coalesced(&changes), HashMap::from([(&a, Mend::Older(Revision(7))), (&b, Mend::Whole)]));
+    }
+}

@@ -1,0 +1,173 @@
+//! The two passes over the changes: the first as they come, the second some time later, from a stream of its own, so that
+//! nothing needs to be remembered in between. What the second has done is done for good, and its position is what is stored.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    super::Tiered,
+    term::{End, Term},
+};
+use crate::store::changes::{Batch, Changes, Event, FollowError, Position};
+
+/// How long there may be no word of the changes, where even quiet is told.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Between two tries of what failed.
+const AGAIN: Duration = Duration::from_millis(100);
+/// How long something may fail until the leader resigns.
+const TROUBLE: Duration = Duration::from_secs(10);
+/// Milestones remembered at most.
+const MILESTONES: usize = 4096;
+
+/// One way along the changes, opened again where it breaks.
+pub(super) struct Pass {
+    changes: Option<Box<dyn Changes>>,
+    position: Position,
+}
+
+impl Pass {
+    pub(super) fn new(changes: Box<dyn Changes>) -> Self {
+        Self { position: changes.position().clone(), changes: Some(changes) }
+    }
+
+    /// From this position on, to be opened.
+    pub(super) fn at(position: Position) -> Self {
+        Self { changes: None, position }
+    }
+
+    pub(super) fn position(&self) -> &Position {
+        &self.position
+    }
+
+    async fn next(&mut self, tiered: &Tiered) -> Result<Batch, FollowError> {
+        let changes = match &mut self.changes {
+            Some(changes) => changes,
+            none => none.insert(tiered.open_changes(Some(self.position.clone())).await?),
+        };
+        let next = changes.next(Instant::now() + SILENCE).await;
+        match &next {
+            Ok(batch) => self.position = batch.position.clone(),
+            Err(_) => self.changes = None,
+        }
+        next
+    }
+
+    /// The next batch, whatever breaks meanwhile.
+    async fn next_or_end(&mut self, tiered: &Tiered) -> Result<Batch, End> {
+        let since = Instant::now();
+        loop {
+            match self.next(tiered).await {
+                Ok(batch) => return Ok(batch),
+                Err(FollowError::HistoryLost(reason)) => {
+                    tracing::warn!(%reason, "the changes cannot be followed any further");
+                    return Err(End::HistoryLost);
+                }
+                Err(FollowError::Store(error)) if since.elapsed() > TROUBLE => {
+                    tracing::warn!(%error, "the changes of L2 cannot be followed");
+                    return Err(End::ChangesLost);
+                }
+                Err(FollowError::Store(error)) => {
+                    tracing::debug!(%error, "the changes of L2 broke off; they are followed again");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+}
+
+/// Until when the first pass had made good which changes.
+pub(super) struct Progress {
+    delay: Duration,
+    milestones: Mutex<VecDeque<(Instant, u64)>>,
+}
+
+impl Progress {
+    pub(super) fn new(delay: Duration) -> Self {
+        Self { delay, milestones: Mutex::default() }
+    }
+
+    /// Every change up to this one is made good now.
+    fn passed(&self, order: u64) {
+        let mut milestones = self.milestones.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        // Of those whose time has come the last one says all.
+        while milestones.get(1).is_some_and(|(at, _)| *at + self.delay <= now) {
+            milestones.pop_front();
+        }
+        if milestones.len() >= MILESTONES {
+            milestones.pop_back(); // what it said waits a little longer
+        }
+        milestones.push_back((now, order));
+    }
+
+    /// When the second pass may make this change good; None: the first has not done so yet.
+    fn due(&self, order: u64) -> Option<Instant> {
+        let milestones = self.milestones.lock().unwrap_or_else(PoisonError::into_inner);
+        milestones.iter().find(|(_, passed)| *passed >= order).map(|(at, _)| *at + self.delay)
+    }
+}
+
+impl Tiered {
+    pub(super) async fn first_pass(&self, term: &Term, mut pass: Pass) -> End {
+        loop {
+            let batch = match pass.next_or_end(self).await {
+                Ok(batch) => batch,
+                Err(end) => return end,
+            };
+            let Some(last) = batch.changes.last() else { continue };
+            if let Err(end) = self.mend_or_end(&batch, true).await {
+                return end;
+            }
+            term.progress.passed(last.order);
+            if let Event::Written { key, .. } | Event::Edited { key } = &last.event {
+                self.audit.changed(key);
+            }
+        }
+    }
+
+    pub(super) async fn second_pass(&self, term: &Term, mut pass: Pass) -> End {
+        loop {
+            let batch = match pass.next_or_end(self).await {
+                Ok(batch) => batch,
+                Err(end) => return end,
+            };
+            if let Some(last) = batch.changes.last() {
+                loop {
+                    match term.progress.due(last.order) {
+                        Some(due) if due <= Instant::now() => break,
+                        Some(due) => tokio::time::sleep_until(due).await,
+                        None => tokio::time::sleep(AGAIN).await,
+                    }
+                }
+                if let Err(end) = self.mend_or_end(&batch, false).await {
+                    return end;
+                }
+            }
+            term.is_done(batch.position);
+        }
+    }
+
+    /// Makes a batch good, however often it takes.
+    async fn mend_or_end(&self, batch: &Batch, first: bool) -> Result<(), End> {
+        let since = Instant::now();
+        let oldest = batch.changes.first().map(|change| change.at);
+        loop {
+            let done = if first { self.mend(&batch.changes).await } else { self.mend_each(&batch.changes).await };
+            if let (true, Some(at)) = (first, oldest) {
+                self.repairs.lags(at, self.clock.now());
+            }
+            if done {
+                return Ok(());
+            }
+            if since.elapsed() > TROUBLE {
+                return Err(End::L1Lost);
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Who repairs an L1 that several servers share: the holder of the lease in L2, for one term. Whoever cannot reach L1, or
+//! cannot make changes good for long, resigns, so that another may try. Two at once would do no harm.
+
+use std::{
+    sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    super::{Tiered, watch::PATIENCE},
+    passes::{Pass, Progress},
+};
+use crate::store::{
+    StoreError,
+    changes::{Changes, FollowError, Position},
+};
+
+/// How long a dead leader is waited for.
+const LEASE: Duration = Duration::from_secs(5);
+/// Between two prolongations, and between two looks of those who stand by.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long opening the changes may take.
+const OPENING: Duration = Duration::from_secs(3);
+/// An epoch of this age, by L2's clock, has not been used by anybody: everybody pauses longer after a change. Less than the
+/// pause, as the question took a while.
+const UNUSED_AGE: Duration = Duration::from_millis(2500);
+
+/// Why a term ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// This server stops.
+    Shutdown,
+    /// Another server leads.
+    Succeeded,
+    /// L2 did not prolong the lease.
+    LeaseLost,
+    /// L1 cannot be reached from here, or does not do as told.
+    L1Lost,
+    /// The changes cannot be followed.
+    ChangesLost,
+    /// What happened since the stored position cannot be told.
+    HistoryLost,
+}
+
+/// One leader's time.
+pub(super) struct Term {
+    /// Names this server and this term.
+    me: String,
+    /// Everything before it was made good twice.
+    done: Mutex<Position>,
+    /// How far the first pass has come.
+    pub(super) progress: Progress,
+}
+
+impl Term {
+    /// The second pass has come so far.
+    pub(super) fn is_done(&self, position: Position) {
+        *self.done.lock().unwrap_or_else(PoisonError::into_inner) = position;
+    }
+
+    fn done(&self) -> Position {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Tiered {
+    /// Leads whenever it can, until `shutdown`.
+    pub(super) async fn stand_by(&self, shutdown: &CancellationToken) {
+        let mut trouble = String::new();
+        // After a history that was lost; it must not be tried again.
+        let mut afresh = false;
+        while !shutdown.is_cancelled() {
+            // Each term has a name of its own, so that no late word of an earlier one counts.
+            let me = format!("{:016x}", rand::random::<u64>());
+            let mut pause = if self.can_repair() { INTERVAL } else { INTERVAL / 5 };
+            match self.serve_a_term(&me, afresh, shutdown).await {
+                Ok(None) => {
+                    trouble.clear();
+                    afresh = false;
+                }
+                Ok(Some(end)) => {
+                    tracing::info!(me, ?end, "no longer repairs L1");
+                    afresh = end == End::HistoryLost;
+                    match end {
+                        End::HistoryLost => pause = Duration::ZERO,
+                        // Somebody else's turn first.
+                        End::L1Lost | End::ChangesLost => pause = LEASE,
+                        End::Shutdown | End::Succeeded | End::LeaseLost => {}
+                    }
+                    trouble.clear();
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != trouble {
+                        tracing::warn!(error = text, "nobody can be asked who repairs L1");
+                        trouble = text;
+                    }
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Leads until something ends that. None: it was not this server's turn.
+    async fn serve_a_term(
+        &self,
+        me: &str,
+        afresh: bool,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<End>, StoreError> {
+        if !self.can_repair() {
+            return Ok(None);
+        }
+        let leadership = self.store.lead(me, LEASE, None, Instant::now() + PATIENCE).await?;
+        self.repairs.covered.store(leadership.position.is_some(), Relaxed);
+        if !leadership.held {
+            return Ok(None);
+        }
+        tracing::info!(me, resumes = leadership.position.is_some(), "repairs L1");
+        self.repairs.leading.store(true, Relaxed);
+        let position = leadership.position.filter(|_| !afresh);
+        let end = tokio::select! {
+            () = shutdown.cancelled() => End::Shutdown,
+            end = self.lead(me, position) => end,
+        };
+        self.repairs.leading.store(false, Relaxed);
+        if let Err(error) = self.store.resign(me, Instant::now() + PATIENCE).await {
+            tracing::warn!(%error, "the lease could not be given up; it ends by itself");
+        }
+        Ok(Some(end))
+    }
+
+    fn can_repair(&self) -> bool {
+        self.trust.breaker.is_healthy() && self.reach.borrow().l1 && self.trust.fresh_epoch().is_some()
+    }
+
+    async fn lead(&self, me: &str, position: Option<Position>) -> End {
+        let (first, second) = match self.open(position).await {
+            Ok(passes) => passes,
+            Err(FollowError::HistoryLost(reason)) => {
+                tracing::warn!(%reason, "the changes since the stored position cannot be told");
+                return End::HistoryLost;
+            }
+            Err(FollowError::Store(error)) => {
+                tracing::warn!(%error, "the changes of L2 cannot be followed");
+                return End::ChangesLost;
+            }
+        };
+        let progress = Progress::new(self.settings.repair.second_pass);
+        let term = Term { me: me.to_owned(), done: Mutex::new(first.position().clone()), progress };
+        tokio::select! {
+            end = self.keep_the_lease(&term) => end,
+            end = self.first_pass(&term, first) => end,
+            end = self.second_pass(&term, second) => end,
+        }
+    }
+
+    /// Both passes from the stored position. Without one from now on, and whatever L1 holds from before is left behind.
+    async fn open(&self, position: Option<Position>) -> Result<(Pass, Pass), FollowError> {
+        let resumed = position.is_some();
+        // First the changes and then the epoch: what is filled in the new one is younger than where they begin.
+        let first = Pass::new(self.open_changes(position).await?);
+        let second = Pass::at(first.position().clone());
+        if !resumed && !self.is_unused_epoch().await && !self.start_cold("nobody knows what it missed").await {
+            return Err(StoreError::Unavailable("there is no new epoch".into()).into());
+        }
+        Ok((first, second))
+    }
+
+    pub(super) async fn open_changes(&self, after: Option<Position>) -> Result<Box<dyn Changes>, FollowError> {
+        let changes = self.store.changes(after, Instant::now() + OPENING).await?;
+        changes.ok_or_else(|| StoreError::Unavailable("it has no changes to follow".into()).into())
+    }
+
+    /// Whether nobody has filled L1 in this epoch yet.
+    async fn is_unused_epoch(&self) -> bool {
+        let state = self.store.epoch(Instant::now() + PATIENCE).await;
+        state.is_ok_and(|state| state.age < UNUSED_AGE)
+    }
+
+    async fn keep_the_lease(&self, term: &Term) -> End {
+        let mut held_at = Instant::now();
+        loop {
+            if !self.trust.breaker.is_healthy() {
+                return End::L1Lost;
+            }
+            let asked = Instant::now();
+            match self.store.lead(&term.me, LEASE, Some(term.done()), asked + PATIENCE).await {
+                Ok(leadership) if leadership.held => {
+                    held_at = asked;
+                    self.repairs.covered.store(true, Relaxed);
+                }
+                Ok(_) => return End::Succeeded,
+                Err(_) if held_at.elapsed() > LEASE => return End::LeaseLost,
+                Err(_) => {} // L2's watcher tells of it
+            }
+            // More often than the lease is prolonged: who cannot reach L1 should not keep it.
+            for _ in 0..5 {
+                tokio::time::sleep(INTERVAL / 5).await;
+                if !self.trust.breaker.is_healthy() {
+                    return End::L1Lost;
+                }
+            }
+        }
+    }
+}

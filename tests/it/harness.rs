@@ -11,5 +11,7 @@ pub mod faulty;
 pub mod mongod;
 pub mod process;
 pub mod redis;
+pub mod redis_cluster;
+pub mod sentinel;
 pub mod server;
 pub mod tools;

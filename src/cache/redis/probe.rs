@@ -175,7 +175,10 @@ impl RedisCache {
                 found => return found,
             }
         }
-        Err(CacheError::Unavailable("its slots are moving".into()))
+        Err(CacheError::Unavailable(
+            "its slots are moving, or it is of a Redis Cluster that should be named as redis-cluster://host1,host2"
+                .into(),
+        ))
     }
 
     async fn marked_at(

@@ -184,3 +184,23 @@ async fn a_master_of_a_cluster_that_restarts_with_old_entries_needs_a_new_epoch(
     .await;
     assert_eq!(cache.probe(Epoch(2), soon()).await, Ok(Probe::Intact));
 }
+
+#[tokio::test]
+async fn an_address_of_the_wrong_kind_is_told_with_what_to_do() {
+    let told = async |url: &str| unprobed_of(url).probe(EPOCH, soon()).await.unwrap_err().to_string();
+    let single = RedisServer::start();
+    let error = told(&single.url().replace("redis://", "redis-cluster://")).await;
+    assert!(error.contains("cluster support disabled"), "{error}");
+    let error = told(&format!("redis-sentinel://{}/main", single.address())).await;
+    assert!(error.contains("no sentinel") && error.contains("unknown command"), "{error}");
+    let cluster = empty_cluster().await;
+    // Two of the three do not have the marker's slot.
+    let mut errors = 0;
+    for node in &cluster.nodes[..3] {
+        if let Err(error) = unprobed_of(&node.url()).probe(EPOCH, soon()).await {
+            assert!(error.to_string().contains("redis-cluster://"), "{error}");
+            errors += 1;
+        }
+    }
+    assert_eq!(errors, 2);
+}

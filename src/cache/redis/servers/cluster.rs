@@ -14,7 +14,7 @@ use crate::cache::{
     CacheError,
     redis::{
         config::Address,
-        connections::{Connections, Lane},
+        connections::{Connections, Lane, unavailable},
     },
 };
 
@@ -41,17 +41,20 @@ impl Servers {
         masters.shuffle(&mut rand::rng());
         masters.truncate(ASKED);
         let asked = masters.iter().map(|master| nodes(&master.connections, &master.address));
-        let mut views: Vec<Vec<Told>> = join_all(asked).await.into_iter().flatten().collect();
-        if views.is_empty() {
+        let mut answers = join_all(asked).await;
+        if answers.iter().all(Result::is_err) {
             let asked = seeds.iter().chain(&known.others).take(OTHERS).map(async |address| {
-                let connections = Connections::new(self.config.server_at(address), 1, false).ok()?;
-                nodes(&connections, address).await
+                let connections = Connections::new(self.config.server_at(address), 1, false);
+                nodes(&connections.map_err(|e| down(e.to_string()))?, address).await
             });
-            views = join_all(asked).await.into_iter().flatten().collect();
+            answers = join_all(asked).await;
         }
-        if views.is_empty() {
-            return Err(down("no node of the Redis Cluster says where the others are"));
+        if let Some(Err(error)) = answers.first()
+            && answers.iter().all(Result::is_err)
+        {
+            return Err(down(format!("no node of the Redis Cluster says where the others are: {error}")));
         }
+        let views = answers.into_iter().flatten().collect();
         let (owners, told) = merge(views);
         // A master without slots may be about to get some; one that fails will not.
         let has_slots = |id: &Arc<str>| owners.iter().flatten().any(|(_, owner)| owner == id);
@@ -80,20 +83,22 @@ impl Servers {
     }
 }
 
-/// What a node says of all; None: nothing in time.
-async fn nodes(connections: &Connections, address: &Address) -> Option<Vec<Told>> {
+/// What a node says of all.
+async fn nodes(connections: &Connections, address: &Address) -> Result<Vec<Told>, CacheError> {
     let deadline = Instant::now() + WORD;
+    let late = |_| CacheError::Timeout;
     let shared = match connections.verified() {
         Some(shared) => shared,
-        None => Arc::new(timeout_at(deadline, connections.connect()).await.ok()?.ok()?),
+        None => Arc::new(timeout_at(deadline, connections.connect()).await.map_err(late)??),
     };
     let mut pipeline = Pipeline::new();
     pipeline.cmd("CLUSTER").arg("NODES");
-    let replies = timeout_at(deadline, shared.send(pipeline, Lane::Swift)).await.ok()?.ok()?;
-    match replies.into_iter().next()? {
-        Value::BulkString(text) => Some(parse(std::str::from_utf8(&text).ok()?, address)),
-        Value::VerbatimString { text, .. } => Some(parse(&text, address)),
-        _ => None,
+    let replies = timeout_at(deadline, shared.send(pipeline, Lane::Swift)).await.map_err(late)?;
+    match replies.map_err(|e| unavailable(&e))?.into_iter().next() {
+        Some(Value::BulkString(text)) => Ok(parse(&String::from_utf8_lossy(&text), address)),
+        Some(Value::VerbatimString { text, .. }) => Ok(parse(&text, address)),
+        Some(Value::ServerError(e)) => Err(down(e.to_string())),
+        _ => Err(down("CLUSTER NODES is answered with something else")),
     }
 }
 

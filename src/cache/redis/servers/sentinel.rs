@@ -32,15 +32,17 @@ impl Sentinels {
     /// The master's address; None: no sentinel answers.
     pub(super) async fn master(&self) -> Result<Option<Address>, CacheError> {
         let answers = join_all(self.all.iter().map(|sentinel| self.ask(sentinel))).await;
-        let does_one_answer = answers.iter().any(Option::is_some);
-        match newest(answers.into_iter().flatten().flatten()) {
-            None if does_one_answer => Err(down(format!("no sentinel knows a master named {:?}", self.master))),
-            newest => Ok(newest),
+        match newest(answers.iter().flatten().flatten()) {
+            Some(address) => Ok(Some(address)),
+            None => match answers.into_iter().flatten().next() {
+                Some(Err(why)) => Err(down(format!("no sentinel names a master of {:?}: {why}", self.master))),
+                _ => Ok(None),
+            },
         }
     }
 
-    /// None: it does not answer. `Some(None)`: it does not know that master.
-    async fn ask(&self, sentinel: &Connections) -> Option<Option<(u64, Address)>> {
+    /// None: it does not answer. An error: it does, but names none.
+    async fn ask(&self, sentinel: &Connections) -> Option<Answer> {
         let mut pipeline = Pipeline::new();
         // During a failover the first one tells the new address before the second one does.
         pipeline.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
@@ -56,16 +58,22 @@ impl Sentinels {
     }
 }
 
-fn newest(answers: impl Iterator<Item = (u64, Address)>) -> Option<Address> {
-    answers.max_by_key(|(configuration, _)| *configuration).map(|(_, address)| address)
+/// The number of a configuration and its master, or why a sentinel names none.
+type Answer = Result<(u64, Address), String>;
+
+fn newest<'a>(answers: impl Iterator<Item = &'a (u64, Address)>) -> Option<Address> {
+    answers.max_by_key(|(configuration, _)| *configuration).map(|(_, address)| address.clone())
 }
 
-fn answer(replies: &[Value]) -> Option<(u64, Address)> {
-    let [Value::Array(address), about] = replies else { return None };
-    let [host, port] = &address[..] else { return None };
-    let address = Address { host: text(host)?.to_owned(), port: text(port)?.parse().ok()? };
+fn answer(replies: &[Value]) -> Answer {
+    let refusal = replies.iter().find_map(|reply| if let Value::ServerError(e) = reply { Some(e) } else { None });
+    let why = || refusal.map_or_else(|| "it is not known".to_owned(), ToString::to_string);
+    let [Value::Array(address), about] = replies else { return Err(why()) };
+    let [host, port] = &address[..] else { return Err(why()) };
+    let port = text(port).and_then(|port| port.parse().ok());
+    let (Some(host), Some(port)) = (text(host), port) else { return Err(why()) };
     let configuration = field(about, "config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
-    Some((configuration, address))
+    Ok((configuration, Address { host: host.to_owned(), port }))
 }
 
 fn field<'a>(about: &'a Value, name: &str) -> Option<&'a str> {
@@ -100,8 +108,9 @@ mod tests {
     #[test]
     fn of_different_answers_that_of_the_newest_configuration_counts() {
         let answers = [says("1", "3"), says("2", "10"), says("3", "9"), vec![Value::Nil, Value::Nil]];
-        let address = newest(answers.iter().filter_map(|replies| answer(replies)));
+        let answers: Vec<Answer> = answers.iter().map(|replies| answer(replies)).collect();
+        let address = newest(answers.iter().flatten());
         assert_eq!(address, Some(Address { host: "10.0.0.1".to_owned(), port: 2 }));
-        assert_eq!(newest([].into_iter()), None);
+        assert_eq!(newest([].iter()), None);
     }
 }

@@ -111,6 +111,7 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {
         let wrong = |error: &dyn std::fmt::Display| StartError::Config(format!("redis.url: {error}"));
         let connections = redis.connections.try_into().unwrap_or(std::num::NonZeroUsize::MIN);
         let parsed = RedisConfig::parse(&redis.url).map_err(|error| wrong(&error))?.with_connections(connections);
+        let parsed = parsed.with_wait_replicas(config.l1_wait_replicas);
         Ok(Arc::new(RedisCache::new(&parsed).map_err(|error| wrong(&error))?))
     }
     #[cfg(not(feature = "redis"))]

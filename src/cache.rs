@@ -256,9 +256,10 @@ pub struct CacheInfo {
 /// 4. What cannot be read (a bad checksum, a foreign type) is removed and counts as a miss. An operation that the engine
 ///    refuses (memory full) is answered by removing the entry, which is always safe: then it is `Ok`, `Effect::Dropped`,
 ///    or for `acquire` `NoFill`, for `mark` `Overflow`.
-/// 5. A batch of `get` is one command; of any other operation one pipeline. Nothing is retried.
-/// 6. After a connection was lost every operation fails with `Unavailable` until `probe` has succeeded, so that nobody
-///    reads from an engine that came back with old data.
+/// 5. A batch of `get` is one command; of any other operation one pipeline; in an engine of several servers one pipeline for
+///    each. Nothing is retried but what a server says it has not done.
+/// 6. After a connection was lost every operation (on what that server holds) fails with `Unavailable` until `probe` has
+///    succeeded, so that nobody reads from an engine that came back with old data.
 /// 7. Eviction may remove any entry at any time. Nothing else removes one before its time, and nothing keeps one beyond.
 #[async_trait]
 pub trait Cache: Send + Sync + 'static {

@@ -37,6 +37,8 @@ pub struct Config {
     pub l1_timeout: Duration,
     /// When L1 is too slow for reads.
     pub l1_slow: Duration,
+    /// How many of Redis's replicas must know that a value is old before L1 confirms it.
+    pub l1_wait_replicas: u32,
     /// What becomes of writes that L1 does not confirm.
     pub on_l1_loss: OnL1Loss,
     /// Bytes of the L1 in this process.
@@ -131,6 +133,7 @@ impl Config {
             l1_ttl: p.duration("l1.ttl"),
             l1_timeout: p.duration("l1.timeout"),
             l1_slow: p.duration("l1.slow"),
+            l1_wait_replicas: p.count_or_zero("l1.wait_replicas"),
             on_l1_loss: p.one_of("l1.on_loss", &[("accept", OnL1Loss::Accept), ("reject", OnL1Loss::Reject)]),
             l1_memory: p.size("l1.memory"),
             tombstone_ttl: p.duration("l2.tombstone_ttl"),
@@ -184,6 +187,9 @@ impl Config {
         }
         if self.l1_ttl >= self.tombstone_ttl / 2 {
             p.wrong("l1.ttl", "must be below half of l2.tombstone_ttl, or L1 could outlive a deletion");
+        }
+        if self.l1_wait_replicas > 0 && self.redis.is_none() {
+            p.wrong("l1.wait_replicas", "needs an L1 in Redis (redis.url), as only that has replicas");
         }
         if let Some(mongodb) = &self.mongodb
             && (mongodb.database.len() > 63 || mongodb.database.contains(['/', '\\', '.', ' ', '"', '$', '\0']))
@@ -340,6 +346,15 @@ mod tests {
         let environment = [("FEATURESTORE_L1_TIMEOT".to_owned(), "1ms".to_owned())];
         let (_, effective) = Config::load(&Flags::default(), environment).unwrap();
         assert!(effective.warnings[0].contains("FEATURESTORE_L1_TIMEOT"), "{:?}", effective.warnings);
+    }
+
+    #[test]
+    fn waiting_for_replicas_needs_a_redis() {
+        let wait = ("FEATURESTORE_L1_WAIT_REPLICAS", "2");
+        assert_eq!(load(&[wait, ("REDIS_URL", "redis://there")]).unwrap().l1_wait_replicas, 2);
+        let told = load(&[wait]).unwrap_err();
+        assert!(told.contains("l1.wait_replicas") && told.contains("redis.url"), "{told}");
+        assert_eq!(load(&[]).unwrap().l1_wait_replicas, 0);
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! L1 in Redis: one packed string a record (`entry`), one Lua script an operation (`scripts`), over a few shared
-//! connections (`connections`) that count only after a look at what Redis holds (`probe`).
+//! L1 in Redis: one packed string a record (`entry`), one Lua script an operation (`scripts`), sent to the server that holds
+//! the key (`servers`, `send`) over a few shared connections (`connections`) that count only after a look at what Redis
+//! holds (`probe`).
 //!
 //! Not here: what an operation does (`cache::entry`, and `cache/scripts/*.lua`, which tests hold to it).
 
@@ -8,6 +9,8 @@ mod connections;
 mod entry;
 mod probe;
 mod scripts;
+mod send;
+mod servers;
 
 use async_trait::async_trait;
 use deadpool_redis::redis::{Pipeline, Value};
@@ -16,8 +19,10 @@ use tokio::time::Instant;
 pub use config::{InvalidRedisConfig, RedisConfig};
 
 use self::{
-    connections::Connections,
+    connections::Lane,
     scripts::{Operation, Scripts},
+    send::Sending,
+    servers::Servers,
 };
 use super::{
     Acquired, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, MAX_PERMITS, Marked, PermitId, Probe,
@@ -27,22 +32,24 @@ use super::{
 /// L1 in Redis. Unusable until the first successful `probe`.
 #[derive(Debug)]
 pub struct RedisCache {
-    connections: Connections,
-    probed: tokio::sync::Mutex<Option<probe::Seen>>,
+    servers: Servers,
+    probed: tokio::sync::Mutex<probe::Seen>,
     scripts: Scripts,
     lives: Lifetimes,
-    address: String,
+    wait_replicas: u32,
+    info: CacheInfo,
 }
 
 impl RedisCache {
     /// Does not connect: Redis may be out of reach when the server starts.
     pub fn new(config: &RedisConfig) -> Result<Self, InvalidRedisConfig> {
         Ok(Self {
-            connections: Connections::new(config)?,
+            servers: Servers::new(config)?,
             probed: tokio::sync::Mutex::default(),
             scripts: Scripts::new(),
             lives: Lifetimes::default(),
-            address: config.address(),
+            wait_replicas: config.wait_replicas,
+            info: CacheInfo { kind: config.kind(), address: config.address(), shared: true },
         })
     }
 
@@ -51,28 +58,56 @@ impl RedisCache {
         Self { lives, ..self }
     }
 
-    /// Removes entries by one pipeline; one result a key.
-    async fn remove_all<'a>(
-        &self,
-        keys: impl Iterator<Item = &'a CacheKey>,
-        deadline: Instant,
-    ) -> Vec<Result<(), CacheError>> {
-        let mut pipeline = Pipeline::new();
-        for key in keys {
-            pipeline.cmd("DEL").arg(key.as_bytes());
+    /// What Redis holds under each key: of one server by one MGET, in a cluster by one pipeline of GETs a master.
+    async fn packed(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Value, CacheError>> {
+        let layout = self.servers.layout();
+        let [master] = &layout.masters[..] else {
+            return self.packed_of_many(keys, deadline).await;
+        };
+        if layout.slots.is_some() {
+            return self.packed_of_many(keys, deadline).await;
         }
-        if pipeline.is_empty() {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("MGET");
+        for key in keys {
+            pipeline.arg(key.as_bytes());
+        }
+        let reply = master.connections.send(pipeline, Lane::Swift, deadline).await;
+        match reply.and_then(|mut replies| layout.check(0, replies.pop().unwrap_or_default())) {
+            Ok(Value::Array(packed)) if packed.len() == keys.len() => packed.into_iter().map(Ok).collect(),
+            Ok(other) => refused(keys.len(), &format!("MGET was answered with {other:?}")),
+            Err(e) => vec![Err(e); keys.len()],
+        }
+    }
+
+    async fn packed_of_many(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Value, CacheError>> {
+        let write = |pipeline: &mut Pipeline, key: &CacheKey| {
+            pipeline.cmd("GET").arg(key.as_bytes());
+        };
+        let sending = Sending { key: |key: &CacheKey| key, write: &write, script: None, wait: 0 };
+        let reply = |reply| match reply {
+            // MGET says nothing of a key of another type, and GET that.
+            Ok(Value::ServerError(e)) if e.code() == "WRONGTYPE" => Ok(Value::Nil),
+            Ok(Value::ServerError(e)) => Err(CacheError::Refused(e.to_string().into())),
+            other => other,
+        };
+        self.servers.send_each(keys, &sending, deadline).await.into_iter().map(reply).collect()
+    }
+
+    /// Removes entries by one pipeline a server; one result a key.
+    async fn remove_all(&self, keys: &[&CacheKey], wait: u32, deadline: Instant) -> Vec<Result<(), CacheError>> {
+        if keys.is_empty() {
             return Vec::new();
         }
-        let count = pipeline.len();
-        let removed = |reply| match reply {
-            Value::ServerError(e) => Err(CacheError::Refused(e.to_string().into())),
-            _ => Ok(()),
+        let write = |pipeline: &mut Pipeline, key: &&CacheKey| {
+            pipeline.cmd("DEL").arg(key.as_bytes());
         };
-        match self.connections.send(pipeline, deadline).await {
-            Ok(replies) => replies.into_iter().map(removed).collect(),
-            Err(e) => vec![Err(e); count],
-        }
+        let sending = Sending { key: |key: &&CacheKey| key, write: &write, script: None, wait };
+        let removed = |reply| match reply {
+            Ok(Value::ServerError(e)) => Err(CacheError::Refused(e.to_string().into())),
+            other => other.map(drop),
+        };
+        self.servers.send_each(keys, &sending, deadline).await.into_iter().map(removed).collect()
     }
 }
 
@@ -82,33 +117,20 @@ impl Cache for RedisCache {
         if keys.is_empty() {
             return Vec::new();
         }
-        let mut pipeline = Pipeline::new();
-        pipeline.cmd("MGET");
-        for key in keys {
-            pipeline.arg(key.as_bytes());
-        }
-        let reply = self.connections.send(pipeline, deadline).await.map(|mut replies| replies.pop());
-        let packed = match reply {
-            Ok(Some(Value::Array(packed))) if packed.len() == keys.len() => packed,
-            Ok(other) => return refused(keys.len(), &format!("MGET was answered with {other:?}")),
-            Err(e) => return vec![Err(e); keys.len()],
-        };
         let mut unreadable = Vec::new();
-        let values = keys.iter().zip(packed).map(|(key, packed)| match packed {
-            Value::BulkString(packed) if !entry::is_pending(&packed) => {
+        let values = keys.iter().zip(self.packed(keys, deadline).await).map(|(key, packed)| match packed {
+            Ok(Value::BulkString(packed)) if !entry::is_pending(&packed) => {
                 let value = entry::unpack(key, packed.into());
                 if value.is_none() {
                     unreadable.push(key);
                 }
                 Ok(value)
             }
-            _ => Ok(None),
+            other => other.map(|_| None),
         });
         let values = values.collect();
-        if !unreadable.is_empty() {
-            // They are misses whether or not this succeeds.
-            let _ = self.remove_all(unreadable.into_iter(), deadline).await;
-        }
+        // They are misses whether or not this succeeds.
+        let _ = self.remove_all(&unreadable, 0, deadline).await;
         values
     }
 
@@ -119,6 +141,7 @@ impl Cache for RedisCache {
         };
         let operation = Operation {
             code: &self.scripts.acquire,
+            wait: 0,
             key: |(key, _)| key,
             args: &args,
             read: |(key, _), reply| scripts::acquired(key, reply),
@@ -128,6 +151,9 @@ impl Cache for RedisCache {
     }
 
     async fn settle(&self, settles: &[Settle], deadline: Instant) -> Vec<Result<Effect, CacheError>> {
+        // What a bulk has made old must be gone from the replicas too before the bulk is answered. Such a SETTLE fills
+        // nothing. One that fills comes after a miss: there is nothing to remove, and a miss would be slower for it.
+        let only_fills = settles.iter().all(|settle| settle.fill.is_some());
         let args = |pipeline: &mut Pipeline, settle: &Settle| {
             pipeline.arg(settle.revision.0);
             if let Some((PermitId(token), fill)) = &settle.fill {
@@ -136,6 +162,7 @@ impl Cache for RedisCache {
         };
         let operation = Operation {
             code: &self.scripts.settle,
+            wait: if only_fills { 0 } else { self.wait_replicas },
             key: |settle: &Settle| &settle.key,
             args: &args,
             read: |_, reply| scripts::effect(&reply),
@@ -151,6 +178,7 @@ impl Cache for RedisCache {
         };
         let operation = Operation {
             code: &self.scripts.mark,
+            wait: self.wait_replicas,
             key: |(key, _)| key,
             args: &args,
             read: |_, reply| scripts::marked(&reply),
@@ -165,6 +193,7 @@ impl Cache for RedisCache {
         };
         let operation = Operation {
             code: &self.scripts.put,
+            wait: 0,
             key: |put: &Put| &put.key,
             args: &args,
             read: |_, reply| scripts::effect(&reply),
@@ -180,6 +209,7 @@ impl Cache for RedisCache {
         };
         let operation = Operation {
             code: &self.scripts.unmark,
+            wait: 0,
             key: |(key, _)| key,
             args: &args,
             read: |_, reply| scripts::effect(&reply),
@@ -189,7 +219,7 @@ impl Cache for RedisCache {
     }
 
     async fn remove(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<(), CacheError>> {
-        self.remove_all(keys.iter(), deadline).await
+        self.remove_all(&keys.iter().collect::<Vec<_>>(), self.wait_replicas, deadline).await
     }
 
     fn clear(&self) {}
@@ -198,13 +228,13 @@ impl Cache for RedisCache {
         let probed = tokio::time::timeout_at(deadline, self.verify(epoch)).await;
         let result = probed.unwrap_or(Err(CacheError::Timeout));
         if result != Ok(Probe::Intact) {
-            self.connections.lose();
+            self.servers.lose();
         }
         result
     }
 
     fn info(&self) -> CacheInfo {
-        CacheInfo { kind: "redis", address: self.address.clone(), shared: true }
+        self.info.clone()
     }
 }
 

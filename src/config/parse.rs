@@ -69,6 +69,11 @@ impl Parser {
         }
     }
 
+    pub(super) fn count_or_zero(&mut self, key: &str) -> u32 {
+        let text = self.text(key);
+        self.parsed(key, &text, "a whole number").unwrap_or(0)
+    }
+
     pub(super) fn size(&mut self, key: &str) -> usize {
         let text = self.text(key);
         let size = self.parsed::<bytesize::ByteSize>(key, &text, "a size with its unit, as 64MiB");

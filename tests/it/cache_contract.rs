@@ -1,10 +1,16 @@
 //! Every L1 keeps the contract of `featurestore::cache::Cache`.
 
+mod cluster;
 mod equivalence;
 mod operations;
 mod redis_faults;
+mod replicas;
+mod sentinels;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use featurestore::{
     cache::{Cache, CacheKey, CacheValue, Epoch, Fill, PermitId, Put, Settle, memory::MemoryCache, redis::*},
@@ -12,9 +18,12 @@ use featurestore::{
         EntityId, FeatureName, FeatureView, Features, Millis, RecordKey, Revision, Snapshot, encoding::StoredRecord,
     },
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::Instant,
+};
 
-use crate::harness::redis::RedisServer;
+use crate::harness::{redis::RedisServer, redis_cluster::RedisCluster, sentinel::Sentinels};
 
 const EPOCH: Epoch = Epoch(0xfeed);
 
@@ -36,6 +45,35 @@ async fn redis_at(server: &RedisServer) -> Arc<dyn Cache> {
     let cache = unprobed(server);
     cache.probe(EPOCH, soon()).await.unwrap();
     Arc::new(cache)
+}
+
+/// A usable cache at this address.
+async fn redis_of(url: &str) -> Arc<dyn Cache> {
+    let cache = unprobed_of(url);
+    cache.probe(EPOCH, soon()).await.unwrap();
+    Arc::new(cache)
+}
+
+fn unprobed_of(url: &str) -> RedisCache {
+    RedisCache::new(&RedisConfig::parse(url).unwrap()).unwrap()
+}
+
+/// A cluster of all tests that leave it as it is, for one at a time, and empty.
+async fn empty_cluster() -> MutexGuard<'static, RedisCluster> {
+    static SHARED: OnceLock<Mutex<RedisCluster>> = OnceLock::new();
+    let shared = tokio::task::spawn_blocking(|| SHARED.get_or_init(|| Mutex::new(RedisCluster::start())));
+    let cluster = shared.await.unwrap().lock().await;
+    cluster.nodes[..3].iter().for_each(|master| assert_eq!(master.cli(&["FLUSHALL"]), "OK"));
+    cluster
+}
+
+/// The same with sentinels.
+async fn empty_sentinels() -> MutexGuard<'static, Sentinels> {
+    static SHARED: OnceLock<Mutex<Sentinels>> = OnceLock::new();
+    let shared = tokio::task::spawn_blocking(|| SHARED.get_or_init(|| Mutex::new(Sentinels::start())));
+    let sentinels = shared.await.unwrap().lock().await;
+    assert_eq!(sentinels.servers[0].cli(&["FLUSHALL"]), "OK");
+    sentinels
 }
 
 fn key(id: &str) -> CacheKey {

@@ -13,5 +13,7 @@ pub mod mongod;
 pub mod mongod_set;
 pub mod process;
 pub mod redis;
+pub mod redis_cluster;
+pub mod sentinel;
 pub mod server;
 pub mod tools;

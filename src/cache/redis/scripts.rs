@@ -1,15 +1,15 @@
 //! The Lua scripts: running one for a batch, and reading what it says.
 //!
-//! A batch is one pipeline of EVALSHA. Redis forgets scripts (a restart, SCRIPT FLUSH); those it did not know have done
-//! nothing, so they are sent once more behind a SCRIPT LOAD. What fails in any other way, or answers with something that
-//! cannot be read, is answered by removing the entry.
+//! A batch is one pipeline of EVALSHA a server. Redis forgets scripts (a restart, SCRIPT FLUSH); those it did not know have
+//! done nothing, so they are sent once more behind a SCRIPT LOAD (`send`). What fails in any other way, or answers with
+//! something that cannot be read, is answered by removing the entry.
 
 use std::time::Duration;
 
 use deadpool_redis::redis::{Pipeline, Script, Value};
 use tokio::time::Instant;
 
-use super::{RedisCache, entry};
+use super::{RedisCache, entry, send::Sending};
 use crate::cache::{Acquired, CacheError, CacheKey, Effect, Marked};
 
 macro_rules! script {
@@ -55,6 +55,8 @@ impl Code {
 /// to be removed instead.
 pub(super) struct Operation<'a, I, T> {
     pub(super) code: &'a Code,
+    /// How many replicas must have it before it counts.
+    pub(super) wait: u32,
     pub(super) key: fn(&I) -> &CacheKey,
     pub(super) args: &'a (dyn Fn(&mut Pipeline, &I) + Sync),
     pub(super) read: fn(&I, Value) -> Option<T>,
@@ -72,21 +74,19 @@ impl RedisCache {
         if items.is_empty() {
             return Vec::new();
         }
-        let mut replies = self.evaluate(&operation, &items.iter().collect::<Vec<_>>(), false, deadline).await;
-        let unknown = positions(&replies, |reply| matches!(reply, Ok(Value::ServerError(e)) if e.code() == "NOSCRIPT"));
-        if !unknown.is_empty() {
-            let repeated: Vec<&I> = unknown.iter().map(|at| &items[*at]).collect();
-            let repeated = self.evaluate(&operation, &repeated, true, deadline).await;
-            for (at, reply) in unknown.into_iter().zip(repeated) {
-                replies[at] = reply;
-            }
-        }
+        let write = |pipeline: &mut Pipeline, item: &I| {
+            pipeline.cmd("EVALSHA").arg(&operation.code.sha).arg(1).arg((operation.key)(item).as_bytes());
+            (operation.args)(pipeline, item);
+        };
+        let sending =
+            Sending { key: operation.key, write: &write, script: Some(operation.code.text), wait: operation.wait };
+        let replies = self.servers.send_each(items, &sending, deadline).await;
 
         let read = |(item, reply): (&I, Result<Value, CacheError>)| reply.map(|reply| operation.read(item, reply));
         let results: Vec<Result<Option<T>, CacheError>> = items.iter().zip(replies).map(read).collect();
         let failed = positions(&results, |result| matches!(result, Ok(None)));
-        let mut removed =
-            self.remove_all(failed.iter().map(|at| (operation.key)(&items[*at])), deadline).await.into_iter();
+        let failed: Vec<&CacheKey> = failed.into_iter().map(|at| (operation.key)(&items[at])).collect();
+        let mut removed = self.remove_all(&failed, operation.wait, deadline).await.into_iter();
         let settled = results.into_iter().map(|result| match result {
             Ok(Some(result)) => Ok(result),
             // `removed` has one result for each of these, in this order.
@@ -94,28 +94,6 @@ impl RedisCache {
             Err(e) => Err(e),
         });
         settled.collect()
-    }
-
-    /// Sends one pipeline.
-    async fn evaluate<I, T>(
-        &self,
-        operation: &Operation<'_, I, T>,
-        items: &[&I],
-        load: bool,
-        deadline: Instant,
-    ) -> Vec<Result<Value, CacheError>> {
-        let mut pipeline = Pipeline::with_capacity(items.len() + 1);
-        if load {
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(operation.code.text);
-        }
-        for item in items {
-            pipeline.cmd("EVALSHA").arg(&operation.code.sha).arg(1).arg((operation.key)(item).as_bytes());
-            (operation.args)(&mut pipeline, item);
-        }
-        match self.connections.send(pipeline, deadline).await {
-            Ok(replies) => replies.into_iter().skip(usize::from(load)).map(Ok).collect(),
-            Err(e) => vec![Err(e); items.len()],
-        }
     }
 }
 

@@ -154,12 +154,26 @@ async fn command([long, over]: &[RedisCache; 2], key: &CacheKey, step: Step) -> 
 fn the_scripts_do_what_the_machine_does() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let server = RedisServer::start();
-    let caches = [LONG, OVER].map(|lives| unprobed(&server).with_lifetimes(lives));
+    agree(&runtime, &server.url(), &server, 200);
+}
+
+#[test]
+fn the_scripts_do_the_same_in_a_cluster_and_behind_sentinels() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let cluster = runtime.block_on(empty_cluster());
+    agree(&runtime, &cluster.url(), &cluster.nodes[cluster.master_of(name(&key("a")))], 30);
+    let sentinels = runtime.block_on(empty_sentinels());
+    agree(&runtime, &sentinels.url(), &sentinels.servers[0], 30);
+}
+
+/// Holds what is at an address to the machine; `server` has the key.
+fn agree(runtime: &tokio::runtime::Runtime, url: &str, server: &RedisServer, cases: u32) {
+    let caches = [LONG, OVER].map(|lives| unprobed_of(url).with_lifetimes(lives));
     for cache in &caches {
         runtime.block_on(cache.probe(EPOCH, soon())).unwrap();
     }
     let key = key("a");
-    let config = ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let sequences = proptest::collection::vec(step(), 1..30);
     let agree = |steps: Vec<Step>| {
         server.cli(&["DEL", name(&key)]);

@@ -11,6 +11,11 @@ async fn on_every_cache<F: Future<Output = ()>>(test: impl Fn(Arc<dyn Cache>) ->
     test(memory()).await;
     let server = RedisServer::start();
     test(redis_at(&server).await).await;
+    let cluster = empty_cluster().await;
+    test(redis_of(&cluster.url()).await).await;
+    drop(cluster);
+    let sentinels = empty_sentinels().await;
+    test(redis_of(&sentinels.url()).await).await;
 }
 
 #[tokio::test]

@@ -78,6 +78,26 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Where it is, as host and port.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Whether this many replicas follow it and are up to date.
+    pub fn has_replicas(&self, count: usize) -> bool {
+        self.cli(&["INFO", "replication"]).matches("state=online").count() >= count
+    }
+
+    /// Waits until its run is so old.
+    pub fn until_up_for_seconds(&self, seconds: u64) {
+        let uptime = || {
+            let info = self.cli(&["INFO", "server"]);
+            let line = info.lines().find_map(|line| line.strip_prefix("uptime_in_seconds:"));
+            line.and_then(|line| line.trim().parse::<u64>().ok())
+        };
+        wait_until("a server to have been up for a while", START, || uptime() >= Some(seconds));
+    }
+
     /// Its port.
     pub fn port(&self) -> u16 {
         self.port
@@ -97,13 +117,7 @@ impl RedisServer {
     }
 
     fn try_cli(&self, command: &[&str]) -> Option<String> {
-        let cli = Command::new("redis-cli")
-            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "--raw"])
-            .args(command)
-            .stdin(Stdio::null())
-            .output()
-            .expect("redis-cli is in PATH");
-        cli.status.success().then(|| String::from_utf8_lossy(&cli.stdout).trim_end().to_owned())
+        try_cli(self.port, command)
     }
 
     fn process(&self) -> &Process {
@@ -113,4 +127,15 @@ impl RedisServer {
     fn log(&self) -> PathBuf {
         self.folder.path().join("redis.log")
     }
+}
+
+/// Runs a command at a port of this machine; None: `redis-cli` failed.
+pub fn try_cli(port: u16, command: &[&str]) -> Option<String> {
+    let cli = Command::new("redis-cli")
+        .args(["-h", "127.0.0.1", "-p", &port.to_string(), "--raw"])
+        .args(command)
+        .stdin(Stdio::null())
+        .output()
+        .expect("redis-cli is in PATH");
+    cli.status.success().then(|| String::from_utf8_lossy(&cli.stdout).trim_end().to_owned())
 }

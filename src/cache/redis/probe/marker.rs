@@ -1,0 +1,184 @@
+//! What a marker says of a server's data: the rules, without a connection.
+//!
+//! Redis names each of its runs (`run_id`) and each history of its data (`master_replid`): a server that becomes a master
+//! begins a new history and remembers the one before (`master_replid2`); a server that becomes a replica takes on its
+//! master's. Every probe leaves in the marker who verified data of which history at what time, a *beat*. Replication keeps
+//! the order, so data that holds a beat holds all that was acknowledged before it.
+//!
+//! - The marker is of this run and this history: the server has been the master ever since.
+//! - This process has itself verified this run and this history: the same, whatever became of the marker.
+//! - The marker is of the history that this server's own goes on from, was written while this server ran, and the beat is
+//!   younger than 30 s: this is a replica that was promoted. What was lost with its master is younger than the beat, so it
+//!   is within what the second pass of the repairer covers, and the cache is kept.
+//! - Anything else is data from an earlier time. A server that restarted loaded its beat from a file, so the beat is older
+//!   than its run, even where the file names a history to go on from. A replica that copied such data copied the old beat
+//!   with it, and one that was lagging holds one that is too old; so does a master of old that took on somebody's old data
+//!   before it became a master again: its run is the same but its history is not. Where there is doubt the data is old: a
+//!   cold cache is always correct.
+
+use crate::cache::Probe;
+
+/// How old a beat may be where a replica was promoted, ms: what is lost is younger.
+const MAX_LOSS: i64 = 30_000;
+/// How far the clocks of Redis servers may be apart, ms.
+const MAX_SKEW: i64 = 5_000;
+/// `uptime_in_seconds` is the difference of two whole seconds.
+const UPTIME_ROUNDING: i64 = 2_000;
+
+/// A run of a server, and the history of its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) run: String,
+    pub(super) history: String,
+}
+
+/// What a marker holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Marker {
+    pub(super) by: Identity,
+    /// When, in ms by that server's clock.
+    pub(super) beat: i64,
+}
+
+impl Marker {
+    /// Reads `<run> <history> <beat>`.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ').map(str::to_owned);
+        let by = Identity { run: words.next()?, history: words.next()? };
+        Some(Self { by, beat: words.next()?.parse().ok()? })
+    }
+}
+
+/// What a server says of itself.
+#[derive(Clone, Debug)]
+pub(super) struct Present {
+    pub(super) identity: Identity,
+    /// The history that its own goes on from, if any.
+    pub(super) previous: Option<String>,
+    /// Its clock, ms.
+    pub(super) now: i64,
+    /// How long it has been running, ms.
+    pub(super) uptime: i64,
+    /// It holds keys, whose ever they are.
+    pub(super) holds_keys: bool,
+}
+
+/// What this process remembers of an epoch.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Memory<'a> {
+    /// It has not verified this epoch yet.
+    Nothing,
+    /// It verified the epoch, but never this server.
+    OtherServers,
+    /// What it last verified here.
+    This(&'a Identity),
+}
+
+/// What a server's marker (None: there is none) and this process's memory say of its data.
+pub(super) fn judge(present: &Present, marker: Option<&Marker>, memory: Memory<'_>) -> Probe {
+    let is_known = matches!(memory, Memory::This(identity) if *identity == present.identity);
+    if is_known || marker.is_some_and(|marker| marker.by == present.identity) {
+        return Probe::Intact;
+    }
+    let is_intact = match marker {
+        Some(marker) => goes_on_from(present, marker),
+        None if !present.holds_keys => true,
+        // Evicted? A server that was promoted, or restarted, should have one.
+        None => match memory {
+            Memory::Nothing => true,
+            Memory::OtherServers => present.previous.is_none(),
+            Memory::This(_) => false,
+        },
+    };
+    if is_intact { Probe::Intact } else { Probe::Restored }
+}
+
+/// Whether the data holds all that was acknowledged until shortly ago.
+fn goes_on_from(present: &Present, marker: &Marker) -> bool {
+    let is_same_run = marker.by.run == present.identity.run;
+    let history = Some(&marker.by.history);
+    let is_same_history = history == Some(&present.identity.history) || history == present.previous.as_ref();
+    let came_while_running = marker.beat >= present.now - present.uptime + UPTIME_ROUNDING;
+    let is_young = (-MAX_SKEW..=MAX_LOSS).contains(&(present.now - marker.beat));
+    is_young && (is_same_run || (is_same_history && came_while_running))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_790_000_000_000;
+
+    fn identity(run: &str, history: &str) -> Identity {
+        Identity { run: run.to_owned(), history: history.to_owned() }
+    }
+
+    fn marker(run: &str, history: &str, age: i64) -> Marker {
+        Marker { by: identity(run, history), beat: NOW - age }
+    }
+
+    /// Run r1, whose history h1 goes on from h0, up for an hour.
+    fn present() -> Present {
+        let previous = Some("h0".to_owned());
+        Present { identity: identity("r1", "h1"), previous, now: NOW, uptime: 3_600_000, holds_keys: true }
+    }
+
+    fn intact(present: &Present, marker: &Marker) -> bool {
+        judge(present, Some(marker), Memory::Nothing) == Probe::Intact
+    }
+
+    #[test]
+    fn a_marker_is_read_as_it_is_written() {
+        let read = Marker::parse("r1 h1 1790000000000");
+        assert_eq!(read, Some(marker("r1", "h1", 0)));
+        assert_eq!(Marker::parse("r1"), None, "an earlier version's");
+    }
+
+    #[test]
+    fn who_was_the_master_all_the_time_is_intact_whatever_the_age() {
+        assert!(intact(&present(), &marker("r1", "h1", 1 << 40)));
+    }
+
+    #[test]
+    fn a_promoted_replica_is_intact_while_what_was_lost_is_short() {
+        assert!(intact(&present(), &marker("r0", "h0", 29_000)));
+        assert!(!intact(&present(), &marker("r0", "h0", 31_000)), "a lagging one");
+        assert!(!intact(&present(), &marker("r0", "h0", -6_000)), "its clock is far off");
+        assert!(!intact(&present(), &marker("r0", "h9", 1_000)), "another history");
+    }
+
+    #[test]
+    fn a_server_that_loaded_its_marker_from_a_file_is_not() {
+        let restarted = Present { uptime: 5_000, ..present() };
+        assert!(!intact(&restarted, &marker("r0", "h0", 6_000)), "though the file names the history");
+        assert!(!intact(&restarted, &marker("r0", "h0", 4_000)), "seconds are rounded");
+        assert!(intact(&restarted, &marker("r0", "h0", 1_000)), "this one came by replication");
+    }
+
+    #[test]
+    fn a_master_of_old_that_took_on_old_data_is_not() {
+        assert!(!intact(&present(), &marker("r1", "h7", 31_000)));
+        assert!(intact(&present(), &marker("r1", "h7", 1_000)), "what is lost is short");
+    }
+
+    #[test]
+    fn what_this_process_knows_counts_where_the_marker_is_gone() {
+        let (this, other) = (identity("r1", "h1"), identity("r0", "h0"));
+        for (memory, holds_keys, expected) in [
+            (Memory::Nothing, true, Probe::Intact),
+            (Memory::This(&this), true, Probe::Intact),
+            (Memory::This(&other), true, Probe::Restored),
+            (Memory::This(&other), false, Probe::Intact),
+            (Memory::OtherServers, true, Probe::Restored),
+            (Memory::OtherServers, false, Probe::Intact),
+        ] {
+            let present = Present { holds_keys, ..present() };
+            assert_eq!(judge(&present, None, memory), expected, "{memory:?}, {holds_keys}");
+        }
+        let never_promoted = Present { previous: None, ..present() };
+        assert_eq!(judge(&never_promoted, None, Memory::OtherServers), Probe::Intact, "a new master of a cluster");
+        let moved = marker("r5", "h5", 0);
+        assert_eq!(judge(&present(), Some(&moved), Memory::This(&this)), Probe::Intact, "a slot moved here");
+        assert_eq!(judge(&present(), Some(&moved), Memory::OtherServers), Probe::Restored);
+    }
+}

@@ -1,0 +1,178 @@
+//! Sending a batch: each item's command goes to the server that holds its key, one pipeline a server, all at once.
+//!
+//! A slot that moves is followed (MOVED, ASK): such a reply says that the command did nothing, so it is sent once more,
+//! where it belongs. The same holds for a script that a server does not know (NOSCRIPT). Nothing else is ever repeated.
+//! What a server cannot do is an error of its own keys only.
+//!
+//! In a cluster a batch of GETs is no MGET: keys are spread over the slots, so an MGET a slot would be an MGET a key, and
+//! Redis refuses it for a slot on its way. Pipelined GETs cost one round trip a server as well.
+
+use deadpool_redis::redis::{Pipeline, Value};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::Instant;
+
+use super::{
+    connections::Lane,
+    servers::{Layout, Servers, slots},
+};
+use crate::cache::{CacheError, CacheKey};
+
+/// How often an item may be sent.
+const SENDINGS: u32 = 6;
+
+/// What is sent for each item.
+pub(super) struct Sending<'a, I> {
+    pub(super) key: fn(&I) -> &CacheKey,
+    /// Its one command.
+    pub(super) write: &'a (dyn Fn(&mut Pipeline, &I) + Sync),
+    /// The text of the script that the commands call, if any.
+    pub(super) script: Option<&'a str>,
+    /// How many replicas must have it before it counts.
+    pub(super) wait: u32,
+}
+
+/// Where an item goes.
+#[derive(Clone, Copy)]
+struct Step {
+    item: usize,
+    place: usize,
+    /// How often it was sent before.
+    sent: u32,
+    /// The slot is on its way to there.
+    asking: bool,
+    /// The script must be loaded there.
+    load: bool,
+}
+
+impl Servers {
+    /// One result an item, errors of the server among them.
+    pub(super) async fn send_each<I: Sync>(
+        &self,
+        items: &[I],
+        sending: &Sending<'_, I>,
+        deadline: Instant,
+    ) -> Vec<Result<Value, CacheError>> {
+        let layout = self.layout();
+        let nobody = || CacheError::Unavailable("not connected, or nobody has the slot of this key".into());
+        let mut results: Vec<_> = items.iter().map(|_| Err(nobody())).collect();
+        let start = |(item, of): (usize, &I)| {
+            let place = layout.place_of((sending.key)(of).as_bytes())?;
+            Some(Step { item, place, sent: 0, asking: false, load: false })
+        };
+        let steps: Vec<Step> = items.iter().enumerate().filter_map(start).collect();
+        let send = async |part: Vec<Step>| {
+            let answers = layout.send_part(items, &part, sending, deadline).await;
+            (part, answers)
+        };
+        // What one server redirects goes on while another is silent.
+        let mut under_way: FuturesUnordered<_> = by_place(steps, layout.masters.len()).into_iter().map(&send).collect();
+        while let Some((part, answers)) = under_way.next().await {
+            let mut again = Vec::new();
+            for (step, answer) in part.into_iter().zip(answers) {
+                let key = (sending.key)(&items[step.item]);
+                match layout.next(step, key, &answer, sending.script.is_some()) {
+                    Some(next) => again.push(next),
+                    None => results[step.item] = answer.and_then(|reply| layout.check(step.place, reply)),
+                }
+            }
+            under_way.extend(by_place(again, layout.masters.len()).into_iter().map(&send));
+        }
+        results
+    }
+}
+
+/// The steps of each server, none of them empty.
+fn by_place(steps: Vec<Step>, servers: usize) -> Vec<Vec<Step>> {
+    if servers == 1 {
+        return if steps.is_empty() { Vec::new() } else { vec![steps] };
+    }
+    let mut parts = vec![Vec::new(); servers];
+    for step in steps {
+        parts[step.place].push(step);
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+impl Layout {
+    /// Sends one server its part.
+    async fn send_part<I>(
+        &self,
+        items: &[I],
+        part: &[Step],
+        sending: &Sending<'_, I>,
+        deadline: Instant,
+    ) -> Vec<Result<Value, CacheError>> {
+        let mut pipeline = Pipeline::with_capacity(part.len() + 2);
+        if let Some(script) = sending.script.filter(|_| part.iter().any(|step| step.load)) {
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(script);
+        }
+        let mut wanted = Vec::with_capacity(part.len());
+        for step in part {
+            if step.asking {
+                pipeline.cmd("ASKING");
+            }
+            wanted.push(pipeline.len());
+            (sending.write)(&mut pipeline, &items[step.item]);
+        }
+        let mut lane = Lane::Swift;
+        if sending.wait > 0 {
+            lane = Lane::Waiting;
+            // Without a time it would wait for ever.
+            let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
+            pipeline.cmd("WAIT").arg(sending.wait).arg(u64::try_from(left).unwrap_or(u64::MAX));
+        }
+        let sent = pipeline.len();
+        let mut replies = match self.masters[part[0].place].connections.send(pipeline, lane, deadline).await {
+            Ok(replies) if replies.len() == sent => replies,
+            Ok(_) => return vec![Err(CacheError::Refused("not one reply a command".into())); part.len()],
+            Err(e) => return vec![Err(e); part.len()],
+        };
+        let waited = sending.wait == 0 || replies.last().is_some_and(|reply| has_waited(reply, sending.wait));
+        let answer = |at| match std::mem::take(&mut replies[at]) {
+            reply @ Value::ServerError(_) => Ok(reply),
+            reply if waited => Ok(reply),
+            // Done here, but perhaps nowhere else.
+            _ => Err(CacheError::Timeout),
+        };
+        wanted.into_iter().map(answer).collect()
+    }
+
+    /// Where an item goes next; None: this was its answer.
+    fn next(&self, step: Step, key: &CacheKey, answer: &Result<Value, CacheError>, is_script: bool) -> Option<Step> {
+        let Ok(Value::ServerError(e)) = answer else { return None };
+        let step = Step { sent: step.sent + 1, ..step };
+        if step.sent == SENDINGS {
+            return None;
+        }
+        match e.code() {
+            "NOSCRIPT" if is_script && !step.load => Some(Step { load: true, ..step }),
+            code @ ("MOVED" | "ASK") => {
+                let place = self.place_named(e.details()?.rsplit(' ').next()?, step.place)?;
+                if let (Some(slots), "MOVED") = (&self.slots, code) {
+                    slots.moved(slots::slot_of(key.as_bytes()), place);
+                }
+                Some(Step { place, asking: code == "ASK", load: false, ..step })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a reply says that this server cannot serve, or not this key.
+    pub(super) fn check(&self, place: usize, reply: Value) -> Result<Value, CacheError> {
+        let Value::ServerError(e) = &reply else { return Ok(reply) };
+        match e.code() {
+            // It is no master, or not the one that was verified.
+            "READONLY" | "LOADING" | "MASTERDOWN" => self.masters[place].connections.lose(),
+            // The cluster has no master for it, or one that is not known yet: both are for the probe to find out.
+            "CLUSTERDOWN" | "MOVED" | "ASK" => {}
+            _ => return Ok(reply),
+        }
+        Err(CacheError::Unavailable(e.to_string().into()))
+    }
+}
+
+/// Whether WAIT says that so many replicas have it.
+pub(super) fn has_waited(reply: &Value, wanted: u32) -> bool {
+    matches!(reply, Value::Int(replicas) if *replicas >= i64::from(wanted))
+}

@@ -1,0 +1,116 @@
+//! Who the master is, by the sentinels' word. All are asked at once, and of different answers that of the newest
+//! configuration counts, so that a sentinel that was cut off with an old master convinces nobody.
+
+use std::sync::Arc;
+
+use deadpool_redis::redis::{ConnectionInfo, Pipeline, Value};
+use futures_util::future::join_all;
+use tokio::time::{Instant, timeout_at};
+
+use super::{WORD, down};
+use crate::cache::{
+    CacheError,
+    redis::{
+        config::{Address, InvalidRedisConfig},
+        connections::{Connections, Lane},
+    },
+};
+
+#[derive(Debug)]
+pub(super) struct Sentinels {
+    /// The name by which they know it.
+    master: String,
+    all: Vec<Connections>,
+}
+
+impl Sentinels {
+    pub(super) fn new(master: &str, addresses: &[ConnectionInfo]) -> Result<Self, InvalidRedisConfig> {
+        let all = addresses.iter().map(|address| Connections::new(address.clone(), 1, false));
+        Ok(Self { master: master.to_owned(), all: all.collect::<Result<_, _>>()? })
+    }
+
+    /// The master's address; None: no sentinel answers.
+    pub(super) async fn master(&self) -> Result<Option<Address>, CacheError> {
+        let answers = join_all(self.all.iter().map(|sentinel| self.ask(sentinel))).await;
+        match newest(answers.iter().flatten().flatten()) {
+            Some(address) => Ok(Some(address)),
+            None => match answers.into_iter().flatten().next() {
+                Some(Err(why)) => Err(down(format!("no sentinel names a master of {:?}: {why}", self.master))),
+                _ => Ok(None),
+            },
+        }
+    }
+
+    /// None: it does not answer. An error: it does, but names none.
+    async fn ask(&self, sentinel: &Connections) -> Option<Answer> {
+        let mut pipeline = Pipeline::new();
+        // During a failover the first one tells the new address before the second one does.
+        pipeline.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
+        pipeline.cmd("SENTINEL").arg("MASTER").arg(&self.master);
+        let deadline = Instant::now() + WORD;
+        if sentinel.verified().is_none() {
+            let connected = timeout_at(deadline, sentinel.connect()).await.ok()?.ok()?;
+            sentinel.trust(Arc::new(connected));
+        }
+        let replies = sentinel.send(pipeline, Lane::Swift, deadline).await;
+        let Ok(replies) = replies.inspect_err(|_| sentinel.lose()) else { return None };
+        Some(answer(&replies))
+    }
+}
+
+/// The number of a configuration and its master, or why a sentinel names none.
+type Answer = Result<(u64, Address), String>;
+
+fn newest<'a>(answers: impl Iterator<Item = &'a (u64, Address)>) -> Option<Address> {
+    answers.max_by_key(|(configuration, _)| *configuration).map(|(_, address)| address.clone())
+}
+
+fn answer(replies: &[Value]) -> Answer {
+    let refusal = replies.iter().find_map(|reply| if let Value::ServerError(e) = reply { Some(e) } else { None });
+    let why = || refusal.map_or_else(|| "it is not known".to_owned(), ToString::to_string);
+    let [Value::Array(address), about] = replies else { return Err(why()) };
+    let [host, port] = &address[..] else { return Err(why()) };
+    let port = text(port).and_then(|port| port.parse().ok());
+    let (Some(host), Some(port)) = (text(host), port) else { return Err(why()) };
+    let configuration = field(about, "config-epoch").and_then(|epoch| epoch.parse().ok()).unwrap_or(0);
+    Ok((configuration, Address { host: host.to_owned(), port }))
+}
+
+fn field<'a>(about: &'a Value, name: &str) -> Option<&'a str> {
+    match about {
+        Value::Array(flat) => {
+            flat.chunks_exact(2).find(|pair| text(&pair[0]) == Some(name)).and_then(|pair| text(&pair[1]))
+        }
+        Value::Map(pairs) => pairs.iter().find(|(key, _)| text(key) == Some(name)).and_then(|(_, value)| text(value)),
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(text) => std::str::from_utf8(text).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(port: &str, configuration: &str) -> Vec<Value> {
+        let array = |words: &[&str]| {
+            Value::Array(words.iter().map(|word| Value::BulkString(word.as_bytes().to_vec())).collect())
+        };
+        vec![array(&["10.0.0.1", port]), array(&["name", "main", "config-epoch", configuration, "quorum", "2"])]
+    }
+
+    #[test]
+    fn of_different_answers_that_of_the_newest_configuration_counts() {
+        let answers = [says("1", "3"), says("2", "10"), says("3", "9"), vec![Value::Nil, Value::Nil]];
+        let answers: Vec<Answer> = answers.iter().map(|replies| answer(replies)).collect();
+        let address = newest(answers.iter().flatten());
+        assert_eq!(address, Some(Address { host: "10.0.0.1".to_owned(), port: 2 }));
+        assert_eq!(newest([].iter()), None);
+    }
+}

@@ -1,0 +1,206 @@
+//! L1 in a Redis Cluster: batches over many slots, slots that move, masters that stop, fail, or come back with old data.
+
+use std::time::Duration;
+
+use featurestore::cache::{Acquired::*, Effect::*, Marked, *};
+
+use super::*;
+use crate::harness::server::eventually;
+
+fn keys(count: usize) -> Vec<CacheKey> {
+    (0..count).map(|n| key(&format!("k{n}"))).collect()
+}
+
+/// Fills all as a reader does, in batches.
+async fn warm_all(cache: &dyn Cache, keys: &[CacheKey], revision: i64) {
+    let asks: Vec<_> = keys.iter().map(|key| (key.clone(), id(1))).collect();
+    assert!(cache.acquire(&asks, soon()).await.into_iter().all(|lease| lease == Ok(Lease { suspect: None })));
+    let fills: Vec<_> = keys.iter().map(|key| settle(key, 1, record(revision))).collect();
+    assert!(cache.settle(&fills, soon()).await.into_iter().all(|effect| effect == Ok(Installed)));
+}
+
+#[tokio::test]
+async fn a_batch_over_all_masters_is_answered_in_order_by_one_pipeline_each() {
+    let cluster = empty_cluster().await;
+    let cache = redis_of(&cluster.url()).await;
+    let keys = keys(100);
+    let absent = |n: usize| n.is_multiple_of(7);
+    let written: Vec<_> = (0..100).filter(|n| !absent(*n)).collect();
+    let asks: Vec<_> = written.iter().map(|n| (keys[*n].clone(), id(1))).collect();
+    cache.acquire(&asks, soon()).await;
+    let fills: Vec<_> = written.iter().map(|n| settle(&keys[*n], 1, record(*n as i64))).collect();
+    assert!(cache.settle(&fills, soon()).await.into_iter().all(|effect| effect == Ok(Installed)));
+    let gets = || cluster.nodes[..3].iter().map(|node| node.calls("get")).collect::<Vec<_>>();
+    let before = gets();
+    let found = cache.get(&keys, soon()).await;
+    for (n, found) in found.into_iter().enumerate() {
+        assert_eq!(found, Ok((!absent(n)).then(|| record(n as i64))), "{n}");
+    }
+    let after = gets();
+    assert!(before.iter().zip(&after).all(|(before, after)| after > before), "keys are at every master");
+    assert_eq!(after.iter().sum::<u64>(), before.iter().sum::<u64>() + 100, "one GET a key, and nothing moved");
+    assert_eq!(cache.info().kind, "redis-cluster");
+}
+
+#[tokio::test]
+async fn foreign_keys_and_forgotten_scripts_are_handled_at_each_master() {
+    let cluster = empty_cluster().await;
+    let cache = redis_of(&cluster.url()).await;
+    let keys = keys(30);
+    warm_all(&*cache, &keys, 5).await;
+    for node in &cluster.nodes[..3] {
+        assert_eq!(node.cli(&["SCRIPT", "FLUSH"]), "OK");
+    }
+    let foreign = &cluster.nodes[cluster.master_of(name(&keys[0]))];
+    foreign.cli(&["DEL", name(&keys[0])]);
+    foreign.cli(&["RPUSH", name(&keys[0]), "x"]);
+    let found = cache.get(&keys, soon()).await;
+    assert_eq!(found[0], Ok(None));
+    assert!(found[1..].iter().all(|found| *found == Ok(Some(record(5)))));
+    let marks: Vec<_> = keys.iter().map(|key| (key.clone(), id(2))).collect();
+    let marked = cache.mark(&marks, soon()).await;
+    assert_eq!(marked[0], Ok(Marked::Overflow), "it was removed instead");
+    assert!(marked[1..].iter().all(|marked| *marked == Ok(Marked::Granted)));
+    let puts: Vec<_> = keys.iter().map(|key| put(key, 2, record(6))).collect();
+    let put = cache.put(&puts, soon()).await;
+    assert_eq!(put[0], Ok(NoEntry));
+    assert!(put[1..].iter().all(|put| *put == Ok(Installed)));
+}
+
+#[tokio::test]
+async fn a_slot_on_its_way_is_followed_by_every_operation() {
+    let cluster = empty_cluster().await;
+    let cache = redis_of(&cluster.url()).await;
+    for key in [key("a"), key("b")] {
+        let from = cluster.master_of(name(&key));
+        let to = (from + 1) % 3;
+        warm(&*cache, &key, record(5)).await;
+        // What is still here is answered here, what has gone by the other: ASK.
+        cluster.begin_move(name(&key), from, to);
+        assert_eq!(get(&*cache, &key).await, Some(record(5)));
+        cluster.carry(name(&key), from, to);
+        assert_eq!(get(&*cache, &key).await, Some(record(5)));
+        assert_eq!(cache.mark(&[(key.clone(), id(1))], soon()).await, [Ok(Marked::Granted)]);
+        assert_eq!(cache.put(&[put(&key, 1, record(6))], soon()).await, [Ok(Installed)]);
+        assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
+        // From now on it is the other's: MOVED.
+        cluster.end_move(name(&key), from, to);
+        assert_eq!(get(&*cache, &key).await, Some(record(6)));
+        assert_eq!(cache.settle(&[outdate(&key, 7)], soon()).await, [Ok(Dropped)]);
+        assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
+        assert_eq!(cluster.master_of(name(&key)), to);
+    }
+}
+
+#[tokio::test]
+async fn l1_stays_intact_while_a_marker_moves_with_its_slot() {
+    let cluster = empty_cluster().await;
+    let cache = redis_of(&cluster.url()).await;
+    let markers = |at: usize| cluster.nodes[at].cli(&["KEYS", "{}fs:*#*"]);
+    let marker = markers(0);
+    assert!(!marker.is_empty() && marker.lines().count() == 1, "{marker}");
+    cluster.begin_move(&marker, 0, 1);
+    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
+    cluster.carry(&marker, 0, 1);
+    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact), "on its way");
+    assert_eq!(unprobed_of(&cluster.url()).probe(EPOCH, soon()).await, Ok(Probe::Intact), "for a new process too");
+    cluster.end_move(&marker, 0, 1);
+    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact), "and there");
+    assert_eq!(unprobed_of(&cluster.url()).probe(EPOCH, soon()).await, Ok(Probe::Intact));
+    assert_ne!(markers(0), marker);
+}
+
+#[tokio::test]
+async fn a_frozen_master_costs_its_own_keys_the_deadline_and_the_others_nothing() {
+    let cluster = empty_cluster().await;
+    let cache = redis_of(&cluster.url()).await;
+    let keys = keys(60);
+    warm_all(&*cache, &keys, 5).await;
+    let owners: Vec<usize> = keys.iter().map(|key| cluster.master_of(name(key))).collect();
+    cluster.nodes[1].freeze();
+    let start = Instant::now();
+    let found = cache.get(&keys, Instant::now() + Duration::from_millis(100)).await;
+    let marks: Vec<_> = keys.iter().map(|key| (key.clone(), id(2))).collect();
+    let marked = cache.mark(&marks, Instant::now() + Duration::from_millis(100)).await;
+    let took = start.elapsed();
+    cluster.nodes[1].thaw();
+    assert!(took >= Duration::from_millis(200) && took < Duration::from_millis(1200), "{took:?}");
+    for ((owner, found), marked) in owners.iter().zip(found).zip(marked) {
+        if *owner == 1 {
+            assert_eq!((found, marked), (Err(CacheError::Timeout), Err(CacheError::Timeout)));
+        } else {
+            assert_eq!((found, marked), (Ok(Some(record(5))), Ok(Marked::Granted)));
+        }
+    }
+    assert!(owners.contains(&1));
+    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact), "it was only slow");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cache_outlives_a_masters_death_where_its_replica_was_up_to_date() {
+    let mut cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
+    let cache = redis_of(&cluster.url()).await;
+    let keys = keys(60);
+    warm_all(&*cache, &keys, 5).await;
+    let replica = cluster.replica_of(1);
+    cluster.nodes[replica].until_up_for_seconds(3);
+    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
+    let owners: Vec<usize> = keys.iter().map(|key| cluster.master_of(name(key))).collect();
+    cluster.nodes[1].kill();
+    for (found, owner) in cache.get(&keys, soon()).await.into_iter().zip(owners) {
+        match owner {
+            1 => assert!(matches!(found, Err(CacheError::Unavailable(_))), "{found:?}"),
+            _ => assert_eq!(found, Ok(Some(record(5))), "another master's"),
+        }
+    }
+    assert!(cache.probe(EPOCH, soon()).await.is_err(), "L1 is given up as a whole");
+    cluster.until_promoted(replica, 1);
+    eventually("a probe to succeed", async || match cache.probe(EPOCH, soon()).await {
+        Ok(found) => {
+            assert_eq!(found, Probe::Intact);
+            true
+        }
+        Err(_) => false,
+    })
+    .await;
+    assert!(cache.get(&keys, soon()).await.into_iter().all(|found| found == Ok(Some(record(5)))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_of_a_cluster_that_restarts_with_old_entries_needs_a_new_epoch() {
+    let mut cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
+    let cache = redis_of(&cluster.url()).await;
+    warm_all(&*cache, &keys(60), 5).await;
+    cluster.nodes[1].cli(&["SAVE"]);
+    // Back before anybody took its place.
+    cluster.nodes[1].restart();
+    eventually("the cluster to have it back", async || match cache.probe(EPOCH, soon()).await {
+        Ok(found) => {
+            assert_eq!(found, Probe::Restored);
+            true
+        }
+        Err(_) => false,
+    })
+    .await;
+    assert_eq!(cache.probe(Epoch(2), soon()).await, Ok(Probe::Intact));
+}
+
+#[tokio::test]
+async fn an_address_of_the_wrong_kind_is_told_with_what_to_do() {
+    let told = async |url: &str| unprobed_of(url).probe(EPOCH, soon()).await.unwrap_err().to_string();
+    let single = RedisServer::start();
+    let error = told(&single.url().replace("redis://", "redis-cluster://")).await;
+    assert!(error.contains("cluster support disabled"), "{error}");
+    let error = told(&format!("redis-sentinel://{}/main", single.address())).await;
+    assert!(error.contains("no sentinel") && error.contains("unknown command"), "{error}");
+    let cluster = empty_cluster().await;
+    // Two of the three do not have the marker's slot.
+    let mut errors = 0;
+    for node in &cluster.nodes[..3] {
+        if let Err(error) = unprobed_of(&node.url()).probe(EPOCH, soon()).await {
+            assert!(error.to_string().contains("redis-cluster://"), "{error}");
+            errors += 1;
+        }
+    }
+    assert_eq!(errors, 2);
+}

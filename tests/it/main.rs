@@ -8,6 +8,7 @@ mod counting;
 mod harness;
 #[cfg(feature = "mongodb")]
 mod health;
+mod model;
 #[cfg(feature = "mongodb")]
 mod mongodb_store;
 #[cfg(feature = "mongodb")]

@@ -11,11 +11,11 @@ use super::{
 };
 
 /// How many actors there are room for.
-pub const ACTORS: usize = 4;
+pub(super) const ACTORS: usize = 4;
 
 /// What somebody does, again and again or once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(super) enum Role {
     /// MARK, commit, PUT.
     Write,
     /// The same with a condition that L2 may find not met; a repeated request id is the same to L1.
@@ -38,7 +38,7 @@ pub enum Role {
 
 /// Rules that can be taken away. The first part is the table of the protocol's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
+pub(super) enum Rule {
     Permit,
     Lease,
     SetIfNewer,
@@ -68,7 +68,7 @@ pub enum Rule {
 
 /// Who takes part in one exploration, and what may happen to them.
 #[derive(Clone, Debug)]
-pub struct Setup {
+pub(super) struct Setup {
     /// With the server that each of them is at.
     pub roles: Vec<(Role, usize)>,
     /// How often L1 may evict.
@@ -95,7 +95,7 @@ pub struct Setup {
 
 impl Setup {
     /// These roles at one server, an eviction, and nothing else that happens.
-    pub fn new(roles: &[Role]) -> Self {
+    pub(super) fn new(roles: &[Role]) -> Self {
         assert!(roles.len() <= ACTORS);
         let roles = roles.iter().map(|role| (*role, 0)).collect();
         Self {
@@ -114,36 +114,36 @@ impl Setup {
     }
 
     /// The same roles at these servers.
-    pub fn at<const N: usize>(mut self, servers: [usize; N]) -> Self {
+    pub(super) fn at<const N: usize>(mut self, servers: [usize; N]) -> Self {
         assert_eq!(self.roles.len(), N);
         self.roles.iter_mut().zip(servers).for_each(|((_, at), server)| *at = server);
         self
     }
 
     /// Without this rule.
-    pub fn without(mut self, rule: Rule) -> Self {
+    pub(super) fn without(mut self, rule: Rule) -> Self {
         self.without = Some(rule);
         self
     }
 
     /// Reads go on for ever, with the same token; where a command may be late they end, as a token is never used again.
-    pub fn after_a_read(&self) -> Actor {
+    pub(super) fn after_a_read(&self) -> Actor {
         if self.faults > 0 { Actor::Done } else { Actor::Idle }
     }
 
     /// Those that anybody is at.
-    pub fn servers(&self) -> Range<usize> {
+    pub(super) fn servers(&self) -> Range<usize> {
         0..self.roles.iter().map(|(_, at)| at + 1).max().unwrap_or(0)
     }
 
-    pub fn lacks(&self, rule: Rule) -> bool {
+    pub(super) fn lacks(&self, rule: Rule) -> bool {
         self.without == Some(rule)
     }
 }
 
 /// Where an actor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Actor {
+pub(super) enum Actor {
     /// Has not begun, or begins again.
     Idle,
     /// Its first MARK was not answered; it sends another.
@@ -172,27 +172,27 @@ pub enum Actor {
 
 /// What stands in L2. A version is one state of the record; what was collected has lost its revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct L2 {
+pub(super) struct L2 {
     pub version: u8,
     pub kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub(super) enum Kind {
     Record,
     Tombstone,
     Nothing,
 }
 
 impl L2 {
-    pub fn value(self) -> Value {
+    pub(super) fn value(self) -> Value {
         Value { version: self.version, revision: if self.kind == Kind::Nothing { 0 } else { self.version } }
     }
 }
 
 /// What a server knows of the epoch, of which there are two: 0, and 1 after the change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum View {
+pub(super) enum View {
     /// Of the epoch at the beginning, and fresh.
     First,
     /// Too old.
@@ -204,7 +204,7 @@ pub enum View {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Server {
+pub(super) struct Server {
     /// It remembers the key, so it does not trust L1.
     pub remembers: bool,
     pub view: View,
@@ -214,7 +214,7 @@ pub struct Server {
 
 /// All that the future depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct State {
+pub(super) struct State {
     /// By epoch.
     pub l1: [L1; 2],
     pub l2: L2,
@@ -233,7 +233,7 @@ pub struct State {
 }
 
 impl State {
-    pub fn first(setup: &Setup) -> Self {
+    pub(super) fn first(setup: &Setup) -> Self {
         let version = u8::from(!setup.absent);
         let l2 = L2 { version, kind: if setup.absent { Kind::Nothing } else { Kind::Record } };
         let mut state = Self {
@@ -259,7 +259,7 @@ impl State {
     }
 
     /// Everything that may happen next.
-    pub fn next(&self, setup: &Setup) -> Vec<Next> {
+    pub(super) fn next(&self, setup: &Setup) -> Vec<Next> {
         let mut out = Vec::with_capacity(16);
         for who in 0..setup.roles.len() {
             match setup.roles[who].0 {
@@ -272,7 +272,7 @@ impl State {
     }
 
     /// A clean entry that a read which begins now would be answered with, although it is older than what was promised.
-    pub fn too_old_a_hit(&self, setup: &Setup) -> Option<Step> {
+    pub(super) fn too_old_a_hit(&self, setup: &Setup) -> Option<Step> {
         let too_old = |at: &usize| self.hit(*at).filter(|value| value.version < self.promised);
         let (at, value) = setup.servers().find_map(|at| Some((at, too_old(&at)?)))?;
         let how = "although a newer one was answered before";
@@ -281,7 +281,7 @@ impl State {
     }
 
     /// What a server's read would hit.
-    pub fn hit(&self, at: usize) -> Option<Value> {
+    pub(super) fn hit(&self, at: usize) -> Option<Value> {
         let server = &self.servers[at];
         let epoch = match server.view {
             View::First => 0,
@@ -293,19 +293,19 @@ impl State {
     }
 
     /// Nobody is under way.
-    pub fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         let rests = |actor: &Actor| matches!(actor, Actor::Idle | Actor::Done);
         self.actors.iter().all(rests) && self.late == [None; 2] && self.changes == 0
     }
 
-    pub fn promise(&mut self, version: u8) {
+    pub(super) fn promise(&mut self, version: u8) {
         self.promised = self.promised.max(version);
     }
 }
 
 /// What somebody did, for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Step {
+pub(super) struct Step {
     pub who: &'static str,
     pub number: Option<usize>,
     pub does: &'static str,

@@ -13,7 +13,7 @@ const MOST_STATES: usize = 400_000;
 
 /// What was found.
 #[derive(Debug)]
-pub struct Explored {
+pub(super) struct Explored {
     pub states: usize,
     /// The shortest schedule that ends with a wrong answer.
     pub wrong: Option<Schedule>,
@@ -21,7 +21,7 @@ pub struct Explored {
 
 /// Steps from the beginning to a wrong answer.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Schedule(pub Vec<Step>);
+pub(super) struct Schedule(pub Vec<Step>);
 
 impl Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,14 +30,14 @@ impl Display for Schedule {
 }
 
 /// A step to another state.
-pub struct Next {
+pub(super) struct Next {
     pub step: Step,
     pub to: State,
     /// The step gave an answer that is too old.
     pub wrong: bool,
 }
 
-pub fn explore(setup: &Setup) -> Explored {
+pub(super) fn explore(setup: &Setup) -> Explored {
     let first = State::first(setup);
     let mut seen: HashMap<State, (), BuildHasherDefault<Fx>> = HashMap::default();
     let mut from: Vec<(u32, Step)> = vec![(0, Step::default())];

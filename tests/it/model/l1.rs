@@ -11,13 +11,13 @@ use featurestore::{
 use super::actors::{Rule, Setup};
 
 /// Names a lease or a permit.
-pub type Id = u8;
+pub(super) type Id = u8;
 /// An entry, or none.
-pub type L1 = Option<Entry<Value, Id>>;
+pub(super) type L1 = Option<Entry<Value, Id>>;
 
 /// What the machine keeps for us. It is told the revision only; `version` is what the checker goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Value {
+pub(super) struct Value {
     pub version: u8,
     pub revision: u8,
 }
@@ -29,7 +29,7 @@ const FRESH: Id = 100;
 
 /// An operation on the entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Command {
+pub(super) enum Command {
     Acquire { token: Id },
     Settle { lease: Option<Id>, value: Value },
     Mark { permit: Id },
@@ -40,14 +40,14 @@ pub enum Command {
 
 /// What ACQUIRE answers; the others just answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub(super) enum Reply {
     Hit(Value),
     Miss { lease: Option<Id>, suspect: Option<Value> },
     Done,
 }
 
 impl Command {
-    pub fn execute(self, setup: &Setup, slot: &mut L1, now: u8) -> Reply {
+    pub(super) fn execute(self, setup: &Setup, slot: &mut L1, now: u8) -> Reply {
         let now = now.into();
         let install = |value| Install { value, ttl_ms: if setup.short_lived { 1 } else { u64::MAX } };
         match self {

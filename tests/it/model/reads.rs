@@ -8,7 +8,7 @@ use super::{
 };
 
 impl State {
-    pub fn read(&self, setup: &Setup, who: usize, out: &mut Vec<Next>) {
+    pub(super) fn read(&self, setup: &Setup, who: usize, out: &mut Vec<Next>) {
         match (setup.roles[who].0, self.actors[who]) {
             (Role::Strong, Actor::Idle) => self.read_strong(setup, who, out),
             (Role::Flight, Actor::Idle) => self.board(setup, who, out),

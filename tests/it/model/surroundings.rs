@@ -7,7 +7,7 @@ use super::{
 };
 
 impl State {
-    pub fn surroundings(&self, setup: &Setup, out: &mut Vec<Next>) {
+    pub(super) fn surroundings(&self, setup: &Setup, out: &mut Vec<Next>) {
         let mut happens = |who, number, does, revision, to| {
             out.push(Next { step: Step { who, number, does, revision, how: "" }, to, wrong: false });
         };

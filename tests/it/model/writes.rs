@@ -7,12 +7,12 @@ use super::{
 };
 
 /// The ids of an actor's first and second sending.
-pub fn ids(who: usize) -> [Id; 2] {
+pub(super) fn ids(who: usize) -> [Id; 2] {
     [2 * who as Id, 2 * who as Id + 1]
 }
 
 impl State {
-    pub fn write(&self, setup: &Setup, who: usize, out: &mut Vec<Next>) {
+    pub(super) fn write(&self, setup: &Setup, who: usize, out: &mut Vec<Next>) {
         let role = setup.roles[who].0;
         let marks = matches!(role, Role::Write | Role::Conditional | Role::Delete);
         match self.actors[who] {
@@ -210,17 +210,17 @@ impl State {
         }
     }
 
-    pub fn view(&self, setup: &Setup, who: usize) -> View {
+    pub(super) fn view(&self, setup: &Setup, who: usize) -> View {
         self.servers[setup.roles[who].1].view
     }
 
     /// Whether what was told to L1 in this epoch holds for everybody.
-    pub fn holds(&self, setup: &Setup, who: usize, epoch: u8) -> bool {
+    pub(super) fn holds(&self, setup: &Setup, who: usize, epoch: u8) -> bool {
         matches!((self.view(setup, who), epoch), (View::First, 0) | (View::Second, 1))
     }
 
     /// The epoch that L1 is told in; None: the view has to be refreshed first.
-    pub fn epoch_to_tell(&self, setup: &Setup, who: usize) -> Option<u8> {
+    pub(super) fn epoch_to_tell(&self, setup: &Setup, who: usize) -> Option<u8> {
         match self.view(setup, who) {
             View::First => Some(0),
             View::Paused | View::Second => Some(1),
@@ -229,7 +229,7 @@ impl State {
     }
 
     /// A command to L1: answered; or on its way for as long as it likes, with nobody waiting; or done twice.
-    pub fn send(&self, setup: &Setup, epoch: u8, command: Command) -> Vec<(Self, Option<Reply>, &'static str)> {
+    pub(super) fn send(&self, setup: &Setup, epoch: u8, command: Command) -> Vec<(Self, Option<Reply>, &'static str)> {
         let mut done = self.clone();
         let reply = Some(command.execute(setup, &mut done.l1[usize::from(epoch)], self.now));
         let mut sent = Vec::with_capacity(3);
@@ -270,12 +270,12 @@ fn name(role: Role) -> &'static str {
 }
 
 /// A step that shows no revision.
-pub fn plain(setup: &Setup, who: usize, does: &'static str, how: &'static str, to: State) -> Next {
+pub(super) fn plain(setup: &Setup, who: usize, does: &'static str, how: &'static str, to: State) -> Next {
     let step = Step { who: name(setup.roles[who].0), number: Some(who), does, revision: None, how };
     Next { step, to, wrong: false }
 }
 
-pub fn step(setup: &Setup, who: usize, does: &'static str, value: Value, how: &'static str, to: State) -> Next {
+pub(super) fn step(setup: &Setup, who: usize, does: &'static str, value: Value, how: &'static str, to: State) -> Next {
     let mut next = plain(setup, who, does, how, to);
     next.step.revision = Some(value.version);
     next

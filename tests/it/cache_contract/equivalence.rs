@@ -67,7 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
     let (id, revision, brief) = (0..IDS, 0..5i64, prop::bool::weighted(0.1));
     prop_oneof![
         4 => (id.clone(), any::<bool>()).prop_map(|(token, over)| Step::Acquire { token, over }),
-        4 => (id.clone(), revision.clone(), brief.clone())
+        4 => (id.clone(), revision.clone(), brief)
             .prop_map(|(token, revision, brief)| Step::Settle { token, revision, brief }),
         2 => revision.clone().prop_map(|revision| Step::Outdate { revision }),
         4 => (id.clone(), any::<bool>()).prop_map(|(permit, over)| Step::Mark { permit, over }),

@@ -101,7 +101,7 @@ async fn more_keys_than_can_be_remembered_cost_one_new_epoch() {
     let request = ReadRequest { keys, consistency: Consistency::Strong, min_revisions: HashMap::new(), deadline };
     assert!(a.tiered.read(request).await.degraded);
     assert_eq!(a.remembered(), 100_000);
-    a.look().await;
+    a.tiered.look_at_l1().await;
     assert_eq!((a.remembered(), a.faults.count(Op::RenewEpoch)), (0, 1), "in a new epoch nothing need be remembered");
     tokio::time::advance(Duration::from_secs(3)).await;
     a.look().await;
@@ -117,7 +117,7 @@ async fn a_new_epoch_does_not_forget_a_write_that_is_still_on_its_way() {
     let slow = a.faults.hold(Op::Write);
     let writer = a.begin_write("x");
     slow.arrived().await;
-    a.look().await;
+    a.tiered.look_at_l1().await;
     assert_eq!(a.faults.count(Op::RenewEpoch), 1);
     assert_eq!((a.remembered(), a.tiered.trust().is_trusted()), (1, false));
     slow.let_go();

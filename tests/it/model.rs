@@ -17,5 +17,6 @@ mod explore;
 mod holds;
 mod l1;
 mod reads;
+mod setup;
 mod surroundings;
 mod writes;

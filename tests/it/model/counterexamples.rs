@@ -2,8 +2,8 @@
 //! So the checker is known to be able to fail.
 
 use super::{
-    actors::{Role::*, Rule, Setup},
     explore::{Explored, Schedule, explore},
+    setup::{Role::*, Rule, Setup},
 };
 
 /// Without the rule a schedule of so many steps, and none shorter, ends with a wrong answer.

@@ -6,7 +6,10 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
-use super::actors::{Setup, State, Step};
+use super::{
+    actors::{State, Step},
+    setup::Setup,
+};
 
 /// A bound that no set of roles here comes near; to reach it fails the test, as then not everything was seen.
 const MOST_STATES: usize = 400_000;

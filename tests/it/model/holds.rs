@@ -1,11 +1,11 @@
 //! The protocol as it is: nothing goes wrong, whatever the order.
 
 use super::{
-    actors::{Role::*, Setup},
     explore::explore,
+    setup::{Role::*, Setup},
 };
 
-/// No schedule of these goes wrong, and there are so many states as that the roles must have met.
+/// No schedule of these goes wrong.
 fn holds(setup: Setup) {
     let start = std::time::Instant::now();
     let explored = explore(&setup);

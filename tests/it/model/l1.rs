@@ -8,7 +8,7 @@ use featurestore::{
     record::Revision,
 };
 
-use super::actors::{Rule, Setup};
+use super::setup::{Rule, Setup};
 
 /// Names a lease or a permit.
 pub(super) type Id = u8;

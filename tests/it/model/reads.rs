@@ -1,9 +1,10 @@
 //! What readers and flights do, one step at a time. A read that hits at once needs no actor.
 
 use super::{
-    actors::{Actor, Role, Rule, Setup, State, View},
+    actors::{Actor, State, View},
     explore::Next,
     l1::{Command, Id, Reply, Value},
+    setup::{Role, Rule, Setup},
     writes::{ids, plain, step},
 };
 

@@ -1,9 +1,10 @@
 //! What happens of itself: eviction, time, late commands, change events, new epochs, and the removal of remembered keys.
 
 use super::{
-    actors::{Actor, Kind, L2, Role, Rule, Setup, State, Step, View},
+    actors::{Actor, Kind, L2, State, Step, View},
     explore::Next,
     l1::{Command, Value},
+    setup::{Role, Rule, Setup},
 };
 
 impl State {

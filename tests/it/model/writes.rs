@@ -1,9 +1,10 @@
 //! What writers, deletes and bulks do, one step at a time.
 
 use super::{
-    actors::{Actor, Kind, Role, Rule, Setup, State, Step, View},
+    actors::{Actor, Kind, State, Step, View},
     explore::Next,
     l1::{Command, Id, Reply, Value},
+    setup::{Role, Rule, Setup},
 };
 
 /// The ids of an actor's first and second sending.

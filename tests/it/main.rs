@@ -11,6 +11,7 @@ mod elections;
 mod harness;
 #[cfg(feature = "mongodb")]
 mod health;
+mod model;
 #[cfg(feature = "mongodb")]
 mod mongodb_store;
 #[cfg(feature = "mongodb")]

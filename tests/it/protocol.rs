@@ -8,6 +8,7 @@ mod cancelled;
 mod flights;
 mod old_view;
 mod pause;
+mod permits;
 mod recovery;
 mod repair;
 mod rules;

@@ -184,3 +184,20 @@ fn a_late_put_voids_the_lease_of_a_reader_that_saw_less() {
     assert_eq!(settle(&mut slot, 5, Some(9), 6), Kept);
     assert_eq!(hit(&slot, 6), Some(6));
 }
+
+#[test]
+fn a_put_beside_another_permit_voids_the_lease_and_so_does_a_mark() {
+    for put_first in [true, false] {
+        let mut slot = None;
+        mark(&mut slot, 1, 0);
+        mark(&mut slot, 2, 0);
+        assert_eq!(acquire(&mut slot, 9, 5), Lease { suspect: None });
+        if put_first {
+            assert_eq!(put(&mut slot, 1, 6, 5), Installed);
+        } else {
+            mark(&mut slot, 3, 5);
+        }
+        assert_eq!(settle(&mut slot, 6, Some(9), 5), Kept, "the lease is void");
+        assert_eq!(hit(&slot, 5), None, "a fill would have cleared what is over");
+    }
+}

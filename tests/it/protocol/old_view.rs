@@ -39,8 +39,28 @@ async fn a_write_refreshes_it_and_stays_cached() {
     let written = writer.await.unwrap();
     assert!(written.cached);
     assert_eq!((a.remembered(), a.faults.count(Op::MarkDirty)), (0, 0));
+    assert_eq!(a.faults.count(Op::Settle), 0, "its PUT was enough");
     b.look().await;
     nobody_sees_older([&a, &b], "x", written.receipt.revision).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bulk_refreshes_it_and_stays_cached() {
+    let world = World::shared();
+    let [a, b] = world.trusting().await;
+    let slow = a.faults.hold(Op::Settle);
+    let bulk = tokio::spawn({
+        let a = a.clone();
+        async move { a.tiered.write_bulk(vec![write("x")], false).await }
+    });
+    slow.done().await;
+    tokio::time::advance(VIEW_LIFE).await;
+    slow.let_go();
+    let (receipt, cached) = bulk.await.unwrap().items.remove(0).unwrap();
+    assert!(cached);
+    assert_eq!((a.remembered(), a.faults.count(Op::MarkDirty)), (0, 0));
+    b.look().await;
+    nobody_sees_older([&a, &b], "x", receipt.revision).await;
 }
 
 #[tokio::test(start_paused = true)]

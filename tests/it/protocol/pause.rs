@@ -48,6 +48,42 @@ async fn a_write_that_the_change_overtook_is_not_cached() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_bulk_that_the_change_overtook_is_remembered() {
+    let world = World::shared();
+    let [a] = world.trusting().await;
+    let slow = a.faults.hold(Op::Settle);
+    let bulk = tokio::spawn({
+        let a = a.clone();
+        async move { a.tiered.write_bulk(vec![write("x")], false).await }
+    });
+    slow.done().await;
+    world.renew_epoch().await;
+    a.look().await;
+    slow.let_go();
+    let (_, cached) = bulk.await.unwrap().items.remove(0).unwrap();
+    assert!(!cached);
+    assert_eq!(a.remembered(), 1, "L1 was told of it in an epoch that is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_answer_that_comes_late_does_not_bring_the_old_epoch_back() {
+    let world = World::shared();
+    let [a] = world.trusting().await;
+    let slow = a.faults.hold(Op::Epoch);
+    let looking = tokio::spawn({
+        let a = a.clone();
+        async move { a.look().await }
+    });
+    slow.done().await;
+    world.renew_epoch().await;
+    tokio::time::advance(Duration::from_millis(1)).await;
+    a.look().await;
+    slow.let_go();
+    looking.await.unwrap();
+    assert_eq!(a.l1(), L1Use::Paused(world.epoch().await));
+}
+
+#[tokio::test(start_paused = true)]
 async fn reads_in_the_pause_are_degraded_and_fill_nothing() {
     let world = World::shared();
     let [a] = world.trusting().await;

@@ -90,3 +90,40 @@ async fn alone_l1_is_trusted_again_though_there_is_always_a_write_on_its_way() {
     }
     end.cancel();
 }
+
+#[tokio::test(start_paused = true)]
+async fn more_keys_than_can_be_remembered_cost_one_new_epoch() {
+    let world = World::shared();
+    let [a] = world.trusting().await;
+    a.faults.once(Op::Settle, Fault::Lose);
+    let keys = (0..=100_000).map(|i| key(&i.to_string())).collect();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let request = ReadRequest { keys, consistency: Consistency::Strong, min_revisions: HashMap::new(), deadline };
+    assert!(a.tiered.read(request).await.degraded);
+    assert_eq!(a.remembered(), 100_000);
+    a.tiered.look_at_l1().await;
+    assert_eq!((a.remembered(), a.faults.count(Op::RenewEpoch)), (0, 1), "in a new epoch nothing need be remembered");
+    tokio::time::advance(Duration::from_secs(3)).await;
+    a.look().await;
+    assert!(matches!(a.l1(), L1Use::Trusted(_)), "{:?}", a.l1());
+    assert_eq!(a.faults.count(Op::RenewEpoch), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_epoch_does_not_forget_a_write_that_is_still_on_its_way() {
+    let world = World::shared();
+    let [a] = world.trusting().await;
+    a.faults.once(Op::Mark, Fault::Lose);
+    let slow = a.faults.hold(Op::Write);
+    let writer = a.begin_write("x");
+    slow.arrived().await;
+    a.tiered.look_at_l1().await;
+    assert_eq!(a.faults.count(Op::RenewEpoch), 1);
+    assert_eq!((a.remembered(), a.tiered.trust().is_trusted()), (1, false));
+    slow.let_go();
+    let written = writer.await.unwrap();
+    tokio::time::advance(Duration::from_secs(3)).await;
+    a.look().await;
+    assert_eq!(a.remembered(), 0);
+    nobody_sees_older([&a], "x", written.receipt.revision).await;
+}

@@ -10,6 +10,7 @@ pub mod faulty;
 #[cfg(feature = "mongodb")]
 pub mod mongod;
 pub mod process;
+pub mod proxy;
 pub mod redis;
 pub mod server;
 pub mod tools;

@@ -9,6 +9,8 @@ mod harness;
 #[cfg(feature = "mongodb")]
 mod health;
 #[cfg(feature = "mongodb")]
+mod history;
+#[cfg(feature = "mongodb")]
 mod mongodb_store;
 #[cfg(feature = "mongodb")]
 mod outages;

@@ -25,6 +25,7 @@ pub struct Binary {
     pub port: u16,
     pub admin_port: u16,
     folder: TempDir,
+    args: Vec<String>,
 }
 
 impl Binary {
@@ -42,8 +43,15 @@ impl Binary {
         // The last one of a name wins.
         let environment = environment.iter().map(|(name, value)| format!("{name}={value}"));
         let args = ["-i".to_owned()].into_iter().chain(environment).chain([PROGRAM.to_owned(), "serve".to_owned()]);
-        let process = Process::start("env", args, &folder.path().join("log"));
-        Self { process, port, admin_port, folder }
+        let args: Vec<String> = args.collect();
+        let process = Process::start("env", &args, &folder.path().join("log"));
+        Self { process, port, admin_port, folder, args }
+    }
+
+    /// Starts one that has ended again: the same settings, ports and folder.
+    pub fn start_again(&mut self) {
+        assert!(!self.process.is_running(), "it runs");
+        self.process = Process::start("env", &self.args, &self.folder.path().join("log"));
     }
 
     /// Waits until it is ready, and says how long that took.

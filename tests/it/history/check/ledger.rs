@@ -1,0 +1,141 @@
+//! Whose each revision is: what the answers together tell of one key's writes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Context, Rule, Verdict};
+use crate::history::event::{Answer, Attempt, Call, Kind, Nanos, Value};
+
+/// How many of its latest writes a record remembers, by the API's promise.
+const REMEMBERED_REQUESTS: usize = 8;
+
+/// All sendings of one write.
+pub(super) struct Write {
+    pub kind: Kind,
+    pub first_invoked: Nanos,
+    pub last_returned: Nanos,
+    /// Every sending of it was refused.
+    pub refused: bool,
+    /// Where it was seen, with the event that showed it.
+    pub revisions: BTreeMap<i64, usize>,
+}
+
+/// What stands at a revision.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stands {
+    Record(u64),
+    Tombstone,
+}
+
+#[derive(Default)]
+pub(super) struct Ledger {
+    pub writes: HashMap<u64, Write>,
+    pub revisions: BTreeMap<i64, (Stands, usize)>,
+    /// When each write was sent and answered, for how much a record may have forgotten.
+    attempts: Vec<(Nanos, Nanos, u64)>,
+}
+
+impl Ledger {
+    pub(super) fn of(context: &Context<'_>, key: &[usize], verdict: &mut Verdict) -> Self {
+        let mut ledger = Self::default();
+        for i in key {
+            let event = &context.events[*i];
+            if let Call::Write(attempt) = &event.call {
+                let refused = matches!(event.answer, Answer::Refused | Answer::Mismatch { .. });
+                let write = ledger.writes.entry(attempt.write).or_insert(Write {
+                    kind: attempt.kind,
+                    first_invoked: event.invoked,
+                    last_returned: event.returned,
+                    refused: true,
+                    revisions: BTreeMap::new(),
+                });
+                write.refused &= refused;
+                write.last_returned = write.last_returned.max(event.returned);
+                ledger.attempts.push((event.invoked, event.returned, attempt.write));
+            }
+        }
+        for i in key {
+            let event = &context.events[*i];
+            match (&event.call, &event.answer) {
+                (Call::Read { .. }, Answer::Row { revision, value: Some(value), .. }) => {
+                    ledger.saw(context, *i, *revision, *value, verdict);
+                }
+                (Call::Read { .. }, Answer::Row { revision: revision @ 1.., value: None, .. }) => {
+                    ledger.stands(context, *i, *revision, Stands::Tombstone, verdict);
+                }
+                // Only the first answer about a single write tells its own revision.
+                (
+                    Call::Write(Attempt { write, kind, again: false, batched: false, .. }),
+                    Answer::Done { changed: true, revision, .. },
+                ) => {
+                    let what = if *kind == Kind::Delete { Stands::Tombstone } else { Stands::Record(*write) };
+                    ledger.stands(context, *i, *revision, what, verdict);
+                }
+                _ => {}
+            }
+        }
+        ledger.hold_tombstones_to_deletes(context, verdict);
+        ledger.hold_writes_to_one_revision(context, verdict);
+        ledger
+    }
+
+    fn saw(&mut self, context: &Context<'_>, i: usize, revision: i64, value: Value, verdict: &mut Verdict) {
+        match self.writes.get(&value.last) {
+            Some(write) if write.kind != Kind::Delete && !write.refused => {
+                if write.first_invoked > context.events[i].returned {
+                    verdict.violations.push(context.violation(Rule::FromTheFuture, None, i));
+                }
+                self.stands(context, i, revision, Stands::Record(value.last), verdict);
+            }
+            _ => verdict.violations.push(context.violation(Rule::NeverWritten, None, i)),
+        }
+    }
+
+    fn stands(&mut self, context: &Context<'_>, i: usize, revision: i64, what: Stands, verdict: &mut Verdict) {
+        let (known, earlier) = *self.revisions.entry(revision).or_insert((what, i));
+        if known != what {
+            verdict.violations.push(context.violation(Rule::TwoValues, Some(earlier), i));
+        } else if let Stands::Record(write) = what
+            && let Some(write) = self.writes.get_mut(&write)
+        {
+            write.revisions.entry(revision).or_insert(i);
+        }
+    }
+
+    /// The k-th tombstone that shows up needs k deletes that had begun.
+    fn hold_tombstones_to_deletes(&self, context: &Context<'_>, verdict: &mut Verdict) {
+        let mut seen: Vec<(Nanos, usize)> = (self.revisions.values())
+            .filter(|(what, _)| *what == Stands::Tombstone)
+            .map(|(_, i)| (context.events[*i].returned, *i))
+            .collect();
+        let mut begun: Vec<Nanos> = (self.writes.values())
+            .filter(|write| write.kind == Kind::Delete && !write.refused)
+            .map(|write| write.first_invoked)
+            .collect();
+        seen.sort_unstable();
+        begun.sort_unstable();
+        for (k, (at, i)) in seen.into_iter().enumerate() {
+            if begun.get(k).is_none_or(|begun| *begun > at) {
+                verdict.violations.push(context.violation(Rule::NeverWritten, None, i));
+                return;
+            }
+        }
+    }
+
+    fn hold_writes_to_one_revision(&self, context: &Context<'_>, verdict: &mut Verdict) {
+        for (number, write) in &self.writes {
+            if write.revisions.len() < 2 {
+                continue;
+            }
+            let during = |(invoked, returned, other): &&(Nanos, Nanos, u64)| {
+                other != number && *invoked <= write.last_returned && *returned >= write.first_invoked
+            };
+            if self.attempts.iter().filter(during).count() >= REMEMBERED_REQUESTS {
+                verdict.late_repeats += 1;
+                continue;
+            }
+            let mut seen = write.revisions.values();
+            let (earlier, later) = (seen.next().copied(), seen.next().copied().unwrap_or_default());
+            verdict.violations.push(context.violation(Rule::AppliedTwice, earlier, later));
+        }
+    }
+}

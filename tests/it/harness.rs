@@ -9,6 +9,8 @@ pub mod client;
 pub mod faulty;
 #[cfg(feature = "mongodb")]
 pub mod mongod;
+#[cfg(feature = "mongodb")]
+pub mod mongod_set;
 pub mod process;
 pub mod proxy;
 pub mod redis;

@@ -5,6 +5,8 @@ mod binary;
 mod cache_contract;
 #[cfg(feature = "mongodb")]
 mod counting;
+#[cfg(feature = "mongodb")]
+mod elections;
 mod harness;
 #[cfg(feature = "mongodb")]
 mod health;

@@ -23,7 +23,7 @@ use super::process::{Process, free_port, wait_until};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// The name of every replica set here.
-const SET: &str = "rs0";
+pub(super) const SET: &str = "rs0";
 
 pub struct Mongod {
     process: Process,
@@ -110,12 +110,44 @@ impl Mongod {
         self.wait_until_writable();
     }
 
+    /// Starts a killed one on its port and files, and waits until it listens; a member of a larger set may be anything then.
+    pub fn start_again(&mut self) {
+        self.process.kill();
+        self.process = spawn(self.port, self.replica_set, &self.dir);
+        self.wait_until_listening();
+    }
+
+    /// What it says of itself; None: it does not answer.
+    pub(super) fn hello(&self) -> Option<Document> {
+        if !self.process.is_running() {
+            return None;
+        }
+        let mut options = self.options();
+        let patience = Duration::from_secs(1);
+        options.server_selection_timeout = Some(patience);
+        options.connect_timeout = Some(patience);
+        on_a_thread(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let hello = runtime.block_on(async {
+                let client = Client::with_options(options).unwrap();
+                let asked = tokio::spawn(async move {
+                    let hello = client.database("admin").run_command(doc! { "hello": 1 }).await;
+                    client.shutdown().immediate(true).await;
+                    hello.ok()
+                });
+                tokio::time::timeout(2 * patience, asked).await.ok()?.ok()?
+            });
+            runtime.shutdown_background();
+            hello
+        })
+    }
+
     /// A database as people see it, on a client of the caller's runtime.
     pub async fn database(&self, name: &str) -> mongodb::Database {
         Client::with_options(self.options()).unwrap().database(name)
     }
 
-    fn start(replica_set: bool) -> Self {
+    pub(super) fn start(replica_set: bool) -> Self {
         let (dir, port) = (data_dir(), free_port());
         Self { process: spawn(port, replica_set, &dir), port, replica_set, dir }
     }
@@ -134,14 +166,18 @@ impl Mongod {
         });
     }
 
-    /// Runs something against the node itself, on a runtime of its own: the caller may be inside another.
-    fn block_on<F: Future<Output = ()> + Send>(&self, work: impl FnOnce(mongodb::Database) -> F + Send) {
-        let options = self.options();
+    pub(super) fn wait_until_listening(&self) {
         let log = self.dir.path().join("log");
         wait_until("mongod to listen", START_TIMEOUT, || {
             assert!(self.process.is_running(), "mongod ended: {}", std::fs::read_to_string(&log).unwrap_or_default());
             std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
         });
+    }
+
+    /// Runs something against the node itself, on a runtime of its own: the caller may be inside another.
+    pub(super) fn block_on<F: Future<Output = ()> + Send>(&self, work: impl FnOnce(mongodb::Database) -> F + Send) {
+        let options = self.options();
+        self.wait_until_listening();
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -77,7 +77,9 @@ pub(super) fn check(context: &Context<'_>, key: &[usize], verdict: &mut Verdict)
     }
     // Deletes tell theirs by their answers alone.
     let deletes = key.iter().filter_map(|i| match (is_first(&context.events[*i])?.kind, &context.events[*i].answer) {
-        (Kind::Delete, Answer::Done { changed: true, revision, .. }) => Some((context.events[*i].invoked, *revision, *i)),
+        (Kind::Delete, Answer::Done { changed: true, revision, .. }) => {
+            Some((context.events[*i].invoked, *revision, *i))
+        }
         _ => None,
     });
     let upserts = ledger.writes.values().filter(|write| write.revisions.len() == 1).filter_map(|write| {
@@ -98,8 +100,9 @@ fn point(context: &Context<'_>, i: usize) -> Option<Point> {
     let (revision, confirmed) = match (&event.call, &event.answer) {
         (_, Answer::Row { revision, degraded, .. }) => (*revision, !degraded),
         (_, Answer::Done { revision, cached, .. }) => (*revision, *cached),
-        // An error does not tell whether L1 confirmed; without a fault it does.
-        (Call::Write(_), Answer::Mismatch { stored: stored @ 1.. }) => {
+        // A repeat tells what was stored at the first time. An error does not tell whether L1 confirmed; without a fault it
+        // did.
+        (Call::Write(Attempt { again: false, .. }), Answer::Mismatch { stored: stored @ 1.. }) => {
             (*stored, context.fault(event.invoked, event.returned).is_none())
         }
         _ => return None,

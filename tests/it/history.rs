@@ -9,6 +9,7 @@ mod client;
 mod event;
 mod nemesis;
 mod report;
+mod scenarios;
 mod storm;
 mod world;
 

@@ -27,6 +27,8 @@ pub struct Shared {
     /// How many calls have ended, and how many of them failed.
     pub ended: AtomicU64,
     pub failed: AtomicU64,
+    /// How many clients dropped before they were answered.
+    pub dropped: AtomicU64,
     /// Where the servers are.
     pub urls: Vec<String>,
 }
@@ -39,6 +41,7 @@ impl Shared {
             writes: AtomicU64::new(1),
             ended: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
             urls,
         })
     }
@@ -56,6 +59,8 @@ pub struct Habits {
     pub clients: u16,
     /// Between two calls, in milliseconds.
     pub pause: Range<u64>,
+    /// Before a write is sent again, in milliseconds.
+    pub retry_pause: Range<u64>,
     /// Of 100 calls, how many are dropped at a random moment.
     pub cancels: u32,
     /// How long it waits for an answer.
@@ -72,6 +77,7 @@ impl Default for Habits {
             shared_keys: 6,
             clients: 14,
             pause: 0..6,
+            retry_pause: 50..250,
             cancels: 4,
             patience: Duration::from_secs(4),
             plain: false,
@@ -99,6 +105,14 @@ pub struct CallRecord {
     pub returned: Nanos,
     /// "ok", or how it failed.
     pub outcome: String,
+}
+
+impl CallRecord {
+    /// Whether the server did not do what it was asked; a client that gave up and a condition that did not hold are no
+    /// failures.
+    pub fn has_failed(&self) -> bool {
+        !matches!(self.outcome.as_str(), "ok" | "dropped" | "mismatch")
+    }
 }
 
 /// What a client brings home.
@@ -137,14 +151,6 @@ impl Worker {
             if pause > 0 {
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }
-            self.call_once().await;
-        }
-        self.log
-    }
-
-    /// So many calls.
-    pub async fn run_for(mut self, calls: usize) -> Log {
-        for _ in 0..calls {
             self.call_once().await;
         }
         self.log
@@ -216,7 +222,7 @@ impl Worker {
     /// How long it waits for this call.
     fn patience(&mut self) -> Duration {
         let drops = !self.habits.plain && self.dice.random_ratio(self.habits.cancels.min(100), 100);
-        if drops { Duration::from_micros(self.dice.random_range(0..20_000)) } else { self.habits.patience }
+        if drops { Duration::from_micros(self.dice.random_range(0..10_000)) } else { self.habits.patience }
     }
 
     fn next_write(&self) -> u64 {
@@ -231,11 +237,10 @@ impl Worker {
     /// Notes a whole call.
     fn ended(&mut self, what: &'static str, invoked: Nanos, outcome: String) {
         self.shared.ended.fetch_add(1, SeqCst);
-        if outcome != "ok" && outcome != "dropped" && outcome != "mismatch" {
-            self.shared.failed.fetch_add(1, SeqCst);
-        }
-        let returned = self.shared.now();
-        self.log.calls.push(CallRecord { what, invoked, returned, outcome });
+        let record = CallRecord { what, invoked, returned: self.shared.now(), outcome };
+        self.shared.failed.fetch_add(record.has_failed().into(), SeqCst);
+        self.shared.dropped.fetch_add((record.outcome == "dropped").into(), SeqCst);
+        self.log.calls.push(record);
     }
 
     fn event(&self, server: usize, key: u16, invoked: Nanos, call: Call, answer: super::event::Answer) -> Event {

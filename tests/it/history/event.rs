@@ -63,7 +63,7 @@ pub enum Answer {
     Mismatch { stored: i64 },
     /// It surely did not happen.
     Refused,
-    /// It may have happened, or may happen yet.
+    /// It may have happened, or may happen yet; it returned when the client gave up.
     Unknown,
 }
 

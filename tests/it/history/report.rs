@@ -21,6 +21,19 @@ pub struct Report {
     pub settled: Duration,
 }
 
+/// The first violations, each with the events that show it.
+pub fn explain(verdict: &Verdict, events: &[Event]) -> String {
+    let mut text = String::new();
+    for violation in verdict.violations.iter().take(10) {
+        let _ = writeln!(text, "  VIOLATION {:?} (during: {})", violation.rule, violation.fault);
+        if let Some(earlier) = violation.earlier {
+            let _ = writeln!(text, "    earlier: {:?}", events[earlier]);
+        }
+        let _ = writeln!(text, "    later:   {:?}", events[violation.later]);
+    }
+    text
+}
+
 /// Of one sort of fault.
 #[derive(Default)]
 struct Row {
@@ -50,7 +63,7 @@ impl Report {
 
     fn faults(&self) -> BTreeMap<&'static str, Row> {
         let mut rows: BTreeMap<_, Row> = BTreeMap::new();
-        let mut calls: Vec<(Nanos, bool)> = self.calls.iter().map(|call| (call.invoked, has_failed(call))).collect();
+        let mut calls: Vec<(Nanos, bool)> = self.calls.iter().map(|call| (call.invoked, call.has_failed())).collect();
         calls.sort_unstable();
         for injected in &self.injected {
             let row = rows.entry(injected.fault.name()).or_default();
@@ -100,13 +113,7 @@ impl Report {
             self.settled,
             self.verdict.violations.len()
         );
-        for violation in self.verdict.violations.iter().take(10) {
-            let _ = writeln!(text, "  VIOLATION {:?} (during: {})", violation.rule, violation.fault);
-            if let Some(earlier) = violation.earlier {
-                let _ = writeln!(text, "    earlier: {:?}", self.events[earlier]);
-            }
-            let _ = writeln!(text, "    later:   {:?}", self.events[violation.later]);
-        }
+        text += &explain(&self.verdict, &self.events);
         text
     }
 
@@ -143,11 +150,6 @@ impl Report {
             join(violations),
         )
     }
-}
-
-/// Whether the server did not do what it was asked; a client that gave up and a condition that did not hold are no failures.
-pub fn has_failed(call: &CallRecord) -> bool {
-    !matches!(call.outcome.as_str(), "ok" | "dropped" | "mismatch")
 }
 
 fn join(items: impl Iterator<Item = String>) -> String {

@@ -116,7 +116,7 @@ impl Storm {
 }
 
 /// Waits until every server answers every key from L1 with what L2 holds; says how long that took.
-async fn settled(world: &mut World, habits: &Habits) -> Duration {
+pub async fn settled(world: &mut World, habits: &Habits) -> Duration {
     use crate::harness::client::{self as api, Source};
     let (start, ids) = (Instant::now(), (0..habits.keys()).map(entity_id).collect::<Vec<_>>());
     let mut last = String::new();

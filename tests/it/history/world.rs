@@ -11,7 +11,7 @@ use crate::harness::{
     client::{self as api, Client, Source},
     mongod::Mongod,
     mongod_set::MongodSet,
-    proxy::{Line, Proxy},
+    proxy::Proxy,
     redis::RedisServer,
 };
 
@@ -37,7 +37,6 @@ pub enum Mongo {
 }
 
 pub struct World {
-    pub tiers: Tiers,
     pub redis: Option<RedisServer>,
     pub mongo: Mongo,
     pub redis_lines: Vec<Proxy>,
@@ -59,7 +58,7 @@ impl World {
             Mongo::Three(set) => block_in_place(|| set.settled_database()),
         };
         let (redis_lines, mongo_lines) = (Vec::new(), Vec::new());
-        let mut world = Self { tiers, redis, mongo, redis_lines, mongo_lines, servers: Vec::new() };
+        let mut world = Self { redis, mongo, redis_lines, mongo_lines, servers: Vec::new() };
         for _ in 0..if tiers == Tiers::Embedded { 1 } else { SERVERS } {
             let mut settings = vec![
                 ("FEATURESTORE_L1_TIMEOUT", "200ms".to_owned()),
@@ -103,13 +102,6 @@ impl World {
 
     pub fn redis(&mut self) -> &mut RedisServer {
         self.redis.as_mut().unwrap()
-    }
-
-    /// Mends every line.
-    pub fn mend(&self) {
-        for line in self.redis_lines.iter().chain(&self.mongo_lines) {
-            line.set(Line::Pass);
-        }
     }
 
     /// Waits until this server answers from L1, confirms writes, and says that all is well.

@@ -2,8 +2,7 @@
 
 use super::{
     Context, Rule, Verdict,
-    key::is_first,
-    ledger::{Ledger, Stands},
+    ledger::{Ledger, Stands, is_single},
 };
 use crate::history::event::{Answer, Attempt, Kind, Value};
 
@@ -18,7 +17,12 @@ pub(super) fn check(context: &Context<'_>, key: &[usize], ledger: &Ledger, verdi
                 }
             }
             Answer::Done { changed: true, revision, .. } => {
-                let Some(Attempt { if_revision: Some(built_on), .. }) = is_first(event) else { continue };
+                let Some(Attempt { write, if_revision: Some(built_on), .. }) = is_single(event) else { continue };
+                // Answered after a repeat, it may be another write's.
+                let is_own = ledger.revisions.get(revision).is_some_and(|(what, _)| *what == Stands::Record(*write));
+                if !is_own {
+                    continue;
+                }
                 if let Some(between) = between(ledger, *built_on, *revision, has_deletes) {
                     verdict.violations.push(context.violation(Rule::LostUpdate, Some(between), *i));
                 }
@@ -58,11 +62,12 @@ fn broken_base(ledger: &Ledger, revision: i64, value: Value, has_deletes: bool) 
             let lost = !has_deletes && barrier > 0;
             lost.then_some(barrier_seen)
         }
-        Some(base) => {
-            let Some(base) = ledger.writes.get(&base) else { return Some(None) };
+        Some(number) => {
+            let Some(base) = ledger.writes.get(&number) else { return Some(None) };
             // Its own revision may be unknown; one that was applied twice is judged elsewhere.
             let (Some(own), true) = (base.revisions.keys().next(), base.revisions.len() == 1) else { return None };
-            (*own < barrier || *own > revision).then_some(barrier_seen)
+            let lost = (*own < barrier || *own > revision) && !ledger.may_be_forgotten(number);
+            lost.then_some(barrier_seen)
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Context, Rule, Verdict, chain, ledger::Ledger};
-use crate::history::event::{Answer, Attempt, Call, Event, Kind, Nanos};
+use crate::history::event::{Answer, Attempt, Call, Nanos};
 
 /// An answer that told a revision.
 struct Point {
@@ -61,8 +61,6 @@ pub(super) fn check(context: &Context<'_>, key: &[usize], verdict: &mut Verdict)
                     measure(context, earlier, point.event, context.bounds.unconfirmed, verdict);
                 }
             }
-            // Its own revision must be higher even: below.
-            Call::Write(_) if is_first(event).is_some() && is_change(event) => {}
             Call::Read { strong: true, .. } | Call::Write(_) => {
                 if let Some((_, earlier)) = answered.at_least(point.revision + 1, event.invoked) {
                     verdict.violations.push(context.violation(Rule::StaleL2, Some(earlier), point.event));
@@ -75,22 +73,7 @@ pub(super) fn check(context: &Context<'_>, key: &[usize], verdict: &mut Verdict)
             verdict.violations.push(context.violation(Rule::MinRevision, None, *i));
         }
     }
-    // Deletes tell theirs by their answers alone.
-    let deletes = key.iter().filter_map(|i| match (is_first(&context.events[*i])?.kind, &context.events[*i].answer) {
-        (Kind::Delete, Answer::Done { changed: true, revision, .. }) => {
-            Some((context.events[*i].invoked, *revision, *i))
-        }
-        _ => None,
-    });
-    let upserts = ledger.writes.values().filter(|write| write.revisions.len() == 1).filter_map(|write| {
-        let (revision, seen) = write.revisions.first_key_value()?;
-        Some((write.first_invoked, *revision, *seen))
-    });
-    for (invoked, revision, seen) in upserts.chain(deletes) {
-        if let Some((_, earlier)) = answered.at_least(revision, invoked) {
-            verdict.violations.push(context.violation(Rule::NotRising, Some(earlier), seen));
-        }
-    }
+    hold_writes_above_what_was_before(context, key, &ledger, &answered, verdict);
     chain::check(context, key, &ledger, verdict);
 }
 
@@ -136,14 +119,31 @@ fn measure(context: &Context<'_>, earlier: (Nanos, usize), later: usize, bound: 
     }
 }
 
-fn is_change(event: &Event) -> bool {
-    matches!(event.answer, Answer::Done { changed: true, .. })
-}
-
-/// The first sending of a single write.
-pub(super) fn is_first(event: &Event) -> Option<&Attempt> {
-    match &event.call {
-        Call::Write(attempt) if !attempt.again && !attempt.batched => Some(attempt),
+/// Where a write was seen, and what it was answered, is above everything that was answered before it was first sent.
+fn hold_writes_above_what_was_before(
+    context: &Context<'_>,
+    key: &[usize],
+    ledger: &Ledger,
+    answered: &Floor,
+    verdict: &mut Verdict,
+) {
+    let answers = key.iter().filter_map(|i| match (&context.events[*i].call, &context.events[*i].answer) {
+        (Call::Write(attempt), Answer::Done { changed: true, revision, .. }) => {
+            let write = ledger.writes.get(&attempt.write)?;
+            let own = write.revisions.keys().next().copied().unwrap_or(0);
+            let own = if own > *revision && ledger.may_be_forgotten(attempt.write) { 0 } else { own };
+            Some((write.first_invoked, *revision, *i, own))
+        }
         _ => None,
+    });
+    let seen = ledger.writes.values().filter_map(|write| {
+        let (revision, seen) = write.revisions.first_key_value()?;
+        Some((write.first_invoked, *revision, *seen, *revision))
+    });
+    for (invoked, revision, event, own) in answers.chain(seen) {
+        let before = answered.at_least(revision, invoked).map(|(_, earlier)| earlier);
+        if before.is_some() || own > revision {
+            verdict.violations.push(context.violation(Rule::NotRising, before, event));
+        }
     }
 }

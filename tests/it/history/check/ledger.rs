@@ -3,16 +3,21 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{Context, Rule, Verdict};
-use crate::history::event::{Answer, Attempt, Call, Kind, Nanos, Value};
+use crate::history::event::{Answer, Attempt, Call, Event, Kind, Nanos, Value};
 
 /// How many of its latest writes a record remembers, by the API's promise.
 const REMEMBERED_REQUESTS: usize = 8;
+
+/// How long after its client gave up a sending may still reach L2: the servers' deadline for writes.
+const LATEST: Nanos = 3_000_000_000;
 
 /// All sendings of one write.
 pub(super) struct Write {
     pub kind: Kind,
     pub first_invoked: Nanos,
-    pub last_returned: Nanos,
+    /// When the last of its sendings can have reached L2.
+    pub ended: Nanos,
+    pub sendings: usize,
     /// Every sending of it was refused.
     pub refused: bool,
     /// Where it was seen, with the event that showed it.
@@ -24,6 +29,14 @@ pub(super) struct Write {
 pub(super) enum Stands {
     Record(u64),
     Tombstone,
+}
+
+/// The first sending of a single write.
+pub(super) fn is_single(event: &Event) -> Option<&Attempt> {
+    match &event.call {
+        Call::Write(attempt) if !attempt.again && !attempt.batched => Some(attempt),
+        _ => None,
+    }
 }
 
 #[derive(Default)]
@@ -44,13 +57,16 @@ impl Ledger {
                 let write = ledger.writes.entry(attempt.write).or_insert(Write {
                     kind: attempt.kind,
                     first_invoked: event.invoked,
-                    last_returned: event.returned,
+                    ended: 0,
+                    sendings: 0,
                     refused: true,
                     revisions: BTreeMap::new(),
                 });
                 write.refused &= refused;
-                write.last_returned = write.last_returned.max(event.returned);
-                ledger.attempts.push((event.invoked, event.returned, attempt.write));
+                let late = if event.answer == Answer::Unknown { LATEST } else { 0 };
+                write.ended = write.ended.max(event.returned + late);
+                write.sendings += 1;
+                ledger.attempts.push((event.invoked, event.returned + late, attempt.write));
             }
         }
         for i in key {
@@ -62,17 +78,10 @@ impl Ledger {
                 (Call::Read { .. }, Answer::Row { revision: revision @ 1.., value: None, .. }) => {
                     ledger.stands(context, *i, *revision, Stands::Tombstone, verdict);
                 }
-                // Only the first answer about a single write tells its own revision.
-                (
-                    Call::Write(Attempt { write, kind, again: false, batched: false, .. }),
-                    Answer::Done { changed: true, revision, .. },
-                ) => {
-                    let what = if *kind == Kind::Delete { Stands::Tombstone } else { Stands::Record(*write) };
-                    ledger.stands(context, *i, *revision, what, verdict);
-                }
                 _ => {}
             }
         }
+        ledger.take_claims(context, key);
         ledger.hold_tombstones_to_deletes(context, verdict);
         ledger.hold_writes_to_one_revision(context, verdict);
         ledger
@@ -101,6 +110,36 @@ impl Ledger {
         }
     }
 
+    /// Whether the record may have forgotten this write before its last sending reached L2, so that it was applied again.
+    pub(super) fn may_be_forgotten(&self, number: u64) -> bool {
+        let Some(write) = self.writes.get(&number).filter(|write| write.sendings > 1) else { return false };
+        let during = |(invoked, ended, other): &&(Nanos, Nanos, u64)| {
+            *other != number && *invoked <= write.ended && *ended >= write.first_invoked
+        };
+        self.attempts.iter().filter(during).count() >= REMEMBERED_REQUESTS
+    }
+
+    /// A write's answer tells the revision of what stands then: its own, unless the server itself had to try twice and
+    /// others came between. So it is taken for its own only where nothing speaks against it.
+    fn take_claims(&mut self, context: &Context<'_>, key: &[usize]) {
+        let mut claims: BTreeMap<i64, Vec<(u64, usize)>> = BTreeMap::new();
+        for i in key {
+            let event = &context.events[*i];
+            if let (Some(attempt), Answer::Done { changed: true, revision, .. }) = (is_single(event), &event.answer) {
+                claims.entry(*revision).or_default().push((attempt.write, *i));
+            }
+        }
+        for (revision, claims) in claims {
+            let ([(number, i)], false) = (&claims[..], self.revisions.contains_key(&revision)) else { continue };
+            let Some(write) = self.writes.get_mut(number).filter(|write| write.revisions.is_empty()) else { continue };
+            let what = if write.kind == Kind::Delete { Stands::Tombstone } else { Stands::Record(*number) };
+            if write.kind != Kind::Delete {
+                write.revisions.insert(revision, *i);
+            }
+            self.revisions.insert(revision, (what, *i));
+        }
+    }
+
     /// The k-th tombstone that shows up needs k deletes that had begun.
     fn hold_tombstones_to_deletes(&self, context: &Context<'_>, verdict: &mut Verdict) {
         let mut seen: Vec<(Nanos, usize)> = (self.revisions.values())
@@ -126,10 +165,7 @@ impl Ledger {
             if write.revisions.len() < 2 {
                 continue;
             }
-            let during = |(invoked, returned, other): &&(Nanos, Nanos, u64)| {
-                other != number && *invoked <= write.last_returned && *returned >= write.first_invoked
-            };
-            if self.attempts.iter().filter(during).count() >= REMEMBERED_REQUESTS {
+            if self.may_be_forgotten(*number) {
                 verdict.late_repeats += 1;
                 continue;
             }

@@ -1,6 +1,6 @@
 //! The calls themselves, and how their answers become events.
 
-use std::{ops::Range, sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use rand::RngExt as _;
 use tokio::time::timeout;
@@ -15,9 +15,8 @@ use crate::{
     history::event::{Answer, Attempt, Call, Kind, Nanos, Value},
 };
 
-/// How often a write is sent again at most, and how long the pauses between are, in milliseconds.
+/// How often a write is sent again at most.
 const RETRIES: usize = 100;
-const PAUSE: Range<u64> = 50..250;
 
 /// An answer, or why there is none: the client's patience ended.
 type Called<T> = Result<Result<tonic::Response<T>, Status>, tokio::time::error::Elapsed>;
@@ -157,10 +156,7 @@ impl Worker {
         if let Answer::Done { revision, .. } | Answer::Mismatch { stored: revision } = answer {
             self.learn(key, revision);
         }
-        let mut event = self.event(server, key, invoked, Call::Write(attempt), answer);
-        if event.answer == Answer::Unknown {
-            event.returned = Nanos::MAX; // it may happen yet
-        }
+        let event = self.event(server, key, invoked, Call::Write(attempt), answer);
         self.log.events.push(event);
     }
 
@@ -169,7 +165,7 @@ impl Worker {
         if self.shared.stop.load(SeqCst) || self.dice.random_ratio(1, 10) {
             return false;
         }
-        tokio::time::sleep(Duration::from_millis(self.dice.random_range(PAUSE))).await;
+        tokio::time::sleep(Duration::from_millis(self.dice.random_range(self.habits.retry_pause.clone()))).await;
         true
     }
 }

@@ -17,7 +17,7 @@ use crate::harness::{
 
 pub const SERVERS: usize = 2;
 /// How long a server may take from the end of all faults until it uses both tiers as ever.
-pub const RECOVERY: Duration = Duration::from_secs(60);
+pub const RECOVERY: Duration = Duration::from_secs(120);
 
 /// Which backends a storm has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl World {
         let mut world = Self { redis, mongo, redis_lines, mongo_lines, servers: Vec::new() };
         for _ in 0..if tiers == Tiers::Embedded { 1 } else { SERVERS } {
             let mut settings = vec![
-                ("FEATURESTORE_L1_TIMEOUT", "200ms".to_owned()),
+                ("FEATURESTORE_L1_TIMEOUT", "500ms".to_owned()),
                 ("FEATURESTORE_DEADLINES_WRITE", "3s".to_owned()),
                 ("FEATURESTORE_DEADLINES_STRONG", "3s".to_owned()),
                 ("FEATURESTORE_DRAIN_TIMEOUT", "5s".to_owned()),
@@ -107,7 +107,7 @@ impl World {
     /// Waits until this server answers from L1, confirms writes, and says that all is well.
     pub async fn until_normal(&self, server: usize) {
         let (binary, start) = (&self.servers[server], Instant::now());
-        let mut last = String::new();
+        let (mut last, before) = (String::new(), l1_errors(binary).await);
         while start.elapsed() < RECOVERY {
             match self.is_normal(binary, server).await {
                 Ok(()) => return,
@@ -115,7 +115,9 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("server {server} is not normal {RECOVERY:?} after the faults: {last}\n{}", tail(&binary.log()));
+        let errors = (before, l1_errors(binary).await);
+        let log = tail(&binary.log());
+        panic!("server {server} is not normal {RECOVERY:?} after the faults: {last}; L1 errors {errors:?}\n{log}");
     }
 
     /// Waits for all of them, at the same time.
@@ -148,6 +150,15 @@ impl World {
         };
         tokio::time::timeout(Duration::from_secs(5), probing).await.unwrap_or(Err("no answer".to_owned()))
     }
+}
+
+/// How many commands to L1 failed since start, if the server tells.
+async fn l1_errors(server: &Binary) -> Option<u64> {
+    let asking = async {
+        let mut client = Client::connect(server.url()).await.ok()?;
+        Some(client.info(api::InfoRequest {}).await.ok()?.into_inner().l1?.errors)
+    };
+    tokio::time::timeout(Duration::from_secs(1), asking).await.ok().flatten()
 }
 
 /// The last words of a log.

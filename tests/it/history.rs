@@ -31,7 +31,7 @@ async fn no_answer_lies_in_a_storm_over_redis_and_mongodb() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_answer_lies_while_mongodb_elects() {
     let (seed, length) = (seed(2), Duration::from_secs(20));
-    let faults = "all".to_owned();
+    let faults = "mongodb".to_owned();
     let storm =
         Storm { name: "three-nodes", tiers: Tiers::ThreeNodes, faults, seed, length, habits: Habits::default() };
     let report = storm.run().await;

@@ -1,6 +1,7 @@
 //! What operators fear most, one at a time and under load, with figures.
 
 mod cancelled;
+mod epochs;
 mod primary_killed;
 mod redis_killed;
 

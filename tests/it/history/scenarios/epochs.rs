@@ -11,6 +11,8 @@ use crate::{
     },
 };
 
+// Without repeating it there are 23 epochs, and some 17 s until the servers are normal again.
+#[ignore = "fails until a SETTLE is repeated in the epoch that came on the way"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn epochs_come_to_rest_while_many_write() {
     let seed = seed(9);
@@ -26,6 +28,8 @@ async fn epochs_come_to_rest_while_many_write() {
     crowd.stop().await;
     for server in &world.servers {
         let log = server.log();
-        println!("{} epochs, trusted {} times", log.matches("new epoch").count(), log.matches("L1 is trusted").count());
+        let epochs = log.matches("new epoch, L1 starts cold").count();
+        println!("{epochs} epochs, trusted {} times", log.matches("L1 is trusted").count());
+        assert!(epochs <= 6, "a loss of 300 ms costs one new epoch, not {epochs}");
     }
 }

@@ -140,16 +140,19 @@ impl Ledger {
         }
     }
 
-    /// The k-th tombstone that shows up needs k deletes that had begun.
+    /// The k-th tombstone that a read shows needs k deletes that had begun; one that was forgotten counts for each sending.
     fn hold_tombstones_to_deletes(&self, context: &Context<'_>, verdict: &mut Verdict) {
         let mut seen: Vec<(Nanos, usize)> = (self.revisions.values())
-            .filter(|(what, _)| *what == Stands::Tombstone)
+            .filter(|(what, i)| *what == Stands::Tombstone && matches!(context.events[*i].answer, Answer::Row { .. }))
             .map(|(_, i)| (context.events[*i].returned, *i))
             .collect();
-        let mut begun: Vec<Nanos> = (self.writes.values())
-            .filter(|write| write.kind == Kind::Delete && !write.refused)
-            .map(|write| write.first_invoked)
-            .collect();
+        let mut begun: Vec<Nanos> = Vec::new();
+        for (number, write) in &self.writes {
+            if write.kind == Kind::Delete && !write.refused {
+                let times = if self.may_be_forgotten(*number) { write.sendings } else { 1 };
+                begun.extend(std::iter::repeat_n(write.first_invoked, times));
+            }
+        }
         seen.sort_unstable();
         begun.sort_unstable();
         for (k, (at, i)) in seen.into_iter().enumerate() {

@@ -12,6 +12,7 @@ pub mod mongod;
 #[cfg(feature = "mongodb")]
 pub mod mongod_set;
 pub mod process;
+pub mod proxy;
 pub mod redis;
 pub mod redis_cluster;
 pub mod sentinel;

@@ -11,6 +11,8 @@ mod elections;
 mod harness;
 #[cfg(feature = "mongodb")]
 mod health;
+#[cfg(feature = "mongodb")]
+mod history;
 mod model;
 #[cfg(feature = "mongodb")]
 mod mongodb_store;

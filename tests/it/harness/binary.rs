@@ -25,6 +25,8 @@ pub struct Binary {
     pub port: u16,
     pub admin_port: u16,
     folder: TempDir,
+    /// The command line.
+    words: Vec<String>,
 }
 
 impl Binary {
@@ -49,10 +51,15 @@ impl Binary {
         let environment = environment.iter().map(|(name, value)| format!("{name}={value}"));
         let program = ["env".to_owned(), "-i".to_owned()].into_iter().chain(environment);
         let program = program.chain([PROGRAM.to_owned(), "serve".to_owned()]);
-        let mut args = command.iter().map(|word| (*word).to_owned()).chain(program);
-        let first = args.next().expect("env at least");
-        let process = Process::start(first, args, &folder.path().join("log"));
-        Self { process, port, admin_port, folder }
+        let words: Vec<String> = command.iter().map(|word| (*word).to_owned()).chain(program).collect();
+        let process = Process::start(&words[0], &words[1..], &folder.path().join("log"));
+        Self { process, port, admin_port, folder, words }
+    }
+
+    /// Starts one that has ended again: the same settings, ports and folder.
+    pub fn start_again(&mut self) {
+        assert!(!self.process.is_running(), "it runs");
+        self.process = Process::start(&self.words[0], &self.words[1..], &self.folder.path().join("log"));
     }
 
     /// Waits until it is ready, and says how long that took.

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# A long storm: clients, faults by seed, and a checker that judges every answer. See usage below.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec </dev/null
+
+usage() {
+  cat <<'USAGE'
+tests/storm.sh [--seconds 600] [--seed 1] [--tiers three-nodes] [--faults all] [--debug]
+
+Starts two servers over Redis and MongoDB of its own, lets clients call them, breaks things by the seed, and judges every
+answer afterwards. It ends with a table, writes the same to target/storm/<tiers>-<seed>.json, and its exit code is 0 only
+if no answer broke the promise. What it needs it gets as ./test.sh does.
+
+  --seconds N   how long things break; some minutes more to build, to recover and to judge
+  --seed N      the schedule of the faults and the calls; the timing stays the machine's
+  --tiers T     three-nodes: Redis and a MongoDB set of three; one-node: Redis and a set of one, with a line of its own from
+                each server; embedded: no backends, one server
+  --faults F    all, redis, mongodb or servers
+  --debug       as the tests are built, instead of with --release
+USAGE
+}
+
+seconds=600 seed=1 tiers=three-nodes faults=all release=(--release)
+while (($#)); do
+  case $1 in
+    --seconds | --seed | --tiers | --faults)
+      [[ -n ${2:-} ]] || { usage >&2 && exit 64; }
+      declare "${1#--}=$2" && shift
+      ;;
+    --debug) release=() ;;
+    -h | --help) usage && exit 0 ;;
+    *) usage >&2 && exit 64 ;;
+  esac
+  shift
+done
+
+export REQUIRE_BACKENDS="${REQUIRE_BACKENDS:-1}"
+for name in $(compgen -e); do
+  case $name in FEATURESTORE_* | REDIS_* | MONGO_* | OTEL_*) unset "$name" ;; esac
+done
+
+# shellcheck source=tests/tools.sh
+source tests/tools.sh
+
+export MONGOD_BIN STORM_SECONDS="$seconds" STORM_TIERS="$tiers" STORM_FAULTS="$faults" FEATURESTORE_TEST_SEED="$seed"
+say "storm over $tiers, faults: $faults, seed $seed, $seconds s"
+cargo test --locked "${release[@]}" --test it -- --ignored --exact --nocapture history::no_answer_lies_in_a_long_storm

@@ -16,6 +16,7 @@ mod failure;
 mod lease;
 mod pipeline;
 mod read;
+mod recent;
 mod value;
 mod write;
 

@@ -20,6 +20,7 @@ use super::{
     connection::{Connection, Prepared},
     document,
     failure::Failure,
+    recent::Recent,
 };
 use crate::{
     record::{EntityId, FeatureView, Millis, RecordKey},
@@ -157,11 +158,11 @@ async fn stream(
     if opening.send(Ok(position)).is_err() {
         return;
     }
-    let mut ended = false;
+    let (mut ended, mut recent) = (false, Recent::default());
     while !closing.is_cancelled() && !words.is_closed() {
         let word = match stream.next_if_any().await {
             Ok(found) => {
-                let change = found.as_deref().and_then(|event| change(event, &mut ended));
+                let change = found.as_deref().and_then(|event| change(event, &mut ended, &mut recent));
                 let over = found.is_none() && !stream.is_alive();
                 match position_of(&stream) {
                     Some(_) if over => return,
@@ -197,7 +198,7 @@ fn projection() -> Document {
 }
 
 /// What an event says. `ended`: the collection's end was told; several events tell of it.
-fn change(event: &RawDocument, ended: &mut bool) -> Option<Change> {
+fn change(event: &RawDocument, ended: &mut bool, recent: &mut Recent) -> Option<Change> {
     let (seconds, order) = match event.get("clusterTime") {
         Ok(Some(RawBsonRef::Timestamp(at))) => (at.time, u64::from(at.time) << 32 | u64::from(at.increment)),
         _ => (0, 0),
@@ -208,12 +209,18 @@ fn change(event: &RawDocument, ended: &mut bool) -> Option<Change> {
     };
     let operation = event.get_str("operationType").unwrap_or_default();
     let event = match operation {
-        // A replaced document is none of these: made by hand it may have the revision of the one before.
         "insert" | "update" => match (key(event)?, document::revision(event)) {
-            (key, Ok(revision)) => Event::Written { key, revision },
+            (key, Ok(revision)) => {
+                recent.is_new(&key, revision, at);
+                Event::Written { key, revision }
+            }
             // A write that changed nothing, and is remembered by its request id.
             _ if operation == "update" && event.get_i32("others").is_ok_and(|others| others == 0) => return None,
             (key, Err(_)) => Event::Edited { key },
+        },
+        "replace" => match (key(event)?, document::revision(event)) {
+            (key, Ok(revision)) if recent.is_new(&key, revision, at) => Event::Written { key, revision },
+            (key, _) => Event::Edited { key },
         },
         "drop" | "rename" | "dropDatabase" | "invalidate" if *ended => return None,
         "drop" | "rename" | "dropDatabase" | "invalidate" => {

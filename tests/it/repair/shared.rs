@@ -47,6 +47,8 @@ async fn a_write_of_a_server_that_crashed_before_it_told_l1_is_seen_by_others() 
     crashing.until_serving().await;
     let mut writer = crashing.client().await;
     eventually("writes to be cached", async || write(&mut writer, "a", 1.0).await.cached).await;
+    // Until it knows that somebody repairs it would mark the epoch as dirty.
+    eventually("it to repair", async || hand.lease().await.contains_key("stored")).await;
     let server = pair.serve().await;
     let mut reader = server.client().await;
     until_hit(&mut reader, "a").await;

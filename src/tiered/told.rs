@@ -21,6 +21,9 @@ pub(super) enum Told {
     Nothing,
 }
 
+/// How many epochs a write follows with its SETTLE.
+const EPOCHS: usize = 5;
+
 impl Tiered {
     /// How a write that begins now may use L1. A view of the epoch that is too old is refreshed first: leaving L1 alone
     /// would cost everybody a new epoch.
@@ -76,29 +79,38 @@ impl Tiered {
         revisions: &[Revision],
         patience: &mut L1Patience<'_>,
     ) -> Vec<Told> {
-        let (L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch)) = self.l1_for_write().await else {
-            return vec![Told::Nothing; keys.len()];
-        };
-        let settle = |(key, revision): (&RecordKey, &Revision)| Settle {
-            key: CacheKey::new(epoch, key),
-            revision: *revision,
-            fill: None,
-        };
-        let settles: Vec<_> = keys.iter().zip(revisions).map(settle).collect();
-        let Some(answers) = patience.step(settles.len(), |by| self.cache.settle(&settles, by)).await else {
-            self.go_on_alone(settles.len(), |cache, by| async move { cache.settle(&settles, by).await });
-            return vec![Told::Nothing; keys.len()];
-        };
-        self.note_failed(&answers);
-        let holds = self.holds(epoch).await;
-        // Another change of the epoch on the way: what was told is worth nothing.
-        let stands = self.trust.fresh_epoch().is_some_and(|state| state.epoch == epoch);
-        let told = |confirmed: bool| match (confirmed && stands, holds) {
-            (true, true) => Told::Cached,
-            (true, false) => Told::ThisEpoch,
-            (false, _) => Told::Nothing,
-        };
-        answers.into_iter().map(|answer| told(answer.is_ok())).collect()
+        let mut told = vec![Told::Nothing; keys.len()];
+        for _ in 0..EPOCHS {
+            let (L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch)) = self.l1_for_write().await
+            else {
+                return told;
+            };
+            let settle = |(key, revision): (&RecordKey, &Revision)| Settle {
+                key: CacheKey::new(epoch, key),
+                revision: *revision,
+                fill: None,
+            };
+            let settles: Vec<_> = keys.iter().zip(revisions).map(settle).collect();
+            let Some(answers) = patience.step(settles.len(), |by| self.cache.settle(&settles, by)).await else {
+                self.go_on_alone(settles.len(), |cache, by| async move { cache.settle(&settles, by).await });
+                return told;
+            };
+            let failed = self.note_failed(&answers);
+            let holds = self.holds(epoch).await;
+            let stands = self.trust.fresh_epoch().is_some_and(|state| state.epoch == epoch);
+            let tell = |confirmed: bool| match (confirmed && stands, holds) {
+                (true, true) => Told::Cached,
+                (true, false) => Told::ThisEpoch,
+                (false, _) => Told::Nothing,
+            };
+            told = answers.into_iter().map(|answer| tell(answer.is_ok())).collect();
+            if failed || stands {
+                return told;
+            }
+            // The epoch changed on the way, and what was told is worth nothing: L1 is told again in the new one. To give up
+            // here would mark that one dirty, which brings the next, and with many writes each change meets such a write.
+        }
+        told
     }
 
     async fn put(

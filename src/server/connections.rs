@@ -17,6 +17,9 @@ use super::{deadline::Deadline, guard::Guard};
 const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 const MAX_LOCAL_RESETS: usize = 1024;
+/// Calls that their client took back before a busy server came to them. By default 20 end the connection, which a client
+/// whose deadlines pass at the same moment would meet; no client can take back more than it may have at once.
+const MAX_TAKEN_BACK: usize = MAX_CONCURRENT_STREAMS as usize;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Batches of rows are large: the HTTP/2 default of 64 KiB would make a response wait for its client.
@@ -85,6 +88,7 @@ impl Connections {
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .max_header_list_size(MAX_HEADER_LIST_BYTES)
             .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+            .max_pending_accept_reset_streams(MAX_TAKEN_BACK)
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)

@@ -158,7 +158,7 @@ impl Nemesis {
         let mut faults = vec![first];
         if self.dice.random_ratio(1, 5) {
             let other = *self.faults.choose(&mut self.dice).unwrap();
-            if goes_with(first, other) {
+            if first.place() != other.place() {
                 faults.push(other);
             }
         }
@@ -179,8 +179,7 @@ impl Nemesis {
             block_in_place(|| self.heal(*fault, world));
         }
         let healed = now();
-        // What a server told as not cached, it must live to mend.
-        let waits = faults.iter().any(|fault| fault.place() == Place::RedisLine) || self.dice.random_ratio(2, 5);
+        let waits = self.dice.random_ratio(2, 5);
         if waits {
             self.recover(world, &now).await;
         } else {
@@ -271,12 +270,6 @@ impl Nemesis {
     fn slowness(&mut self) -> Duration {
         self.dice.random_range(Duration::from_millis(5)..SLOW)
     }
-}
-
-/// Whether two may come at once. A server that was cut off from Redis owes its removals, so it must not die as well.
-fn goes_with(one: Fault, other: Fault) -> bool {
-    let (one, other) = (one.place().min(other.place()), one.place().max(other.place()));
-    one != other && (one, other) != (Place::RedisLine, Place::Server)
 }
 
 fn one(world: &mut World) -> &mut crate::harness::mongod::Mongod {

@@ -3,7 +3,7 @@
 //! One document a record in the collection `features`, made for people to query: `_id: {view, entity_id}`, `features` in
 //! natural BSON types, `kinds` (name -> number of the `Value` kind, where BSON has no type for it), `model_version`,
 //! `rev`, `event_time`, `write_time`, `expire_at` (absent: never), `deleted`, `gc_at` (a TTL index collects by it) and
-//! `requests` (the latest writes, `{id, rev, outcome, number}`). The collection `meta` holds the epoch, and
+//! `requests` (the latest writes, `{id, rev, outcome, number, at}`). The collection `meta` holds the epoch, and
 //! who repairs L1 and how far (`lease`).
 
 mod address;

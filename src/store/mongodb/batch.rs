@@ -32,6 +32,8 @@ struct Item {
     write: Write,
     statement: RawDocumentBuf,
     on_nothing: Option<Outcome>,
+    /// When it was sent first.
+    first_sent: bson::DateTime,
     /// An earlier try may have done it.
     may_be_done: bool,
     /// Why it was not done, or may not have been.
@@ -78,11 +80,20 @@ fn rounds(writes: Vec<Write>) -> Vec<Vec<(usize, Write)>> {
 }
 
 fn item(connection: &Connection, index: usize, write: Write) -> Result<Item, StoreError> {
-    let Update { filter, pipeline, on_nothing } = pipeline::update(&write, &connection.config().rules);
+    let (statement, on_nothing) = statement(connection, &write, None)?;
+    let first_sent = bson::DateTime::now();
+    Ok(Item { index, write, statement, on_nothing, first_sent, may_be_done: false, failure: None })
+}
+
+fn statement(
+    connection: &Connection,
+    write: &Write,
+    may_be_done: Option<bson::DateTime>,
+) -> Result<(RawDocumentBuf, Option<Outcome>), StoreError> {
+    let Update { filter, pipeline, on_nothing } = pipeline::update(write, &connection.config().rules, may_be_done);
     let statement = doc! { "q": filter, "u": pipeline, "upsert": on_nothing.is_none() };
-    let statement =
-        RawDocumentBuf::try_from(&statement).map_err(|error| StoreError::Internal(error.to_string().into()))?;
-    Ok(Item { index, write, statement, on_nothing, may_be_done: false, failure: None })
+    let statement = RawDocumentBuf::try_from(&statement);
+    Ok((statement.map_err(|error| StoreError::Internal(error.to_string().into()))?, on_nothing))
 }
 
 fn chunks(items: Vec<Item>) -> Vec<Vec<Item>> {
@@ -115,7 +126,14 @@ async fn write_chunk(
             break;
         }
         for item in &mut open {
-            item.may_be_done |= item.failure.take().is_some_and(|failure| failure.may_be_done());
+            let is_unsure = item.failure.take().is_some_and(|failure| failure.may_be_done());
+            if is_unsure && !item.may_be_done {
+                item.may_be_done = true;
+                // What was sent once as it is can be sent again.
+                if let Ok((statement, _)) = statement(connection, &item.write, Some(item.first_sent)) {
+                    item.statement = statement;
+                }
+            }
         }
         if let Err(failure) = send(connection, &mut open, deadline).await {
             let failure = failure.of_many();

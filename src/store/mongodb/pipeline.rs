@@ -24,13 +24,17 @@ pub(super) struct Update {
     pub(super) on_nothing: Option<Outcome>,
 }
 
-/// Translates a write.
-pub(super) fn update(write: &Write, rules: &WriteRules) -> Update {
+/// How much the clocks of the servers and of MongoDB's nodes may differ.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
+
+/// Translates a write. One that is sent again, as it `may_be_done` since the time that is given, changes nothing where the
+/// document may have forgotten it: there is no telling then whether it is done, and doing it twice could undo a later write.
+pub(super) fn update(write: &Write, rules: &WriteRules, may_be_done: Option<bson::DateTime>) -> Update {
     let given = match &write.change {
         Change::Upsert(record) => Some(Given::new(record)),
         Change::Delete => None,
     };
-    let mut pipeline = vec![set(doc! { "_attempt": standing(write) })];
+    let mut pipeline = vec![set(doc! { "_attempt": standing(write, may_be_done) })];
     if let Some(given) = given.as_ref().filter(|given| given.record.mode == WriteMode::Merge) {
         let base = doc! { "$cond": ["$_attempt.live", "$features", literal(doc! {})] };
         pipeline.push(set(doc! { "_attempt.features": { "$mergeObjects": [base, literal(given.features.clone())] } }));
@@ -108,10 +112,22 @@ fn to_documents(features: &Features) -> (Document, Document) {
 }
 
 /// What stands now: whether the request is a repeat, whether there is a live record, and the revision.
-fn standing(write: &Write) -> Document {
+fn standing(write: &Write, may_be_done: Option<bson::DateTime>) -> Document {
     // Guards against what people may have done to a document: no write may fail for that.
-    let ids = doc! { "$cond": [{ "$isArray": "$requests" }, "$requests.id", []] };
+    let of_requests = |field: &str| doc! { "$cond": [{ "$isArray": "$requests" }, field, []] };
+    let ids = of_requests("$requests.id");
+    let forgotten = may_be_done.map_or(Bson::from(false), |since| {
+        let since = since.timestamp_millis().saturating_sub_unsigned(CLOCKS_DIFFER.as_millis() as u64);
+        // Those that came after it push it out: while one from before it is still there, it would be there too.
+        let oldest = doc! { "$ifNull": [{ "$arrayElemAt": [of_requests("$requests.at"), 0] }, "$$NOW"] };
+        doc! { "$and": [
+            { "$gte": [{ "$size": of_requests("$requests") }, REMEMBERED_REQUESTS as i32] },
+            { "$gte": [oldest, bson::DateTime::from_millis(since)] },
+        ] }
+        .into()
+    });
     doc! {
+        "forgotten": forgotten,
         "repeat": { "$in": [literal(&*write.request_id.0), ids] },
         "live": { "$and": [
             { "$isNumber": "$rev" },
@@ -131,7 +147,10 @@ fn live_revision() -> Document {
 /// The name of the outcome: the first check that holds decides.
 fn outcome(write: &Write, given: Option<&Given<'_>>, rules: &WriteRules) -> Document {
     let case = |case: Document, then: &str| doc! { "case": case, "then": then };
-    let mut branches = vec![doc! { "case": "$_attempt.repeat", "then": "repeat" }];
+    let mut branches = vec![
+        doc! { "case": "$_attempt.repeat", "then": "repeat" },
+        doc! { "case": "$_attempt.forgotten", "then": "forgotten" },
+    ];
     if let Some(wanted) = write.if_revision {
         branches.push(case(doc! { "$ne": [wanted.0, live_revision()] }, "revision_mismatch"));
     }
@@ -229,10 +248,11 @@ fn requests(write: &Write, given: Option<&Given<'_>>) -> Document {
         "rev": { "$cond": ["$_attempt.changed", "$_attempt.next", "$_attempt.revision"] },
         "outcome": "$_attempt.outcome",
         "number": { "$switch": { "branches": branches, "default": "$$REMOVE" } },
+        "at": "$$NOW",
     };
     let earlier = doc! { "$cond": [{ "$isArray": "$requests" }, "$requests", []] };
     let latest = doc! { "$slice": [{ "$concatArrays": [earlier, [entry]] }, -(REMEMBERED_REQUESTS as i32)] };
-    doc! { "$cond": ["$_attempt.repeat", "$requests", latest] }
+    doc! { "$cond": [{ "$or": ["$_attempt.repeat", "$_attempt.forgotten"] }, "$requests", latest] }
 }
 
 fn on_nothing(write: &Write, given: Option<&Given<'_>>, rules: &WriteRules) -> Option<Outcome> {

@@ -23,10 +23,11 @@ pub(super) async fn write(
     write: Write,
     deadline: Instant,
 ) -> Result<(Receipt, State), StoreError> {
-    let Update { filter, pipeline, on_nothing } = pipeline::update(&write, &connection.config().rules);
+    let first_sent = bson::DateTime::now();
     let mut may_be_done = false;
     for tries_left in (0..TRIES).rev() {
-        let (filter, pipeline) = (filter.clone(), pipeline.clone());
+        let since = may_be_done.then_some(first_sent);
+        let Update { filter, pipeline, on_nothing } = pipeline::update(&write, &connection.config().rules, since);
         let upsert = on_nothing.is_none();
         let done = connection.run(Lane::Users, deadline, |prepared, left| {
             let features = prepared.majority(FEATURES);
@@ -40,7 +41,7 @@ pub(super) async fn write(
             }
         });
         match done.await {
-            Ok(Some(post_image)) => return answer(&write, &post_image),
+            Ok(Some(post_image)) => return answer(&write, &post_image, may_be_done),
             Ok(None) => return on_nothing.filter(|_| !may_be_done).map(nothing).ok_or_else(unseen),
             Err(failure) if failure.worth_repeating && tries_left > 0 => may_be_done |= failure.may_be_done(),
             Err(failure) => return Err(failure.of_write(may_be_done)),
@@ -59,11 +60,13 @@ fn unseen() -> StoreError {
     StoreError::OutcomeUnknown("a try was lost, and no later one found its trace".into())
 }
 
-fn answer(write: &Write, post_image: &bson::RawDocument) -> Result<(Receipt, State), StoreError> {
+fn answer(write: &Write, post_image: &bson::RawDocument, may_be_done: bool) -> Result<(Receipt, State), StoreError> {
     // The write has been done, whatever else the document holds: no error here may claim that it was not.
     let unreadable = |error: StoreError| StoreError::DoneUnreadable(error.to_string().into());
-    let outcome = document::outcome_of(post_image, &write.request_id)
-        .ok_or_else(|| StoreError::DoneUnreadable("the document does not remember the request".into()))?;
+    let outcome = document::outcome_of(post_image, &write.request_id).ok_or_else(|| match may_be_done {
+        true => unseen(), // so much was written since the try that was lost that the document may have forgotten it
+        false => StoreError::DoneUnreadable("the document does not remember the request".into()),
+    })?;
     let state = document::state(post_image).map_err(unreadable)?;
     let tombstone = matches!(state, State::Tombstone(_));
     Ok((Receipt { outcome, revision: state.revision(), tombstone }, state))

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::harness::proxy::{Line, Proxy};
 
 /// One command of our client goes wrong, `times` times.
 async fn fail(bench: &Bench, command: &str, times: i32, how: Document) {
@@ -186,4 +187,49 @@ async fn through_step_downs_and_crashes_every_answer_is_true() {
     // A lucky run is one in which every interrupted write was repeated in time.
     assert!(counts.0 > 20, "acknowledged, refused, unknown: {counts:?}");
     println!("acknowledged, refused, unknown: {counts:?}");
+}
+
+/// Sends a write whose answer is lost, lets so many others come, and mends the line: the store repeats it.
+async fn repeated_after(others: i32, in_a_batch: bool) -> (Result<Receipt, StoreError>, i32) {
+    let (mongod, name) = (Mongod::shared_replica_set(), Mongod::database_name());
+    let line = Proxy::to(mongod.port()).await;
+    let uri = format!("mongodb://127.0.0.1:{}/?directConnection=true", line.port());
+    let far = Arc::new(MongoStore::new(MongoConfig::new(uri, &name, rules())).unwrap());
+    let near = MongoStore::new(MongoConfig::new(mongod.uri(), &name, rules())).unwrap();
+    far.ping(soon()).await.unwrap();
+
+    line.set(Line::DropReplies);
+    let lost = tokio::spawn({
+        let far = far.clone();
+        async move {
+            let write = upsert("a", one(-1));
+            match in_a_batch {
+                true => far.write_batch(vec![write, upsert("b", one(-1))], soon()).await.remove(0),
+                false => far.write(write, soon()).await.map(|(receipt, _)| receipt),
+            }
+        }
+    });
+    let stands = async || near.read(&[key("a")], ReadConcern::Majority, soon()).await.remove(0).unwrap();
+    let bound = soon();
+    while matches!(stands().await, State::Absent) {
+        assert!(Instant::now() < bound, "the write never arrived");
+    }
+    for n in 0..others {
+        near.write(upsert("a", one(n)), soon()).await.unwrap();
+    }
+    line.set(Line::Pass);
+    let answer = lost.await.unwrap();
+    let Kind::Int32Val(n) = *kind_of(&snapshot(&stands().await), "n") else { panic!("no number") };
+    (answer, n)
+}
+
+#[tokio::test]
+async fn a_repeat_that_the_record_may_have_forgotten_is_unknown_and_undoes_nothing() {
+    for in_a_batch in [false, true] {
+        let (answer, n) = repeated_after(7, in_a_batch).await;
+        assert_eq!((answer.unwrap().outcome, n), (Outcome::Written, 6), "it is remembered, so it is a repeat");
+        let (answer, n) = repeated_after(8, in_a_batch).await;
+        assert!(matches!(answer, Err(StoreError::OutcomeUnknown(_))), "{answer:?}");
+        assert_eq!(n, 7, "in a batch: {in_a_batch}");
+    }
 }

@@ -176,8 +176,8 @@ pub trait Store: Send + Sync + 'static {
     /// Marks the present epoch as dirty, durably, and answers it.
     async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError>;
 
-    /// Follows the changes of all records after a position, by default from now on: every change that is committed after
-    /// this was answered is among them. None: this store cannot tell (`StoreInfo::silent`), or need not, as nobody else
+    /// Follows the changes of all records after a position, by default from now on: every change that reads
+    /// do not show yet when this is answered is among them. None: this store cannot tell (`StoreInfo::silent`), or need not, as nobody else
     /// can write to it. `HistoryLost` only for a position that was given.
     async fn changes(
         &self,

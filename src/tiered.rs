@@ -133,7 +133,9 @@ impl Tiered {
         let writes = Lane::new(settings.max_writes, 0, Duration::ZERO);
         let trust = Trust::new(exclusive);
         // What others write is seen in an L1 of this process only by following L2.
-        trust.follow(exclusive || cache.info().shared);
+        if !exclusive && !cache.info().shared {
+            trust.lost_track();
+        }
         Arc::new(Self {
             cache,
             store,

@@ -2,7 +2,7 @@
 //!
 //! Not here: what is done about a change (`tiered::repair`).
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -92,4 +92,6 @@ pub struct Leadership {
     pub held: bool,
     /// What is stored: every change before it was made good in L1. None: nobody has followed the changes yet.
     pub position: Option<Position>,
+    /// How long ago it was stored, by L2's clock; who leads stores it every second. None: never.
+    pub stored: Option<Duration>,
 }

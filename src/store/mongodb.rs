@@ -141,7 +141,14 @@ impl Store for MongoStore {
         after: Option<Position>,
         deadline: Instant,
     ) -> Result<Option<Box<dyn Changes>>, FollowError> {
-        changes::follow(&self.connection, after, deadline).await
+        let from_now_on = after.is_none();
+        let changes = changes::follow(&self.connection, after, deadline).await?;
+        if from_now_on && changes.is_some() {
+            // It begins after what the primary has applied, which need not be what a majority read shows yet. A linearizable
+            // read waits until all of that is shown; so nothing is read later that is older than where it begins.
+            epoch::read(&self.connection, deadline).await?;
+        }
+        Ok(changes)
     }
 
     async fn lead(

@@ -60,6 +60,9 @@ impl Tiered {
         }
         let deadline = Instant::now() + self.settings.read_deadline;
         let states = self.query(&keys, ReadConcern::Majority, deadline).await;
+        if patience.left().is_zero() {
+            return; // only an offer; the leases lapse
+        }
         self.settle_read(epoch, &keys, tokens, &states, patience).await;
     }
 }

@@ -12,16 +12,20 @@ mod term;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Tiered;
-use crate::record::Millis;
+use crate::{record::Millis, store::changes::Leadership};
+
+/// How old a stored position may be for the repairer to be relied on: three leases, as one leader follows another.
+const COVERED: Duration = Duration::from_secs(15);
 
 /// How the repairer works.
 #[derive(Clone, Debug)]
@@ -39,8 +43,8 @@ impl Default for RepairSettings {
 /// What this server's repairer did since start.
 #[derive(Debug, Default)]
 pub struct Repairs {
-    /// A position is stored: whatever L1 was not told of will be made good, whoever crashes.
-    covered: AtomicBool,
+    /// Until when a leader is known to store positions: whatever L1 was not told of will be made good, whoever crashes.
+    covered: Mutex<Option<Instant>>,
     leading: AtomicBool,
     lag_ms: AtomicI64,
     written: AtomicU64,
@@ -79,6 +83,13 @@ impl Repairs {
         }
     }
 
+    /// What was said of the stored position, asked at `asked`.
+    fn covers(&self, leadership: &Leadership, asked: Instant) {
+        let stored = leadership.position.as_ref().and(leadership.stored);
+        let until = stored.and_then(|age| Some(asked + COVERED.checked_sub(age)?));
+        *self.covered.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
     /// A change of this time is made good now, or still is not.
     fn lags(&self, at: Millis, now: Millis) {
         self.lag_ms.store(now.0.saturating_sub(at.0).max(0), Relaxed);
@@ -105,7 +116,7 @@ impl Tiered {
         match (self.store.info().silent, self.cache.info().shared) {
             (true, true) => {}
             // What it holds ends with its ttl.
-            (true, false) => self.trust.follow(true),
+            (true, false) => self.trust.follows_nobody(),
             (false, true) => self.stand_by(&shutdown).await,
             (false, false) => tokio::select! {
                 () = shutdown.cancelled() => {}
@@ -116,6 +127,7 @@ impl Tiered {
 
     /// Whether the repairer makes good what L1 is not told of, even if this server crashes.
     pub(super) fn is_repaired(&self) -> bool {
-        self.repairs.covered.load(Relaxed)
+        let covered = self.repairs.covered.lock().unwrap_or_else(PoisonError::into_inner);
+        covered.is_some_and(|until| Instant::now() < until)
     }
 }

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -26,6 +26,9 @@ const CHANGE_PAUSE: Duration = Duration::from_secs(3);
 /// A server that starts takes an epoch of this age, by L2's clock, for one that everybody uses. Far more than the pause,
 /// as a new primary's clock may differ.
 const SETTLED_AGE: Duration = Duration::from_secs(60);
+/// How long a word of the changes holds; there is one at least each half second.
+const HEARD_LIFE: Duration = Duration::from_secs(2);
+const ALWAYS: u64 = u64::MAX;
 /// Keys remembered at most (some 20 MB).
 const MAX_REMEMBERED: usize = 100_000;
 
@@ -51,8 +54,10 @@ pub struct Trust {
     /// Trips when L1 does not answer.
     pub breaker: Breaker,
     trusted: AtomicBool,
-    /// Whoever changes L2, L1 is told of it.
-    followed: AtomicBool,
+    /// Where L1 is this server's own, and others write to L2: until when it knows of their writes, in ms since `born`.
+    /// `ALWAYS`: there is nobody to be followed.
+    followed_until: AtomicU64,
+    born: Instant,
     view: ArcSwapOption<View>,
     remembered: Mutex<Remembered>,
     wake: Notify,
@@ -94,7 +99,8 @@ impl Trust {
         Self {
             breaker: Breaker::new(3),
             trusted: AtomicBool::new(false),
-            followed: AtomicBool::new(true),
+            followed_until: AtomicU64::new(ALWAYS),
+            born: Instant::now(),
             view: ArcSwapOption::empty(),
             remembered: Mutex::default(),
             wake: Notify::new(),
@@ -112,7 +118,7 @@ impl Trust {
         };
         let epoch = view.state.epoch;
         match (view.is_paused(), self.is_fresh(view), trusted) {
-            (false, true, true) if !self.followed.load(SeqCst) => L1Use::Untrusted(epoch),
+            (false, true, true) if !self.is_followed() => L1Use::Untrusted(epoch),
             (true, _, _) => L1Use::Paused(epoch),
             (false, true, true) => L1Use::Trusted(epoch),
             (false, true, false) => L1Use::Untrusted(epoch),
@@ -249,10 +255,32 @@ impl Trust {
         self.trusted.store(false, SeqCst);
     }
 
-    /// Whether the changes that others make are followed: while not, nothing is read from L1 or filled into it, unless L2
-    /// is gone.
-    pub(super) fn follow(&self, followed: bool) {
-        self.followed.store(followed, SeqCst);
+    /// Nobody else's changes need to be followed.
+    pub(super) fn follows_nobody(&self) {
+        self.followed_until.store(ALWAYS, SeqCst);
+    }
+
+    /// The changes that others make are followed, and L1 was told of all so far. Where nobody is followed this says nothing.
+    pub(super) fn heard(&self) {
+        if self.followed_until.load(SeqCst) != ALWAYS {
+            self.followed_until.store(self.age_ms() + HEARD_LIFE.as_millis() as u64, SeqCst);
+        }
+    }
+
+    /// The changes that others make are not followed: nothing is read from L1 or filled into it, unless L2 is gone.
+    pub(super) fn lost_track(&self) {
+        self.followed_until.store(0, SeqCst);
+    }
+
+    fn is_followed(&self) -> bool {
+        match self.followed_until.load(SeqCst) {
+            ALWAYS => true,
+            until => self.age_ms() < until,
+        }
+    }
+
+    fn age_ms(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
     }
 
     /// Makes the watcher look at once.
@@ -384,6 +412,22 @@ mod tests {
         alone.see(EpochState { age: Duration::ZERO, ..state(1, false) }, Instant::now());
         assert!(alone.restore());
         assert_eq!(alone.l1(), L1Use::Trusted(Epoch(1)), "nobody else can use another");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_be_followed_is_used_only_while_it_is() {
+        let trust = trusted();
+        trust.lost_track();
+        assert_eq!(trust.l1(), L1Use::Untrusted(Epoch(1)));
+        trust.heard();
+        assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)));
+        tokio::time::advance(HEARD_LIFE).await;
+        trust.see(state(1, false), Instant::now());
+        assert_eq!(trust.l1(), L1Use::Untrusted(Epoch(1)), "nothing was heard for too long");
+        trust.follows_nobody();
+        tokio::time::advance(HEARD_LIFE).await;
+        trust.see(state(1, false), Instant::now());
+        assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)));
     }
 
     #[tokio::test]

@@ -23,7 +23,7 @@ use super::{
     recent::Recent,
 };
 use crate::{
-    record::{EntityId, FeatureView, Millis, RecordKey},
+    record::{EntityId, FeatureView, Millis, RecordKey, Revision},
     store::{
         StoreError,
         changes::{Batch, Change, Changes, Event, FollowError, MAX_BATCH, Position},
@@ -210,10 +210,12 @@ fn change(event: &RawDocument, ended: &mut bool, recent: &mut Recent) -> Option<
     let operation = event.get_str("operationType").unwrap_or_default();
     let event = match operation {
         "insert" | "update" => match (key(event)?, document::revision(event)) {
-            (key, Ok(revision)) => {
+            (key, Ok(revision)) if is_of(revision, at) => {
                 recent.is_new(&key, revision, at);
                 Event::Written { key, revision }
             }
+            // Somebody gave it a revision by hand: L1 may hold a newer one, and what it holds is old all the same.
+            (key, Ok(_)) => Event::Edited { key },
             // A write that changed nothing, and is remembered by its request id.
             _ if operation == "update" && event.get_i32("others").is_ok_and(|others| others == 0) => return None,
             (key, Err(_)) => Event::Edited { key },
@@ -230,6 +232,12 @@ fn change(event: &RawDocument, ended: &mut bool, recent: &mut Recent) -> Option<
         _ => Event::Edited { key: key(event)? },
     };
     Some(Change { event, order, at })
+}
+
+/// Whether a server gave this revision then: a revision is the time of its write.
+fn is_of(revision: Revision, at: Millis) -> bool {
+    const APART: u64 = 5_000;
+    (revision.0 / 1000).abs_diff(at.0) < APART
 }
 
 /// None: no record of ours can have this key, so L1 holds none.

@@ -57,15 +57,23 @@ pub(super) async fn lead(
         let meta = prepared.majority(META);
         async move {
             let update = meta.find_one_and_update(doc! { "_id": "repairer" }, vec![doc! { "$set": change }]);
-            update.upsert(upsert).max_time(left).return_document(ReturnDocument::After).await
+            let update = update.upsert(upsert).projection(with_age());
+            update.max_time(left).return_document(ReturnDocument::After).await
         }
     });
     let found: Option<RawDocumentBuf> = done.await.map_err(|failure| failure.of_write(false))?;
-    let Some(found) = found else { return Ok(Leadership { held: false, position: None }) };
+    let Some(found) = found else { return Ok(Leadership { held: false, position: None, stored: None }) };
+    let age = found.get_i64("age").ok().map(|millis| Duration::from_millis(u64::try_from(millis).unwrap_or(0)));
     Ok(Leadership {
         held: found.get_str("holder").is_ok_and(|holder| holder == me),
         position: found.get_document("position").ok().map(changes::from_document),
+        stored: age,
     })
+}
+
+/// What is asked for, and how long ago the position was stored, by the server's clock.
+fn with_age() -> Document {
+    doc! { "holder": 1, "position": 1, "age": { "$toLong": { "$subtract": ["$$NOW", "$stored"] } } }
 }
 
 /// Gives the lease up.

@@ -31,8 +31,13 @@ impl Tiered {
     /// Makes changes good in L1. False: not all of it was confirmed, and all must be done again.
     pub(super) async fn mend(&self, changes: &[Change]) -> bool {
         let everything = changes.iter().any(|change| change.event == Event::Everything);
-        if everything {
+        if everything && self.cache.info().shared {
             self.start_cold("the records were dropped or replaced").await
+        } else if everything {
+            tracing::warn!("the records were dropped or replaced: L1 in this process starts cold");
+            self.cache.clear();
+            self.repairs.epochs.fetch_add(1, Relaxed);
+            true
         } else {
             self.mend_each(changes).await
         }

@@ -21,6 +21,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long something may fail until the leader resigns.
 const TROUBLE: Duration = Duration::from_secs(10);
+/// A change that is older when it is made good belongs to a backlog. Clocks may differ by less.
+const BACKLOG: Duration = Duration::from_secs(10);
 /// Milestones remembered at most.
 const MILESTONES: usize = 4096;
 
@@ -119,9 +121,16 @@ impl Tiered {
                 Ok(batch) => batch,
                 Err(end) => return end,
             };
-            let Some(last) = batch.changes.last() else { continue };
+            let Some(last) = batch.changes.last() else {
+                self.trust.heard();
+                continue;
+            };
             if let Err(end) = self.mend_or_end(&batch, true).await {
                 return end;
+            }
+            // Who has just come back from a long sleep meets what is long past first.
+            if self.clock.now().0.saturating_sub(last.at.0) < BACKLOG.as_millis() as i64 {
+                self.trust.heard();
             }
             term.progress.passed(last.order);
             if let Event::Written { key, .. } | Event::Edited { key } = &last.event {

@@ -1,17 +1,17 @@
-//! An L1 in this process over a store that others write too: this server follows their changes for itself. It uses L1 only
-//! while it follows, and what L1 holds from before is removed once it does: nobody can tell what was missed.
+//! An L1 in this process over a store that others write too: this server follows their changes for itself, in two passes as
+//! whoever repairs for all. It uses L1 only while it follows, and what L1 holds from before is removed once it does: nobody can
+//! tell what was missed.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use tokio::time::Instant;
 
-use super::super::Tiered;
-use crate::store::changes::{Changes, Event, FollowError};
+use super::{
+    super::Tiered,
+    passes::Pass,
+    term::{OPENING, Term},
+};
 
-/// How long opening may take.
-const OPENING: Duration = Duration::from_secs(3);
-/// How long there may be no word, where even quiet is told.
-const SILENCE: Duration = Duration::from_secs(2);
 /// Between two tries.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -23,19 +23,25 @@ impl Tiered {
                 Ok(Some(changes)) => {
                     // Everything from now on will be told, so what is filled from now on stays true.
                     self.cache.clear();
-                    self.trust.follow(true);
+                    self.trust.heard();
                     self.repairs.leading.store(true, Relaxed);
                     tracing::info!("L1 in this process follows the changes of L2");
-                    let error = self.follow_to_the_end(changes).await;
-                    self.trust.follow(false);
+                    let first = Pass::new(changes);
+                    let second = Pass::at(first.position().clone());
+                    let term = Term::new("", &first, self.settings.repair.second_pass);
+                    let end = tokio::select! {
+                        end = self.first_pass(&term, first) => end,
+                        end = self.second_pass(&term, second) => end,
+                    };
+                    self.trust.lost_track();
                     self.repairs.leading.store(false, Relaxed);
                     self.repairs.epochs.fetch_add(1, Relaxed);
-                    tracing::warn!(%error, "the changes of L2 cannot be followed: L1 in this process starts cold");
+                    tracing::warn!(?end, "the changes of L2 cannot be followed: L1 in this process starts cold");
                     trouble.clear();
                     // At once: each moment without L1 costs reads of L2.
                     continue;
                 }
-                Ok(None) => return self.trust.follow(true),
+                Ok(None) => return self.trust.follows_nobody(),
                 Err(error) => {
                     let text = error.to_string();
                     if text != trouble {
@@ -45,28 +51,13 @@ impl Tiered {
                         );
                         trouble = text;
                     }
+                    // While L2 is gone nobody writes, and hits are all that can be served.
+                    if self.reach.borrow().l2 {
+                        self.cache.clear();
+                    }
                 }
             }
             tokio::time::sleep(AGAIN).await;
-        }
-    }
-
-    async fn follow_to_the_end(&self, mut changes: Box<dyn Changes>) -> FollowError {
-        loop {
-            let batch = match changes.next(Instant::now() + SILENCE).await {
-                Ok(batch) => batch,
-                Err(error) => return error,
-            };
-            if batch.changes.iter().any(|change| change.event == Event::Everything) {
-                return FollowError::HistoryLost("the records were dropped or replaced".into());
-            }
-            // In this process nothing fails; what there is to wait for is a view of the epoch.
-            while !self.mend_each(&batch.changes).await {
-                tokio::time::sleep(AGAIN).await;
-            }
-            if let Some(last) = batch.changes.last() {
-                self.repairs.lags(last.at, self.clock.now());
-            }
         }
     }
 }

@@ -23,7 +23,7 @@ const LEASE: Duration = Duration::from_secs(5);
 /// Between two prolongations, and between two looks of those who stand by.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long opening the changes may take.
-const OPENING: Duration = Duration::from_secs(3);
+pub(super) const OPENING: Duration = Duration::from_secs(3);
 /// An epoch of this age, by L2's clock, has not been used by anybody: everybody pauses longer after a change. Less than the
 /// pause, as the question took a while.
 const UNUSED_AGE: Duration = Duration::from_millis(2500);
@@ -56,6 +56,11 @@ pub(super) struct Term {
 }
 
 impl Term {
+    pub(super) fn new(me: &str, first: &Pass, second_pass: Duration) -> Self {
+        let (done, progress) = (Mutex::new(first.position().clone()), Progress::new(second_pass));
+        Self { me: me.to_owned(), done, progress }
+    }
+
     /// The second pass has come so far.
     pub(super) fn is_done(&self, position: Position) {
         *self.done.lock().unwrap_or_else(PoisonError::into_inner) = position;
@@ -114,12 +119,12 @@ impl Tiered {
         afresh: bool,
         shutdown: &CancellationToken,
     ) -> Result<Option<End>, StoreError> {
-        if !self.can_repair() {
-            return Ok(None);
-        }
-        let leadership = self.store.lead(me, LEASE, None, Instant::now() + PATIENCE).await?;
-        self.repairs.covered.store(leadership.position.is_some(), Relaxed);
-        if !leadership.held {
+        // Who cannot repair asks all the same, for no time at all, to learn whether somebody else does.
+        let (asked, can_repair) = (Instant::now(), self.can_repair());
+        let lease = if can_repair { LEASE } else { Duration::ZERO };
+        let leadership = self.store.lead(me, lease, None, asked + PATIENCE).await?;
+        self.repairs.covers(&leadership, asked);
+        if !leadership.held || !can_repair {
             return Ok(None);
         }
         tracing::info!(me, resumes = leadership.position.is_some(), "repairs L1");
@@ -152,8 +157,7 @@ impl Tiered {
                 return End::ChangesLost;
             }
         };
-        let progress = Progress::new(self.settings.repair.second_pass);
-        let term = Term { me: me.to_owned(), done: Mutex::new(first.position().clone()), progress };
+        let term = Term::new(me, &first, self.settings.repair.second_pass);
         tokio::select! {
             end = self.keep_the_lease(&term) => end,
             end = self.first_pass(&term, first) => end,
@@ -194,7 +198,7 @@ impl Tiered {
             match self.store.lead(&term.me, LEASE, Some(term.done()), asked + PATIENCE).await {
                 Ok(leadership) if leadership.held => {
                     held_at = asked;
-                    self.repairs.covered.store(true, Relaxed);
+                    self.repairs.covers(&leadership, asked);
                 }
                 Ok(_) => return End::Succeeded,
                 Err(_) if held_at.elapsed() > LEASE => return End::LeaseLost,

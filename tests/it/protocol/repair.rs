@@ -212,3 +212,20 @@ async fn one_hit_in_ten_thousand_is_looked_at_again() {
     assert_eq!((a.tiered.audit().checks(), a.tiered.audit().disagreements()), (1, 0));
     end.cancel();
 }
+
+#[tokio::test(start_paused = true)]
+async fn only_while_somebody_repairs_an_unconfirmed_write_leaves_the_epoch_clean() {
+    let world = World::followed();
+    let (a, end) = leader(&world).await;
+    for (is_repaired, marks) in [(true, 0), (false, 1)] {
+        if !is_repaired {
+            end.cancel();
+            // The stored position is still there, and nobody moves it on.
+            tokio::time::sleep(3 * LEASE).await;
+            a.look().await;
+        }
+        a.faults.once(Op::Put, Fault::Lose);
+        assert!(!a.write("x").await.cached);
+        assert_eq!(a.faults.count(Op::MarkDirty), marks, "somebody repairs: {is_repaired}");
+    }
+}

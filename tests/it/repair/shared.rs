@@ -19,6 +19,10 @@ async fn an_edit_of_mongodb_by_hand_is_seen_soon() {
     let mut whole = hand.features.find_one(at("replaced")).await.unwrap().unwrap();
     hand.set("updated", 2.0).await;
     println!("updateOne: {:?}", until_read(&mut client, "updated", Some(2.0), LAG).await);
+    // As if an older copy were pasted over it.
+    let pasted = doc! { "$set": { "features.n": 5.0, "rev": 1_000_000_i64 } };
+    hand.features.update_one(at("updated"), pasted).await.unwrap();
+    println!("updateOne with an old revision: {:?}", until_read(&mut client, "updated", Some(5.0), LAG).await);
     hand.features.delete_one(at("deleted")).await.unwrap();
     println!("deleteOne: {:?}", until_read(&mut client, "deleted", None, LAG).await);
     // With the same revision.

@@ -32,11 +32,12 @@ struct Lease {
     holder: String,
     until: Instant,
     position: Option<Position>,
+    stored: Option<Instant>,
 }
 
 impl ChangeLog {
     pub fn new() -> Arc<Self> {
-        let lease = Lease { holder: String::new(), until: Instant::now(), position: None };
+        let lease = Lease { holder: String::new(), until: Instant::now(), position: None, stored: None };
         Arc::new(Self {
             changes: watch::Sender::new(Vec::new()),
             forgotten: Mutex::default(),
@@ -87,9 +88,11 @@ impl ChangeLog {
         if granted {
             held.holder = me.to_owned();
             held.until = Instant::now() + lease;
+            held.stored = position.as_ref().map(|_| Instant::now()).or(held.stored);
             held.position = position.or(held.position.take());
         }
-        Leadership { held: granted, position: held.position.clone() }
+        let stored = held.stored.map(|at| at.elapsed());
+        Leadership { held: granted, position: held.position.clone(), stored }
     }
 
     pub fn resign(&self, me: &str) {

@@ -17,6 +17,7 @@ use super::{
 use crate::harness::{
     binary::Binary,
     client::{self as api, FeatureRow, RowStatus, Source, value::Kind::Int64Val},
+    redis::RedisServer,
     server::eventually,
 };
 
@@ -41,6 +42,16 @@ for _, key in ipairs(redis.call('KEYS', '{}fs:*:*')) do
   elseif packed then clean = clean + 1 end
 end
 return string.format('%d %d %d', kept, live, clean)";
+
+/// How `different` begins where it is not only a miss.
+pub const UNEQUAL: &str = "L1 and L2 differ";
+
+/// Entries in Redis, as `LOOK` counts them.
+pub struct Pending {
+    pub kept: u64,
+    pub live: u64,
+    clean: u64,
+}
 
 /// What a key holds, as far as both tiers tell it: the revision, `last` and `base`; None: no such record.
 type Held = Option<(i64, Option<i64>, Option<i64>)>;
@@ -68,8 +79,6 @@ pub async fn settled(world: &mut World, habits: &Habits) -> Duration {
     }
 }
 
-const UNEQUAL: &str = "L1 and L2 differ";
-
 /// What a server has under way, by the gauges of its metrics.
 pub async fn under_way(server: &Binary) -> Vec<String> {
     let text = server.metrics().await;
@@ -80,17 +89,23 @@ pub async fn under_way(server: &Binary) -> Vec<String> {
 
 async fn is_healthy(server: &Binary) -> bool {
     let text = server.metrics().await;
-    let mut modes = ["l1", "l2"].map(|tier| format!("featurestore_tier_mode{{tier=\"{tier}\",mode=\"healthy\"}} 1"));
-    modes.iter_mut().all(|mode| text.lines().any(|line| line == mode))
+    let modes = ["l1", "l2"].map(|tier| format!("featurestore_tier_mode{{tier=\"{tier}\",mode=\"healthy\"}} 1"));
+    modes.iter().all(|mode| text.lines().any(|line| line == mode))
+}
+
+/// Looks at all entries.
+pub fn pending(redis: &RedisServer) -> Pending {
+    let told = block_in_place(|| redis.cli(&["EVAL", LOOK, "0"]));
+    let numbers: Vec<u64> = told.trim().split(' ').map(|number| number.parse().expect(&told)).collect();
+    let [kept, live, clean] = numbers[..] else { panic!("{told}") };
+    Pending { kept, live, clean }
 }
 
 /// Nobody calls any more, so every permit and lease ends when its time is over.
 async fn without_permits(world: &World) {
     let (Some(redis), start) = (&world.redis, Instant::now()) else { return };
     loop {
-        let told = block_in_place(|| redis.cli(&["EVAL", LOOK, "0"]));
-        let numbers: Vec<u64> = told.trim().split(' ').map(|number| number.parse().expect(&told)).collect();
-        let [kept, live, clean] = numbers[..] else { panic!("{told}") };
+        let Pending { kept, live, clean } = pending(redis);
         assert_eq!(kept, 0, "pending entries whose keys outlive their deadline");
         if live == 0 {
             println!("no permit or lease in {clean} entries after {:.1?}", start.elapsed());
@@ -102,7 +117,7 @@ async fn without_permits(world: &World) {
 }
 
 /// Where a server does not answer a key from L1 with what L2 holds.
-async fn different(world: &mut World, ids: &[String]) -> Option<String> {
+pub async fn different(world: &mut World, ids: &[String]) -> Option<String> {
     let mut answered = Vec::new();
     for server in &world.servers {
         let Ok(cached) = server.client().await.get_features(api::get(ids.to_vec())).await else {

@@ -16,7 +16,12 @@ if no answer broke the promise. What it needs it gets as ./test.sh does.
   --seed N      the schedule of the faults and the calls; the timing stays the machine's
   --tiers T     three-nodes: Redis and a MongoDB set of three; one-node: Redis and a set of one, with a line of its own from
                 each server; embedded: no backends, one server
-  --faults F    all, redis, mongodb or servers
+  --faults F    all, or one sort of them:
+                servers: killed, frozen, restarted; over all tiers
+                redis: killed, frozen, restarted with old data, full, flushed, its scripts flushed; a server's line to it
+                cut, stalled, slow, replies lost; not with embedded
+                mongodb: one-node: killed, frozen; a server's line to it cut, stalled, slow, replies lost; no elections
+                three-nodes: the primary killed, frozen, stepping down; no lines; not with embedded
   --debug       as the tests are built, instead of with --release
 USAGE
 }
@@ -34,6 +39,20 @@ while (($#)); do
   esac
   shift
 done
+
+refuse() {
+  printf 'tests/storm.sh: %s\n' "$1" >&2
+  exit 64
+}
+case $tiers in
+  three-nodes | one-node | embedded) ;;
+  *) refuse "--tiers $tiers: three-nodes, one-node or embedded" ;;
+esac
+case $faults in
+  all | servers) ;;
+  redis | mongodb) [[ $tiers != embedded ]] || refuse "--faults $faults: embedded has no backends; use all or servers" ;;
+  *) refuse "--faults $faults: all, redis, mongodb or servers" ;;
+esac
 
 export REQUIRE_BACKENDS="${REQUIRE_BACKENDS:-1}"
 for name in $(compgen -e); do

@@ -10,6 +10,7 @@ mod event;
 mod nemesis;
 mod report;
 mod scenarios;
+mod settled;
 mod storm;
 mod world;
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::transport::Endpoint;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -79,6 +80,15 @@ impl Binary {
         let mut client = HealthClient::new(channel);
         let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await.ok()?;
         Some(answer.into_inner().status())
+    }
+
+    /// What it tells Prometheus.
+    pub async fn metrics(&self) -> String {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.admin_port)).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
     }
 
     pub fn url(&self) -> String {

@@ -72,6 +72,8 @@ pub struct Verdict {
     pub late_repeats: u64,
     /// Answers that were held to the rules.
     pub judged: u64,
+    /// Of those, default reads while MongoDB elected.
+    pub electing: u64,
 }
 
 impl Verdict {
@@ -87,6 +89,8 @@ impl Verdict {
 struct Context<'a> {
     events: &'a [Event],
     windows: &'a [Window],
+    /// When MongoDB elected; they rise and do not touch.
+    elections: Vec<(Nanos, Nanos)>,
     bounds: Bounds,
 }
 
@@ -104,14 +108,25 @@ impl Context<'_> {
 
     /// Whether a default read may be older than what was confirmed.
     fn is_electing(&self, event: &Event) -> bool {
-        let overlaps = |window: &&Window| window.from <= event.returned && event.invoked <= window.until;
-        self.windows.iter().filter(overlaps).any(|window| window.class == Class::Election)
+        let next = self.elections.partition_point(|(_, until)| *until < event.invoked);
+        self.elections.get(next).is_some_and(|(from, _)| *from <= event.returned)
     }
+}
+
+fn elections(windows: &[Window]) -> Vec<(Nanos, Nanos)> {
+    let mut elections: Vec<(Nanos, Nanos)> = Vec::new();
+    for window in windows.iter().filter(|window| window.class == Class::Election) {
+        match elections.last_mut() {
+            Some((_, until)) if window.from <= *until => *until = window.until.max(*until),
+            _ => elections.push((window.from, window.until)),
+        }
+    }
+    elections
 }
 
 /// Judges all keys. The windows are in the order of their starts.
 pub fn check(events: &[Event], windows: &[Window], bounds: Bounds) -> Verdict {
-    let context = Context { events, windows, bounds };
+    let context = Context { events, windows, elections: elections(windows), bounds };
     let mut by_key: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
     for (i, event) in events.iter().enumerate() {
         by_key.entry(event.key).or_default().push(i);

@@ -171,7 +171,8 @@ impl Nemesis {
             self.injected.push(Injected { fault: *fault, from: begun, healed: 0, recovery: None });
         }
         let mut hold = Duration::from_millis(self.dice.random_range(self.hold.clone()));
-        if faults.iter().any(|fault| fault.class() == Class::Election) {
+        let elects = faults.iter().any(|fault| fault.class() == Class::Election);
+        if elects {
             hold += Duration::from_secs(4); // until another is elected
         }
         tokio::time::sleep(hold).await;
@@ -179,11 +180,12 @@ impl Nemesis {
             block_in_place(|| self.heal(*fault, world));
         }
         let healed = now();
-        let waits = self.dice.random_ratio(2, 5);
-        if waits {
-            self.recover(world, &now).await;
-        } else {
-            tokio::time::sleep(Duration::from_millis(self.dice.random_range(0..700))).await;
+        let pause = (!self.dice.random_ratio(2, 5)).then(|| self.dice.random_range(0..700));
+        // While an election's window is open, an older value is held to a bound only.
+        let waits = elects || pause.is_none();
+        match pause {
+            Some(pause) if !elects => tokio::time::sleep(Duration::from_millis(pause)).await,
+            _ => self.recover(world, &now).await,
         }
         for injected in &mut self.injected[healed_from..] {
             injected.healed = healed;

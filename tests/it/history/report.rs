@@ -17,8 +17,8 @@ pub struct Report {
     pub calls: Vec<CallRecord>,
     pub injected: Vec<Injected>,
     pub verdict: Verdict,
-    /// From the end of the storm until all keys were hits again, equal in both tiers.
-    pub settled: Duration,
+    /// From the end of the storm until all keys were hits again, equal in both tiers; None: it broke off before.
+    pub settled: Option<Duration>,
 }
 
 /// The first violations, each with the events that show it.
@@ -98,6 +98,7 @@ impl Report {
             let recovery = if row.waited > 0 { format!("{:.1?}", row.recovery) } else { "-".to_owned() };
             let _ = writeln!(text, "  {name:36} {:>5} {:>8} {:>7} {recovery:>14}", row.times, row.calls, row.failed);
         }
+        let settled = self.settled.map_or("NOT SETTLED".to_owned(), |took| format!("settled in {took:.1?}"));
         for (fault, stale) in &self.verdict.stale {
             let _ = writeln!(
                 text,
@@ -107,10 +108,10 @@ impl Report {
         }
         let _ = writeln!(
             text,
-            "  {} answers judged, {} late repeats, settled in {:.1?}, {} violations",
+            "  {} answers judged, {:.1} % of them reads in an election's window; {} late repeats, {settled}, {} violations",
             self.verdict.judged,
+            100.0 * self.verdict.electing as f64 / self.verdict.judged.max(1) as f64,
             self.verdict.late_repeats,
-            self.settled,
             self.verdict.violations.len()
         );
         text += &explain(&self.verdict, &self.events);
@@ -137,7 +138,7 @@ impl Report {
         let violations = violations.into_iter().map(|(what, count)| format!("{what:?}: {count}"));
         format!(
             "{{\"name\": {:?}, \"seed\": {}, \"seconds\": {}, \"calls\": {{{}}}, \"faults\": {{{}}}, \"stale_within_bounds\": \
-             {{{}}}, \"judged\": {}, \"late_repeats\": {}, \"settled_s\": {:.3}, \"violations\": {{{}}}}}\n",
+             {{{}}}, \"judged\": {}, \"judged_while_electing\": {}, \"late_repeats\": {}, \"settled_s\": {}, \"violations\": {{{}}}}}\n",
             self.name,
             self.seed,
             self.seconds,
@@ -145,8 +146,9 @@ impl Report {
             join(faults),
             join(stale),
             self.verdict.judged,
+            self.verdict.electing,
             self.verdict.late_repeats,
-            self.settled.as_secs_f64(),
+            self.settled.map_or("null".to_owned(), |took| format!("{:.3}", took.as_secs_f64())),
             join(violations),
         )
     }

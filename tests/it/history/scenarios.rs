@@ -2,6 +2,7 @@
 
 mod cancelled;
 mod epochs;
+mod left_behind;
 mod primary_killed;
 mod redis_killed;
 

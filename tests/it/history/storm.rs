@@ -1,23 +1,27 @@
 //! A storm: clients, nemesis, and afterwards the proof that everything is as it was before, and that no answer lied.
 
 use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
-use tokio::task::{JoinSet, block_in_place};
+use futures_util::FutureExt as _;
+use tokio::task::JoinSet;
 
 use super::{
     check::check,
-    client::{Habits, Log, Shared, Worker, entity_id},
+    client::{Habits, Log, Shared, Worker},
     event::{Answer, Bounds, Call, Event},
     nemesis::{Fault, Nemesis},
     report::Report,
-    world::{RECOVERY, Tiers, World, tail},
+    settled::settled,
+    world::{Tiers, World},
 };
 
-/// How long pending entries may have left, in ms; -2: gone meanwhile.
-const LEFT: [std::ops::RangeInclusive<i64>; 2] = [-2..=-2, 0..=60_000];
+/// How long it took to come to rest, or the panic that says why it did not.
+pub type Settled = Result<Duration, Box<dyn Any + Send>>;
 
 pub struct Storm {
     pub name: &'static str,
@@ -53,43 +57,51 @@ impl Crowd {
         Self { shared, habits: habits.clone(), tasks }
     }
 
-    /// Stops them, and reads all keys once more from all servers.
+    /// Stops them, and reads all keys once more from all servers, so that nothing that was lost stays unseen.
     pub async fn stop(self) -> Log {
+        let last = [self.last(), self.last()];
+        let mut log = self.join().await;
+        for (last, strong) in last.into_iter().zip([false, true]) {
+            log.append(last.read_all(strong).await);
+        }
+        log
+    }
+
+    /// The same; before the last STRONG reads everything must have settled, by `settled`.
+    pub async fn stop_and_settle(self, world: &mut World) -> (Log, Settled) {
+        let (last, habits) = ([self.last(), self.last()], self.habits.clone());
+        let mut log = self.join().await;
+        let [cached, strong] = last;
+        log.append(cached.read_all(false).await);
+        let settled = AssertUnwindSafe(settled(world, &habits)).catch_unwind().await;
+        log.append(strong.read_all(true).await);
+        (log, settled)
+    }
+
+    fn last(&self) -> Worker {
+        Worker::new(self.shared.clone(), self.habits.clone(), u16::MAX, 0)
+    }
+
+    async fn join(self) -> Log {
         self.shared.stop.store(true, SeqCst);
         let mut all = Log::default();
-        let last = Worker::new(self.shared.clone(), self.habits, u16::MAX, 0);
-        for log in self.tasks.join_all().await.into_iter().chain([last.read_all().await]) {
-            all.events.extend(log.events);
-            all.calls.extend(log.calls);
-        }
+        self.tasks.join_all().await.into_iter().for_each(|log| all.append(log));
         all
     }
 }
 
 impl Storm {
-    /// Rages, and judges. Panics where the servers do not recover.
+    /// Rages, and judges. Where the servers do not recover, it panics after it has told what was seen until then.
     pub async fn run(self) -> Report {
         let mut world = World::start(self.tiers).await;
         let crowd = Crowd::start(&world, &self.habits, self.seed);
-        let shared = crowd.shared.clone();
-        let now = || shared.now();
         let mut nemesis = Nemesis::new(Fault::all(self.tiers, &self.faults), self.seed);
-        let (start, mut told) = (Instant::now(), Instant::now());
-        while start.elapsed() < self.length {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            nemesis.strike(&mut world, now).await;
-            if told.elapsed() > Duration::from_secs(10) {
-                told = Instant::now();
-                let (ended, failed) = (shared.ended.load(SeqCst), shared.failed.load(SeqCst));
-                let fault = nemesis.injected.last().map_or("", |injected| injected.fault.name());
-                println!("{:4} s: {ended} calls, {failed} failed; last: {fault}", start.elapsed().as_secs());
-            }
-        }
-        nemesis.recover(&world, now).await;
-        // With nothing broken any more, everything must be as ever.
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let log = crowd.stop().await;
-        let settled = settled(&mut world, &self.habits).await;
+        let (start, shared) = (Instant::now(), crowd.shared.clone());
+        let raged = AssertUnwindSafe(self.rage(&mut world, &mut nemesis, &shared)).catch_unwind().await;
+        let (log, settled) = match raged {
+            Ok(()) => crowd.stop_and_settle(&mut world).await,
+            Err(broken) => (crowd.stop().await, Err(broken)),
+        };
         let verdict = check(&log.events, &nemesis.windows, Bounds::default());
         let report = Report {
             name: self.name.to_owned(),
@@ -99,9 +111,12 @@ impl Storm {
             calls: log.calls,
             injected: nemesis.injected,
             verdict,
-            settled,
+            settled: settled.as_ref().ok().copied(),
         };
         report.tell();
+        if let Err(broken) = settled {
+            resume_unwind(broken);
+        }
         // A checker that cannot see is worth nothing: one stale read among all these turns it red.
         let mut lie = report.events.clone();
         let stale = stale_read(&lie);
@@ -113,50 +128,23 @@ impl Storm {
         );
         report
     }
-}
 
-/// Waits until every server answers every key from L1 with what L2 holds; says how long that took.
-pub async fn settled(world: &mut World, habits: &Habits) -> Duration {
-    use crate::harness::client::{self as api, RowStatus, Source};
-    let (start, ids) = (Instant::now(), (0..habits.keys()).map(entity_id).collect::<Vec<_>>());
-    let mut last = String::new();
-    while start.elapsed() < RECOVERY {
-        last.clear();
-        for server in &world.servers {
-            let mut client = server.client().await;
-            let strong = client.get_features(api::strong(ids.clone())).await;
-            let cached = client.get_features(api::get(ids.clone())).await;
-            let (Ok(strong), Ok(cached)) = (strong, cached) else {
-                last = "a read failed".to_owned();
-                continue;
-            };
-            let (strong, cached) = (strong.into_inner(), cached.into_inner());
-            for (strong, cached) in strong.rows.iter().zip(&cached.rows) {
-                let equal = (strong.revision, &strong.features) == (cached.revision, &cached.features);
-                assert!(equal, "L1 holds {cached:?}, L2 {strong:?}\n{}", tail(&server.log()));
-                // That there is no such record L1 keeps for seconds only, so one of them is always a miss.
-                if cached.source() != Source::L1 && cached.status() == RowStatus::Found {
-                    last = format!("no hit: {cached:?}");
-                }
+    async fn rage(&self, world: &mut World, nemesis: &mut Nemesis, shared: &Shared) {
+        let (start, mut told) = (Instant::now(), Instant::now());
+        while start.elapsed() < self.length {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            nemesis.strike(world, || shared.now()).await;
+            if told.elapsed() > Duration::from_secs(10) {
+                told = Instant::now();
+                let (ended, failed) = (shared.ended.load(SeqCst), shared.failed.load(SeqCst));
+                let fault = nemesis.injected.last().map_or("", |injected| injected.fault.name());
+                println!("{:4} s: {ended} calls, {failed} failed; last: {fault}", start.elapsed().as_secs());
             }
         }
-        if let Some(redis) = &world.redis {
-            // Those of an earlier epoch nobody touches any more; they go by themselves.
-            let kept = block_in_place(|| {
-                let keys = redis.cli(&["KEYS", "{}fs:*:*"]);
-                let pending = keys.lines().filter(|key| redis.cli(&["GETRANGE", key, "0", "0"]) == "P");
-                pending
-                    .map(|key| redis.cli(&["PTTL", key]).parse::<i64>().unwrap())
-                    .find(|left| !LEFT.iter().any(|allowed| allowed.contains(left)))
-            });
-            assert_eq!(kept, None, "a permit or lease outlives its deadline, in ms");
-        }
-        if last.is_empty() {
-            return start.elapsed();
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        nemesis.recover(world, || shared.now()).await;
+        // With nothing broken any more, everything must be as ever.
+        tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    panic!("not settled after {RECOVERY:?}: {last}");
 }
 
 /// A default read that never was: it began after a confirmed answer, and answers what stood before that.

@@ -39,6 +39,8 @@ pub enum Mongo {
 pub struct World {
     pub redis: Option<RedisServer>,
     pub mongo: Mongo,
+    /// The name of MongoDB's.
+    pub database: String,
     pub redis_lines: Vec<Proxy>,
     pub mongo_lines: Vec<Proxy>,
     pub servers: Vec<Binary>,
@@ -46,6 +48,11 @@ pub struct World {
 
 impl World {
     pub async fn start(tiers: Tiers) -> Self {
+        Self::start_with(tiers, &[]).await
+    }
+
+    /// The same with more settings.
+    pub async fn start_with(tiers: Tiers, more: &[(&'static str, &str)]) -> Self {
         let redis = (tiers != Tiers::Embedded).then(|| block_in_place(RedisServer::start));
         let mongo = match tiers {
             Tiers::OneNode => Mongo::One(block_in_place(Mongod::replica_set)),
@@ -58,7 +65,7 @@ impl World {
             Mongo::Three(set) => block_in_place(|| set.settled_database()),
         };
         let (redis_lines, mongo_lines) = (Vec::new(), Vec::new());
-        let mut world = Self { redis, mongo, redis_lines, mongo_lines, servers: Vec::new() };
+        let mut world = Self { redis, mongo, database, redis_lines, mongo_lines, servers: Vec::new() };
         for _ in 0..if tiers == Tiers::Embedded { 1 } else { SERVERS } {
             let mut settings = vec![
                 ("FEATURESTORE_L1_TIMEOUT", "500ms".to_owned()),
@@ -81,9 +88,10 @@ impl World {
                 }
                 Mongo::Three(set) => settings.push(("MONGO_URI", set.uri())),
             }
-            if !database.is_empty() {
-                settings.push(("MONGO_DB", database.clone()));
+            if !world.database.is_empty() {
+                settings.push(("MONGO_DB", world.database.clone()));
             }
+            settings.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
             let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
             world.servers.push(block_in_place(|| Binary::start(&settings)));
         }

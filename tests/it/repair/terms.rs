@@ -1,7 +1,5 @@
 //! Who repairs, from where it goes on, and what happens where that cannot be told.
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
 use super::*;
 use crate::harness::{
     binary::{Binary, run},
@@ -15,11 +13,7 @@ async fn backends() -> (Pair, ByHand) {
 }
 
 async fn leads(binary: &Binary) -> bool {
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", binary.admin_port)).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    text.lines().any(|line| line == "featurestore_repair_leader 1")
+    binary.metrics().await.lines().any(|line| line == "featurestore_repair_leader 1")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,6 +54,7 @@ pub(super) fn check(context: &Context<'_>, key: &[usize], verdict: &mut Verdict)
                 verdict.violations.push(context.violation(Rule::MinRevision, None, point.event));
             }
             Call::Read { strong: false, .. } => {
+                verdict.electing += u64::from(context.is_electing(event));
                 let newer = |floor: &Floor| floor.at_least(point.revision + 1, event.invoked);
                 if let Some(earlier) = newer(&confirmed) {
                     judge_stale(context, earlier, point.event, verdict);

@@ -46,6 +46,11 @@ pub struct World {
 
 impl World {
     pub async fn start(tiers: Tiers) -> Self {
+        Self::start_with(tiers, &[]).await
+    }
+
+    /// The same with more settings.
+    pub async fn start_with(tiers: Tiers, more: &[(&'static str, &str)]) -> Self {
         let redis = (tiers != Tiers::Embedded).then(|| block_in_place(RedisServer::start));
         let mongo = match tiers {
             Tiers::OneNode => Mongo::One(block_in_place(Mongod::replica_set)),
@@ -84,6 +89,8 @@ impl World {
             if !database.is_empty() {
                 settings.push(("MONGO_DB", database.clone()));
             }
+            // The last one of a name wins.
+            settings.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
             let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
             world.servers.push(block_in_place(|| Binary::start(&settings)));
         }

@@ -47,10 +47,12 @@ impl Watch {
         !answer.degraded && answer.rows.iter().all(|row| row.source() == Source::L1)
     }
 
-    /// Reads every key once; true if nothing older than what was acknowledged was answered.
+    /// Reads every key once; true if L1 answered for all, with nothing older than what was acknowledged.
     async fn are_all_new(&self, client: &mut Client) -> bool {
         let answer = client.get_features(get((0..KEYS).map(id))).await.unwrap().into_inner();
-        answer.rows.iter().zip(&*self.acked).all(|(row, acked)| row.revision >= acked.load(SeqCst))
+        let is_new =
+            |(row, acked): (&FeatureRow, &AtomicI64)| row.revision >= acked.load(SeqCst) && row.source() == Source::L1;
+        answer.rows.iter().zip(&*self.acked).all(is_new)
     }
 
     /// Reads and checks all the time until it is stopped.

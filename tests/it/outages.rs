@@ -15,6 +15,8 @@ use crate::harness::{
     server::{Server, eventually},
 };
 
+/// Ten times the default: a busy test machine fails no read.
+const PATIENT_READS: (&str, &str) = ("FEATURESTORE_DEADLINES_READ", "20s");
 /// Well beyond the watcher's intervals and the pause after a change of the epoch.
 const RECOVERY: Duration = Duration::from_secs(20);
 

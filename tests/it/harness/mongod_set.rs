@@ -57,12 +57,21 @@ impl MongodSet {
 
     /// Waits until there is one.
     pub fn wait_for_primary(&self) -> usize {
+        self.wait_for(|_| true)
+    }
+
+    /// Waits until another than this one is.
+    pub fn wait_for_another_primary(&self, deposed: usize) -> usize {
+        self.wait_for(|primary| primary != deposed)
+    }
+
+    fn wait_for(&self, wanted: impl Fn(usize) -> bool) -> usize {
         let start = Instant::now();
         loop {
-            if let Some(primary) = self.primary() {
+            if let Some(primary) = self.primary().filter(|primary| wanted(*primary)) {
                 return primary;
             }
-            assert!(start.elapsed() < PATIENCE, "no primary after {PATIENCE:?}");
+            assert!(start.elapsed() < PATIENCE, "no such primary after {PATIENCE:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

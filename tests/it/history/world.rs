@@ -91,6 +91,7 @@ impl World {
             if !world.database.is_empty() {
                 settings.push(("MONGO_DB", world.database.clone()));
             }
+            // The last one of a name wins.
             settings.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
             let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
             world.servers.push(block_in_place(|| Binary::start(&settings)));

@@ -1,10 +1,16 @@
 //! Answers that go wrong at chosen moments (the server's own fail points) and histories with crashes in them: what
 //! was acknowledged is there, what was refused is not, and what is unknown applies at most once.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+};
 
 use super::*;
-use crate::harness::proxy::{Line, Proxy};
+use crate::harness::{
+    proxy::{Line, Proxy},
+    server::eventually,
+};
 
 /// One command of our client goes wrong, `times` times.
 async fn fail(bench: &Bench, command: &str, times: i32, how: Document) {
@@ -121,14 +127,14 @@ async fn through_step_downs_and_crashes_every_answer_is_true() {
     bench.store.ping(soon()).await.unwrap();
 
     // Each writer merges features of its own into one record; so the record tells which writes happened.
-    let until = Instant::now() + Duration::from_secs(8);
+    let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writers: Vec<_> = (0..4)
         .map(|writer| {
-            let bench = bench.clone();
+            let (bench, stop, acknowledged) = (bench.clone(), stop.clone(), acknowledged.clone());
             tokio::spawn(async move {
                 let mut fates = BTreeMap::new();
                 for n in 0.. {
-                    if Instant::now() > until {
+                    if stop.load(SeqCst) {
                         break;
                     }
                     let name = format!("w{writer}_{n}");
@@ -142,6 +148,7 @@ async fn through_step_downs_and_crashes_every_answer_is_true() {
                     let fate = match answer {
                         Ok(receipt) => {
                             assert_eq!(receipt.outcome, Outcome::Written);
+                            acknowledged.fetch_add(1, SeqCst);
                             Fate::Acknowledged
                         }
                         Err(StoreError::Unavailable(_)) => Fate::Refused,
@@ -156,12 +163,17 @@ async fn through_step_downs_and_crashes_every_answer_is_true() {
         })
         .collect();
 
+    // From now on so many: the writers are under way (again) and stay so.
+    let some_more = async || {
+        let before = acknowledged.load(SeqCst);
+        eventually("writes to be acknowledged", async || acknowledged.load(SeqCst) > before + 20).await;
+    };
     let admin = bench.database.client().database("admin");
     for _ in 0..2 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        some_more().await;
         let step_down = doc! { "replSetStepDown": 1, "secondaryCatchUpPeriodSecs": 0, "force": true };
         let _ = admin.run_command(step_down).await; // the answer may be cut off with every other connection
-        tokio::time::sleep(Duration::from_millis(1000)).await;
+        some_more().await;
         mongod = tokio::task::spawn_blocking(move || {
             mongod.restart();
             mongod
@@ -169,6 +181,8 @@ async fn through_step_downs_and_crashes_every_answer_is_true() {
         .await
         .unwrap();
     }
+    some_more().await;
+    stop.store(true, SeqCst);
     let mut fates = BTreeMap::new();
     for writer in writers {
         fates.extend(writer.await.unwrap());

@@ -1,5 +1,10 @@
 //! Redis Cluster and Sentinel behind a server: slots move, masters die, replicas are too few. No call fails, and no
 //! acknowledged write is hidden.
+//!
+//! A failover may bring back what the old master confirmed and no replica knows of, unless `l1.wait_replicas` asks for them.
+//! A master that was killed leaves nothing of that kind here: a write is hidden only if its MARK is lost, and the MARK went
+//! to the replica's socket, on this machine, when its reply went out, that is before L2 was asked. One that lives on while
+//! another is promoted does: it confirms writes that it will throw away.
 
 use std::sync::{
     Arc,
@@ -61,6 +66,8 @@ impl Load {
     /// Waits until writes are cached again and L1 answers for all, stops, and gives how many writes were not cached.
     async fn end(&self, mut client: Client, mut tasks: tokio::task::JoinSet<()>) -> u64 {
         until_writes_are_cached(&mut client, "another").await;
+        let (reads, writes) = (&self.reads, &self.writes);
+        eventually("some load", async || reads.load(SeqCst) > 20 && writes.load(SeqCst) > 20).await;
         self.stop.store(true, SeqCst);
         while let Some(ended) = tasks.join_next().await {
             ended.unwrap();
@@ -70,9 +77,8 @@ impl Load {
             !answer.degraded && answer.rows.iter().all(|row| row.source() == Source::L1)
         })
         .await;
-        let (reads, writes, uncached) = (&self.reads, &self.writes, &self.uncached);
+        let uncached = &self.uncached;
         println!("{reads:?} reads, {writes:?} writes, {uncached:?} of them not cached");
-        assert!(reads.load(SeqCst) > 20 && writes.load(SeqCst) > 20);
         uncached.load(SeqCst)
     }
 }
@@ -83,7 +89,7 @@ async fn clients(server: &Server) -> [Client; 3] {
 
 async fn over(url: &str, more: &[(&str, &str)]) -> (Pair, Server) {
     let pair = Pair::new(false, true);
-    let server = pair.serve_with(&[&[("REDIS_URL", url)], more].concat()).await;
+    let server = pair.serve_with(&[&[("REDIS_URL", url), PATIENT_READS], more].concat()).await;
     (pair, server)
 }
 
@@ -152,8 +158,16 @@ async fn what_was_cached_is_still_cached_after_a_failover() {
     sentinels.servers[0].kill();
     let took = until_l1_answers(&server, "0", |row| assert_eq!(row.status(), RowStatus::Found)).await;
     println!("L1 answers {took:?} after its master died");
+    let back = Instant::now();
     assert_eq!(server.tiered.trust().epoch().unwrap().epoch, epoch);
-    let answer = client.get_features(get((1..KEYS).map(|key| key.to_string()))).await.unwrap().into_inner();
+    let answer = loop {
+        let answer = client.get_features(get((1..KEYS).map(|key| key.to_string()))).await.unwrap().into_inner();
+        // Else L1 was not asked, and nothing filled.
+        if !answer.degraded {
+            break answer;
+        }
+        assert!(took + back.elapsed() < RECOVERY, "L1 does not stay");
+    };
     assert!(answer.rows.iter().all(|row| row.source() == Source::L1), "{answer:?}");
     server.stop().await;
 }
@@ -161,7 +175,7 @@ async fn what_was_cached_is_still_cached_after_a_failover() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planned_failover_fails_no_call() {
     let sentinels = tokio::task::spawn_blocking(Sentinels::start).await.unwrap();
-    let (_pair, server) = over(&sentinels.url(), &[]).await;
+    let (_pair, server) = over(&sentinels.url(), &[("FEATURESTORE_L1_WAIT_REPLICAS", "1")]).await;
     let (load, tasks) = Load::start(clients(&server).await);
     until_writes_are_cached(&mut server.client().await, "another").await;
     let sentinels = tokio::task::spawn_blocking(move || {
@@ -177,15 +191,14 @@ async fn a_planned_failover_fails_no_call() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_master_costs_a_call_the_timeout_of_l1_at_most() {
     let cluster = tokio::task::spawn_blocking(RedisCluster::start).await.unwrap();
-    let (_pair, server) = over(&cluster.url(), &[("FEATURESTORE_L1_TIMEOUT", "200ms")]).await;
+    let (_pair, server) = over(&cluster.url(), &[("FEATURESTORE_L1_TIMEOUT", "2s")]).await;
     let mut client = server.client().await;
     write(&mut client, "a", 1.0).await.unwrap();
     cluster.nodes[1].freeze();
     for key in 0..KEYS {
         let (read, took) = timed(read(&mut client, &key.to_string())).await;
         assert_ne!(read.unwrap().0.status(), RowStatus::Error);
-        // Once for L1, and what L2 takes on a busy machine.
-        assert!(took < Duration::from_millis(200 + 1000), "{took:?}");
+        assert!(took < Duration::from_secs(4), "it waited more than once: {took:?}");
     }
     server.stop().await;
 }

@@ -15,6 +15,8 @@ use crate::harness::{backends::Backends, server::Pair};
 
 const HOT: usize = 50;
 const MANY: usize = 2000;
+/// Ten times what it takes to fill L1 again on a busy machine.
+const HITS_ARE_BACK: Duration = Duration::from_secs(100);
 /// Records of a message.
 const CHUNK: usize = 200;
 /// A busy test machine is neither a lost Redis nor a herd.
@@ -101,15 +103,17 @@ fn asked(server: &Server) -> (u64, u64) {
 
 /// Waits until L1 answers 19 of 20 that are asked for.
 async fn until_hits_are_back(server: &Server) {
-    let before = std::cell::Cell::new(asked(server));
-    eventually("the hit ratio to return", async || {
+    let (mut then, start) = (asked(server), Instant::now());
+    loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let (then, now) = (before.get(), asked(server));
-        before.set(now);
+        let now = asked(server);
         let (hits, misses) = (now.0 - then.0, now.1 - then.1);
-        hits > 0 && hits >= 19 * misses
-    })
-    .await;
+        if hits > 0 && hits >= 19 * misses {
+            return;
+        }
+        assert!(start.elapsed() < HITS_ARE_BACK, "{hits} hits and {misses} misses after {HITS_ARE_BACK:?}");
+        then = now;
+    }
 }
 
 fn l2_reads(server: &Server) -> u64 {
@@ -120,7 +124,8 @@ fn l2_reads(server: &Server) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_forgets_everything_under_load_fails_no_read_and_is_filled_again_at_little_cost() {
     let pair = Pair::real();
-    let server = pair.serve_with(&PATIENT).await;
+    // A read waits for a place for a quarter of its deadline: too long for this herd, which L2 can take, to be shed.
+    let server = pair.serve_with(&[&PATIENT[..], &[("FEATURESTORE_DEADLINES_READ", "10min")]].concat()).await;
     fill(&server).await;
     let mut herd = Herd::default();
     herd.join(&server, 200, HOT, 1).await;
@@ -129,11 +134,12 @@ async fn a_redis_that_forgets_everything_under_load_fails_no_read_and_is_filled_
     for _ in 0..2 {
         let (before, start) = (l2_reads(&server), Instant::now());
         pair.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
+        eventually("L2 to be asked", async || l2_reads(&server) > before + HOT as u64).await;
         until_hits_are_back(&server).await;
         let reads = l2_reads(&server) - before;
         println!("{reads} reads of L2 for {MANY} keys, hits are back after {:?}", start.elapsed());
         // Once each, and once more where a reader came while the first was on its way.
-        assert!(reads > HOT as u64 && reads < 3 * MANY as u64, "{reads}");
+        assert!(reads < 3 * MANY as u64, "{reads}");
     }
     assert_eq!(herd.shed(), 0);
     assert!(server.tiered.l2_breaker().is_healthy());
@@ -159,7 +165,7 @@ async fn a_herd_beyond_what_l2_may_be_asked_is_shed_and_stands_in_no_writes_way(
     fill(&server).await;
     let mut herd = Herd::default();
     // Few enough keys that one read at a time fills L1 with them again soon.
-    herd.join(&server, 200, 300, 1).await;
+    herd.join(&server, 200, 100, 1).await;
     until_hits_are_back(&server).await;
     let shed = herd.shed();
     finds_take(&backends, Duration::from_millis(500)).await;

@@ -47,10 +47,12 @@ impl Watch {
         !answer.degraded && answer.rows.iter().all(|row| row.source() == Source::L1)
     }
 
-    /// Reads every key once; true if nothing older than what was acknowledged was answered.
+    /// Reads every key once; true if L1 answered for all, with nothing older than what was acknowledged.
     async fn are_all_new(&self, client: &mut Client) -> bool {
         let answer = client.get_features(get((0..KEYS).map(id))).await.unwrap().into_inner();
-        answer.rows.iter().zip(&*self.acked).all(|(row, acked)| row.revision >= acked.load(SeqCst))
+        let is_new =
+            |(row, acked): (&FeatureRow, &AtomicI64)| row.revision >= acked.load(SeqCst) && row.source() == Source::L1;
+        answer.rows.iter().zip(&*self.acked).all(is_new)
     }
 
     /// Reads and checks all the time until it is stopped.
@@ -77,7 +79,7 @@ impl Watch {
         println!("L1 answers for all {:?} after it came back", start.elapsed());
         eventually("writes to be cached", async || self.write_all(client, 9.0).await.iter().all(|cached| *cached))
             .await;
-        assert!(self.check_all(client).await);
+        eventually("L1 to answer for all of that", async || self.check_all(client).await).await;
         self.stop.store(true, SeqCst);
         let reads: u64 = readers.join_all().await.into_iter().sum();
         assert!(reads > 0);
@@ -86,8 +88,10 @@ impl Watch {
 
 /// Fills L1 with all keys, and takes it away while they are written again.
 async fn lose(pair: &mut Pair, client: &mut Client, watch: &Watch, take_away: impl FnOnce(&mut RedisServer)) {
-    assert!(watch.write_all(client, 1.0).await.iter().all(|cached| *cached));
-    assert!(watch.check_all(client).await);
+    eventually("L1 to hold all", async || {
+        watch.write_all(client, 1.0).await.iter().all(|cached| *cached) && watch.check_all(client).await
+    })
+    .await;
     take_away(pair.redis());
     let cached = watch.write_all(client, 2.0).await;
     assert!(cached.iter().all(|cached| !cached), "{cached:?}");
@@ -97,7 +101,7 @@ async fn lose(pair: &mut Pair, client: &mut Client, watch: &Watch, take_away: im
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_thawed_redis_still_holds_hides_no_write() {
     let mut pair = Pair::real();
-    let server = pair.serve_with(&[("FEATURESTORE_L1_TIMEOUT", "50ms")]).await;
+    let server = pair.serve_with(&[PATIENT_READS]).await;
     let (mut client, watch) = (server.client().await, Watch::new());
     lose(&mut pair, &mut client, &watch, |redis| redis.freeze()).await;
     let readers = watch.readers(vec![server.client().await, server.client().await]);
@@ -110,7 +114,7 @@ async fn what_a_thawed_redis_still_holds_hides_no_write() {
 async fn what_a_redis_restored_from_its_snapshot_holds_hides_no_write() {
     let mut pair = Pair::real();
     // No automatic snapshot; one is taken by hand, and loaded at the start.
-    let server = pair.serve().await;
+    let server = pair.serve_with(&[PATIENT_READS]).await;
     let (mut client, watch) = (server.client().await, Watch::new());
     lose(&mut pair, &mut client, &watch, |redis| {
         assert_eq!(redis.cli(&["SAVE"]), "OK");
@@ -127,7 +131,7 @@ async fn what_a_redis_restored_from_its_snapshot_holds_hides_no_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_restored_so_fast_that_no_write_fails_hides_no_write_either() {
     let mut pair = Pair::real();
-    let server = pair.serve().await;
+    let server = pair.serve_with(&[PATIENT_READS]).await;
     let (mut client, watch) = (server.client().await, Watch::new());
     for n in 0..3 {
         watch.write_all(&mut client, 1.0).await;
@@ -150,7 +154,7 @@ async fn what_a_killed_server_could_not_tell_redis_is_made_good_when_it_starts_a
         let watch = Watch::new();
         let backends: Vec<_> = pair.settings().into_iter().map(|(name, value)| (name, value.to_owned())).collect();
         let mut settings: Vec<_> = backends.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        settings.push(("FEATURESTORE_L1_TIMEOUT", "100ms"));
+        settings.push(PATIENT_READS);
         settings.push(("FEATURESTORE_DATA_DIR", data.path().to_str().unwrap()));
         let mut server = Binary::start(&settings);
         server.until_serving().await;

@@ -3,10 +3,11 @@
 use super::*;
 use crate::harness::server::Pair;
 
-/// As a deployment has it.
-const L1_TIMEOUT: (&str, &str) = ("FEATURESTORE_L1_TIMEOUT", "50ms");
-/// Ten times what MongoDB needs on a busy machine, and far below the deadline of a read.
-const L2_ALONE: Duration = Duration::from_millis(1000);
+/// How long a call waits for L1: so long that who waits for it is told from who waits for a busy machine.
+const L1_TIMEOUT: Duration = Duration::from_secs(2);
+const PATIENT: [(&str, &str); 2] = [("FEATURESTORE_L1_TIMEOUT", "2s"), PATIENT_READS];
+/// Ten times what MongoDB needs on a busy machine.
+const L2_ALONE: Duration = Duration::from_secs(1);
 
 async fn row_from_l2(client: &mut Client, id: &str, n: f64) -> Duration {
     let (answer, took) = timed(read(client, id)).await;
@@ -19,27 +20,29 @@ async fn row_from_l2(client: &mut Client, id: &str, n: f64) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_come_from_l2_and_writes_are_not_cached_while_redis_is_stopped() {
     let mut pair = Pair::real();
-    let server = pair.serve_with(&[L1_TIMEOUT]).await;
+    let server = pair.serve_with(&PATIENT).await;
     let mut client = server.client().await;
     write(&mut client, "a", 1.0).await.unwrap();
     write(&mut client, "b", 1.0).await.unwrap();
     pair.redis().kill();
 
-    let mut slowest = Duration::ZERO;
+    let mut took = Vec::new();
     for i in 0..50 {
-        slowest = slowest.max(row_from_l2(&mut client, "a", 1.0).await);
+        took.push(row_from_l2(&mut client, "a", 1.0).await);
         let n = f64::from(i);
         let written = write(&mut client, "b", n).await.unwrap();
         assert!(!written.cached && written.outcome() == WriteOutcome::Written, "{written:?}");
-        slowest = slowest.max(row_from_l2(&mut client, "b", n).await);
+        took.push(row_from_l2(&mut client, "b", n).await);
     }
     assert_eq!(read(&mut client, "nobody").await.unwrap().0.status(), RowStatus::NotFound);
     let deleted = client.delete_features(delete(["b", "nobody"])).await.unwrap().into_inner().results;
     let outcomes: Vec<_> = deleted.iter().map(|result| (result.outcome(), result.cached)).collect();
     assert_eq!(outcomes, [(WriteOutcome::Deleted, false), (WriteOutcome::NotFound, false)]);
     assert_eq!(read(&mut client, "b").await.unwrap().0.status(), RowStatus::NotFound);
-    println!("the slowest read without Redis: {slowest:?}");
-    assert!(slowest < L2_ALONE, "{slowest:?}");
+    took.sort();
+    println!("reads without Redis: median {:?}, slowest {:?}", took[50], took[99]);
+    // Not one of them waits for Redis. The median, as a busy machine may hold up any one of them.
+    assert!(took[50] < L2_ALONE, "{took:?}");
 
     pair.redis().start_again();
     until_writes_are_cached(&mut client, "a").await;
@@ -50,7 +53,7 @@ async fn reads_come_from_l2_and_writes_are_not_cached_while_redis_is_stopped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_redis_costs_a_call_little_and_soon_nothing() {
     let pair = Pair::real();
-    let server = pair.serve_with(&[L1_TIMEOUT]).await;
+    let server = pair.serve_with(&PATIENT).await;
     let (mut client, redis) = (server.client().await, pair.redis.as_ref().unwrap());
     write(&mut client, "a", 1.0).await.unwrap();
     row_from_l1(&mut client).await;
@@ -62,7 +65,7 @@ async fn a_frozen_redis_costs_a_call_little_and_soon_nothing() {
     }
     println!("reads until the breaker tripped: {waited:?}");
     // At most one L1 timeout a call.
-    assert!(waited.iter().all(|took| *took < 10 * Duration::from_millis(50)), "{waited:?}");
+    assert!(waited.iter().all(|took| *took < L1_TIMEOUT + L2_ALONE), "{waited:?}");
 
     let mut took = Vec::new();
     for _ in 0..101 {
@@ -72,7 +75,7 @@ async fn a_frozen_redis_costs_a_call_little_and_soon_nothing() {
     took.sort();
     println!("reads afterwards: median {:?}, slowest {:?}", took[50], took[100]);
     // Not one of them waits for Redis. The median, as a busy machine may hold up any one of them.
-    assert!(took[50] < Duration::from_millis(50), "{took:?}");
+    assert!(took[50] < L2_ALONE, "{took:?}");
     redis.thaw();
     until_l1_answers(&server, "a", |row| assert_eq!(row.status(), RowStatus::Found)).await;
     server.stop().await;
@@ -81,15 +84,14 @@ async fn a_frozen_redis_costs_a_call_little_and_soon_nothing() {
 /// What a call takes that meets a Redis which has just frozen.
 async fn met_frozen<T>(call: impl AsyncFnOnce(Client) -> T) -> T {
     let pair = Pair::new(true, false);
-    let patient = [("FEATURESTORE_L1_TIMEOUT", "2s"), ("FEATURESTORE_DEADLINES_READ", "20s")];
-    let server = pair.serve_with(&patient).await;
+    let server = pair.serve_with(&PATIENT).await;
     let mut client = server.client().await;
     write(&mut client, "a", 1.0).await.unwrap();
     pair.redis.as_ref().unwrap().freeze();
     let (answer, took) = timed(call(client)).await;
     pair.redis.as_ref().unwrap().thaw();
     println!("a call that met a frozen Redis took {took:?}");
-    assert!(took < Duration::from_secs(4), "it waited more than once: {took:?}");
+    assert!(took < 2 * L1_TIMEOUT, "it waited more than once: {took:?}");
     until_l1_answers(&server, "a", |row| assert_ne!(row.status(), RowStatus::Error)).await;
     server.stop().await;
     answer

@@ -36,12 +36,16 @@ async fn what_one_server_wrote_the_other_reads_at_once() {
 
 const KEYS: usize = 4;
 const DURATION: Duration = Duration::from_secs(3);
+/// A busy test machine is not a lost Redis.
+const PATIENT: [(&str, &str); 2] = [("FEATURESTORE_L1_TIMEOUT", "10s"), PATIENT_READS];
 
 /// The newest revision of each key that somebody was told of, in a write's answer or a read's.
 struct Told {
     revisions: [AtomicI64; KEYS],
     reads: AtomicU64,
+    degraded: AtomicU64,
     writes: AtomicU64,
+    uncached: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -61,17 +65,20 @@ async fn run_writer(told: Arc<Told>, mut client: Client, mut dice: StdRng) {
         let key = dice.random_range(0..KEYS);
         let at_least = told.now(key);
         let n = told.writes.fetch_add(1, SeqCst);
-        let revision = if dice.random_ratio(1, 10) {
+        let (revision, cached) = if dice.random_ratio(1, 10) {
             let deleted = client.delete_features(delete([key.to_string()])).await.unwrap().into_inner();
-            assert!(deleted.results[0].cached, "{deleted:?}");
-            deleted.results[0].revision
+            (deleted.results[0].revision, deleted.results[0].cached)
         } else {
             let written = write(&mut client, &key.to_string(), n as f64).await.unwrap();
-            assert!(written.cached, "{written:?}");
             assert!(written.revision > at_least, "{written:?} came after revision {at_least} was told");
-            written.revision
+            (written.revision, written.cached)
         };
-        told.tell(key, revision);
+        if cached {
+            told.tell(key, revision);
+        } else {
+            // Another server may hide it until it is made good; nothing is promised of it.
+            told.uncached.fetch_add(1, SeqCst);
+        }
     }
 }
 
@@ -83,10 +90,13 @@ async fn run_reader(told: Arc<Told>, mut client: Client, mut dice: StdRng) {
         let request =
             GetFeaturesRequest { consistency: consistency.into(), ..get(asked.iter().map(ToString::to_string)) };
         let answer = client.get_features(request).await.unwrap().into_inner();
-        assert!(!answer.degraded);
+        // A view of the epoch that is too old for a moment is no lie, but what was read then is not promised to others.
+        told.degraded.fetch_add(u64::from(answer.degraded), SeqCst);
         for ((row, key), at_least) in answer.rows.iter().zip(asked).zip(at_least) {
             assert!(row.revision >= at_least, "revision {at_least} was told, and then {consistency:?} read {row:?}");
-            told.tell(key, row.revision);
+            if !answer.degraded {
+                told.tell(key, row.revision);
+            }
         }
         told.reads.fetch_add(1, SeqCst);
     }
@@ -97,7 +107,7 @@ async fn revisions_never_go_backwards_over_two_servers_while_redis_loses_entries
     let seed: u64 = std::env::var("FEATURESTORE_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     println!("FEATURESTORE_TEST_SEED={seed}");
     let pair = Pair::real();
-    let servers = [pair.serve().await, pair.serve().await];
+    let servers = [pair.serve_with(&PATIENT).await, pair.serve_with(&PATIENT).await];
     let mut setup = servers[0].client().await;
     for key in 0..KEYS {
         write(&mut setup, &key.to_string(), 0.0).await.unwrap();
@@ -108,7 +118,9 @@ async fn revisions_never_go_backwards_over_two_servers_while_redis_loses_entries
     let told = Arc::new(Told {
         revisions: Default::default(),
         reads: AtomicU64::new(0),
+        degraded: AtomicU64::new(0),
         writes: AtomicU64::new(0),
+        uncached: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     });
     let mut tasks = tokio::task::JoinSet::new();
@@ -124,7 +136,11 @@ async fn revisions_never_go_backwards_over_two_servers_while_redis_loses_entries
     let mut dice = StdRng::seed_from_u64(seed);
     let mut line = TcpStream::connect(("127.0.0.1", redis.port())).await.unwrap();
     let (start, mut evicted) = (Instant::now(), 0);
-    while start.elapsed() < DURATION {
+    let enough = |evicted: u64| {
+        told.reads.load(SeqCst) > 100 && told.writes.load(SeqCst) > 20 && evicted > 20 && start.elapsed() > DURATION
+    };
+    while !enough(evicted) {
+        assert!(start.elapsed() < 20 * DURATION, "hardly anything happens");
         // Redis may lose whatever it likes at any moment.
         let key = &keys[dice.random_range(0..KEYS)];
         line.write_all(format!("DEL {key}\r\n").as_bytes()).await.unwrap();
@@ -140,8 +156,9 @@ async fn revisions_never_go_backwards_over_two_servers_while_redis_loses_entries
     told.stop.store(true, SeqCst);
     tasks.join_all().await;
     let (reads, writes) = (told.reads.load(SeqCst), told.writes.load(SeqCst));
-    println!("{reads} reads, {writes} writes, {evicted} evictions");
-    assert!(reads > 100 && writes > 20 && evicted > 20, "{reads} reads, {writes} writes, {evicted} evictions");
+    let (degraded, uncached) = (told.degraded.load(SeqCst), told.uncached.load(SeqCst));
+    println!("{reads} reads ({degraded} degraded), {writes} writes ({uncached} not cached), {evicted} evictions");
+    assert!(2 * degraded < reads && 2 * uncached < writes, "L1 was hardly used");
     for server in servers {
         server.stop().await;
     }

@@ -32,9 +32,9 @@ async fn reads_leave_a_slow_l1_alone_until_it_is_fast_again() {
     let written = a.cached_write("x").await;
     assert_eq!(world.in_l1("x").await, Some(written), "writes tell it as ever");
     assert_eq!(a.read("x").await.revision, written);
-    // While L2 does not answer either, what L1 holds is still served.
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(a.tiered.l1_mode(), TierMode::Slow, "as long as it is");
+    // While L2 does not answer either, what L1 holds is still served.
     a.tiered.l2_breaker().trip();
     assert_eq!(a.read("x").await.tier, Tier::L1);
 

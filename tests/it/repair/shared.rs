@@ -106,3 +106,34 @@ async fn a_write_that_l1_was_not_told_of_costs_a_new_epoch_only_where_nobody_rep
     assert!(keeps_its_epoch(replicas, &replicas.settled_database()).await);
     assert!(!keeps_its_epoch(standalone, &standalone.settled_database()).await);
 }
+
+/// For how long L1 keeps a record that was just written with these settings, over this MongoDB.
+async fn l1_keeps(mongod: &Mongod, ttl: &str) -> Duration {
+    let redis = RedisServer::start();
+    let (url, uri, name) = (redis.url(), mongod.uri(), mongod.settled_database());
+    let backends = [("REDIS_URL", &*url), ("MONGO_URI", &uri), ("MONGO_DB", &name), ("FEATURESTORE_L1_TTL", ttl)];
+    let server = Server::start(&backends).await;
+    let mut client = server.client().await;
+    eventually("a write to be cached", async || write(&mut client, "a", 1.0).await.cached).await;
+    // A fill of what was missed is kept no longer than a write.
+    for key in redis.cli(&["KEYS", "*:default:a"]).lines() {
+        redis.cli(&["DEL", key]);
+    }
+    until_hit(&mut client, "a").await;
+    let keys = redis.cli(&["KEYS", "*:default:a"]);
+    let left: i64 = redis.cli(&["PTTL", keys.lines().next().unwrap()]).parse().unwrap();
+    server.stop().await;
+    Duration::from_millis(left.try_into().expect("it has a time to live"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_stays_in_l1_for_five_minutes_at_most_where_nobody_tells_of_changes() {
+    const FIVE_MINUTES: Duration = Duration::from_secs(5 * 60);
+    let (replicas, standalone) = (Mongod::shared_replica_set(), Mongod::shared_standalone());
+    let kept = l1_keeps(standalone, "1h").await;
+    assert!(kept > Duration::from_secs(60) && kept <= FIVE_MINUTES, "{kept:?}");
+    let kept = l1_keeps(standalone, "60s").await;
+    assert!(kept <= Duration::from_secs(60), "the shorter one holds: {kept:?}");
+    let kept = l1_keeps(replicas, "1h").await;
+    assert!(kept > FIVE_MINUTES, "a change stream tells of them: {kept:?}");
+}

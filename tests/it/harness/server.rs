@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{client::Client, mongod::Mongod, process::temp_dir, redis::RedisServer};
 
 /// Long enough for anything that takes milliseconds on an idle machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Server {
     pub address: SocketAddr,

@@ -173,6 +173,35 @@ async fn what_was_cached_is_still_cached_after_a_failover() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn while_most_sentinels_are_silent_l1_is_bypassed() {
+    let sentinels = tokio::task::spawn_blocking(Sentinels::start).await.unwrap();
+    let (_pair, server) = over(&sentinels.url(), &[]).await;
+    let mut client = server.client().await;
+    until_writes_are_cached(&mut client, "a").await;
+    until_l1_answers(&server, "a", |_| ()).await;
+    sentinels.freeze(1..3);
+    eventually("L1 to be bypassed", async || {
+        let (row, degraded) = read(&mut client, "a").await.unwrap();
+        assert_eq!(row.status(), RowStatus::Found);
+        row.source() == Source::L2 && degraded
+    })
+    .await;
+    // However long it lasts: the master itself answers all the time.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        let (row, degraded) = read(&mut client, "a").await.unwrap();
+        assert!(row.source() == Source::L2 && degraded, "{row:?}, degraded: {degraded}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let written = write(&mut client, "a", 7.0).await.unwrap();
+    assert!(!written.cached, "{written:?}");
+    sentinels.thaw(1..3);
+    until_l1_answers(&server, "a", |row| assert!(row.revision >= written.revision, "{row:?}")).await;
+    until_writes_are_cached(&mut client, "a").await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_planned_failover_fails_no_call() {
     let sentinels = tokio::task::spawn_blocking(Sentinels::start).await.unwrap();
     let (_pair, server) = over(&sentinels.url(), &[("FEATURESTORE_L1_WAIT_REPLICAS", "1")]).await;

@@ -23,7 +23,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::harness::{redis::RedisServer, redis_cluster::RedisCluster, sentinel::Sentinels};
+use crate::harness::{redis::RedisServer, redis_cluster::RedisCluster, sentinel::Sentinels, server::eventually};
 
 const EPOCH: Epoch = Epoch(0xfeed);
 
@@ -50,7 +50,8 @@ async fn redis_at(server: &RedisServer) -> Arc<dyn Cache> {
 /// A usable cache at this address.
 async fn redis_of(url: &str) -> Arc<dyn Cache> {
     let cache = unprobed_of(url);
-    cache.probe(EPOCH, soon()).await.unwrap();
+    // On a busy machine too few may answer at once.
+    eventually("a probe to succeed", async || cache.probe(EPOCH, soon()).await.is_ok()).await;
     Arc::new(cache)
 }
 

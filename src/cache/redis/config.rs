@@ -29,7 +29,7 @@ pub struct RedisConfig {
 pub(super) enum Place {
     /// There is one, `server`.
     One,
-    /// Sentinels name it.
+    /// More than half of the sentinels name it.
     Sentinel { master: String, sentinels: Vec<ConnectionInfo> },
     /// They name each other; these are asked first.
     Cluster { seeds: Vec<Address> },
@@ -44,8 +44,8 @@ pub(super) struct Address {
 
 impl RedisConfig {
     /// Reads `redis://[user[:password]@]host[:port][/database]`,
-    /// `redis-sentinel://[user[:password]@]sentinel[:port],.../master[/database]` (with `?sentinel_password=` and
-    /// `sentinel_username=` where the sentinels ask for them) or `redis-cluster://[user[:password]@]host[:port],...`;
+    /// `redis-sentinel://[user[:password]@]sentinel[:port],.../master[/database]` (all sentinels; with
+    /// `?sentinel_password=` and `sentinel_username=` where they ask for them) or `redis-cluster://[user[:password]@]host[:port],...`;
     /// `rediss` for TLS. Two connections.
     pub fn parse(url: &str) -> Result<Self, InvalidRedisConfig> {
         let (scheme, rest) = url.split_once("://").unwrap_or_default();
@@ -150,8 +150,9 @@ fn sentinel(tls: &str, rest: &str) -> Result<(Place, ConnectionInfo), InvalidRed
         [master, db] => (master, db),
         _ => {
             return invalid(
-                "a redis-sentinel:// address ends with the name of the master as the sentinels know it, and perhaps a \
-                 database: redis-sentinel://host1:26379,host2:26379/mymaster/0",
+                "a redis-sentinel:// address lists all sentinels, as more than half must agree, and ends with the name of \
+                 the master as they know it, and perhaps a database: \
+                 redis-sentinel://host1:26379,host2:26379,host3:26379/mymaster/0",
             );
         }
     };

@@ -218,8 +218,9 @@ impl RedisCache {
             match word_of(replies.swap_remove(0)) {
                 Ok(done) if done == "OK" => return Ok(found),
                 Ok(other) => held = other,
-                // Memory is full; what is there still tells.
-                Err(CacheError::Refused(_)) if is_ours => return Ok(found),
+                // Memory is full; what is there still tells. No other refusal is forgiven: a master without its replicas
+                // (NOREPLICAS) may have been replaced.
+                Err(CacheError::Refused(why)) if is_ours && is_full(&why) => return Ok(found),
                 Err(error) => return Err(error),
             }
         }
@@ -282,6 +283,11 @@ fn word_of(reply: Value) -> Result<String, CacheError> {
     }
 }
 
+/// Whether a refusal says that memory is full. Before Redis 7 a script's error has the text inside.
+fn is_full(why: &str) -> bool {
+    why.starts_with("OOM ") || why.contains("-OOM ")
+}
+
 fn text(value: &Value) -> Option<&str> {
     match value {
         Value::BulkString(text) => std::str::from_utf8(text).ok(),
@@ -318,5 +324,13 @@ mod tests {
         assert_eq!(field(&info, "redis_version").and_then(parse_version), Some((7, 0)));
         assert!((6, 0) < OLDEST_VERSION && (6, 2) >= OLDEST_VERSION);
         assert_eq!(parse_version("unstable"), None);
+    }
+
+    #[test]
+    fn a_full_memory_is_told_from_other_refusals() {
+        assert!(is_full("OOM command not allowed when used memory > 'maxmemory'."));
+        assert!(is_full("ERR Error running script (call to f_12): @user_script:8: -OOM command not allowed"));
+        assert!(!is_full("NOREPLICAS Not enough good replicas to write."));
+        assert!(!is_full("ERR Error running script (call to f_12): @user_script:8: -NOREPLICAS Not enough"));
     }
 }

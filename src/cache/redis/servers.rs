@@ -81,12 +81,9 @@ impl Servers {
         let found = match (&self.config.place, &self.sentinels) {
             (Place::Cluster { seeds }, _) => self.look_at_cluster(&known, seeds).await?,
             (_, Some(sentinels)) => {
-                let Some(address) = sentinels.master().await? else {
-                    // Connections that stand may be kept; whom to make new ones to nobody says.
-                    let stands = known.masters.iter().any(|master| master.connections.verified().is_some());
-                    return if stands { Ok(known) } else { Err(down("no sentinel answers")) };
-                };
-                Layout { masters: vec![self.master(&known, address, None)?], slots: None, others: Vec::new() }
+                // Connections that stand are no reason to go on: it may be the master of old that they stand to.
+                let master = self.master(&known, sentinels.master().await?, None)?;
+                Layout { masters: vec![master], slots: None, others: Vec::new() }
             }
             (_, None) => return Ok(known),
         };

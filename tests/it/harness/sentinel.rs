@@ -16,7 +16,7 @@ pub struct Sentinels {
     /// The first one is the master at first.
     pub servers: Vec<RedisServer>,
     ports: Vec<u16>,
-    _processes: Vec<Process>,
+    processes: Vec<Process>,
     _folder: tempfile::TempDir,
 }
 
@@ -43,7 +43,7 @@ impl Sentinels {
             processes.push(Process::start("redis-server", args, &folder.path().join(format!("sentinel-{at}.log"))));
             ports.push(port);
         }
-        let sentinels = Self { servers: vec![master, replica], ports, _processes: processes, _folder: folder };
+        let sentinels = Self { servers: vec![master, replica], ports, processes, _folder: folder };
         wait_until("the sentinels to know all", SETTLING, || {
             sentinels.ports.iter().all(|port| {
                 let about = super::redis::try_cli(*port, &["SENTINEL", "MASTER", NAME]).unwrap_or_default();
@@ -58,6 +58,15 @@ impl Sentinels {
     pub fn url(&self) -> String {
         let list: Vec<String> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         format!("redis-sentinel://{}/{NAME}", list.join(","))
+    }
+
+    /// Stops some of the sentinels: they stay connected and answer nothing.
+    pub fn freeze(&self, sentinels: std::ops::Range<usize>) {
+        self.processes[sentinels].iter().for_each(|sentinel| sentinel.signal("STOP"));
+    }
+
+    pub fn thaw(&self, sentinels: std::ops::Range<usize>) {
+        self.processes[sentinels].iter().for_each(|sentinel| sentinel.signal("CONT"));
     }
 
     /// Asks for a failover, as an operator would, and waits until the other server is the master.

@@ -1,5 +1,6 @@
-//! Who the master is, by the sentinels' word. All are asked at once, and of different answers that of the newest
-//! configuration counts, so that a sentinel that was cut off with an old master convinces nobody.
+//! Who the master is, by the sentinels' word. All are asked at once, more than half must name one, and of different answers
+//! that of the newest configuration counts. A failover needs more than half of the sentinels too: so whoever is cut off with
+//! an old master, and however many sentinels fewer than that, is convinced by nobody.
 
 use std::sync::Arc;
 
@@ -29,16 +30,10 @@ impl Sentinels {
         Ok(Self { master: master.to_owned(), all: all.collect::<Result<_, _>>()? })
     }
 
-    /// The master's address; None: no sentinel answers.
-    pub(super) async fn master(&self) -> Result<Option<Address>, CacheError> {
+    /// The master's address, by the word of more than half of them.
+    pub(super) async fn master(&self) -> Result<Address, CacheError> {
         let answers = join_all(self.all.iter().map(|sentinel| self.ask(sentinel))).await;
-        match newest(answers.iter().flatten().flatten()) {
-            Some(address) => Ok(Some(address)),
-            None => match answers.into_iter().flatten().next() {
-                Some(Err(why)) => Err(down(format!("no sentinel names a master of {:?}: {why}", self.master))),
-                _ => Ok(None),
-            },
-        }
+        agreed(&answers).map_err(|why| down(format!("{why} (the master is {:?})", self.master)))
     }
 
     /// None: it does not answer. An error: it does, but names none.
@@ -61,8 +56,19 @@ impl Sentinels {
 /// The number of a configuration and its master, or why a sentinel names none.
 type Answer = Result<(u64, Address), String>;
 
-fn newest<'a>(answers: impl Iterator<Item = &'a (u64, Address)>) -> Option<Address> {
-    answers.max_by_key(|(configuration, _)| *configuration).map(|(_, address)| address.clone())
+/// What more than half name, the newest of it; or how many did what.
+fn agreed(answers: &[Option<Answer>]) -> Result<Address, String> {
+    let named: Vec<_> = answers.iter().flatten().flatten().collect();
+    match named.iter().max_by_key(|(configuration, _)| *configuration) {
+        Some((_, address)) if named.len() * 2 > answers.len() => Ok(address.clone()),
+        _ => {
+            let (answered, all) = (answers.iter().flatten().count(), answers.len());
+            let refusal = answers.iter().flatten().find_map(|answer| answer.as_ref().err());
+            let why = refusal.map(|why| format!(": {why}")).unwrap_or_default();
+            let named = named.len();
+            Err(format!("{answered} of {all} sentinels answer, {named} name a master, and more than half must{why}"))
+        }
+    }
 }
 
 fn answer(replies: &[Value]) -> Answer {
@@ -108,9 +114,28 @@ mod tests {
     #[test]
     fn of_different_answers_that_of_the_newest_configuration_counts() {
         let answers = [says("1", "3"), says("2", "10"), says("3", "9"), vec![Value::Nil, Value::Nil]];
-        let answers: Vec<Answer> = answers.iter().map(|replies| answer(replies)).collect();
-        let address = newest(answers.iter().flatten());
-        assert_eq!(address, Some(Address { host: "10.0.0.1".to_owned(), port: 2 }));
-        assert_eq!(newest([].iter()), None);
+        let answers: Vec<_> = answers.iter().map(|replies| Some(answer(replies))).collect();
+        assert_eq!(agreed(&answers), Ok(Address { host: "10.0.0.1".to_owned(), port: 2 }));
+    }
+
+    #[test]
+    fn half_of_the_sentinels_or_fewer_convince_nobody() {
+        let named = || Some(answer(&says("1", "3")));
+        let unknown = || Some(answer(&[Value::Nil, Value::Nil]));
+        for answers in [vec![named()], vec![named(), named(), None], vec![named(), unknown(), named()]] {
+            assert_eq!(agreed(&answers).unwrap().port, 1);
+        }
+        for (answers, told) in [
+            (vec![None], "0 of 1 sentinels answer, 0 name"),
+            (vec![named(), None], "1 of 2 sentinels answer, 1 name"),
+            (vec![None, named(), None], "1 of 3 sentinels answer, 1 name"),
+            (
+                vec![unknown(), named(), None],
+                "2 of 3 sentinels answer, 1 name a master, and more than half must: it is",
+            ),
+        ] {
+            let why = agreed(&answers).unwrap_err();
+            assert!(why.starts_with(told), "{why}");
+        }
     }
 }

@@ -191,7 +191,12 @@ impl Tiered {
         if settles.is_empty() {
             return true;
         }
-        let Some(answers) = patience.step(settles.len(), |by| self.cache.settle(&settles, by)).await else {
+        let step = |by| self.cache.settle(&settles, by);
+        let answers = match settles.iter().all(|settle| settle.fill.is_some()) {
+            true => patience.step(settles.len(), step).await,
+            false => patience.waiting_step(settles.len(), step).await,
+        };
+        let Some(answers) = answers else {
             self.trust.remember(keys.iter().copied());
             return false;
         };

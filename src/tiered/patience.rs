@@ -20,7 +20,7 @@ pub(super) struct L1Patience<'a> {
 }
 
 impl<'a> L1Patience<'a> {
-    /// That of a call which may still wait so long; each step shows L1's pace.
+    /// That of a call which may still wait so long; its steps show L1's pace.
     pub(super) fn new(left: Duration, pace: &'a Pace) -> Self {
         Self { left, pace }
     }
@@ -41,15 +41,35 @@ impl<'a> L1Patience<'a> {
         keys: usize,
         step: impl FnOnce(Instant) -> F,
     ) -> Option<T> {
+        let (answer, took) = self.timed(keys, step).await?;
+        self.pace.took(took);
+        Some(answer)
+    }
+
+    /// A `step` that may wait for replicas (`l1.wait_replicas`: MARK, a SETTLE that fills nothing, a removal), which shows
+    /// their pace rather than L1's.
+    pub(super) async fn waiting_step<T, F: Future<Output = T>>(
+        &mut self,
+        keys: usize,
+        step: impl FnOnce(Instant) -> F,
+    ) -> Option<T> {
+        Some(self.timed(keys, step).await?.0)
+    }
+
+    /// Does a step, and takes what it took from what is left.
+    async fn timed<T, F: Future<Output = T>>(
+        &mut self,
+        keys: usize,
+        step: impl FnOnce(Instant) -> F,
+    ) -> Option<(T, Duration)> {
         if self.left().is_zero() {
             return None;
         }
         let (began, extra) = (Instant::now(), for_keys(keys));
         let answer = step(began + self.left + extra).await;
         let took = began.elapsed().saturating_sub(extra);
-        self.pace.took(took);
         self.left = self.left.saturating_sub(took);
-        Some(answer)
+        Some((answer, took))
     }
 }
 

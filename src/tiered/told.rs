@@ -91,7 +91,7 @@ impl Tiered {
                 fill: None,
             };
             let settles: Vec<_> = keys.iter().zip(revisions).map(settle).collect();
-            let Some(answers) = patience.step(settles.len(), |by| self.cache.settle(&settles, by)).await else {
+            let Some(answers) = patience.waiting_step(settles.len(), |by| self.cache.settle(&settles, by)).await else {
                 self.go_on_alone(settles.len(), |cache, by| async move { cache.settle(&settles, by).await });
                 return told;
             };
@@ -144,7 +144,7 @@ impl Tiered {
         }
         if !gone.is_empty() && failure.is_none() {
             let removes: Vec<_> = gone.iter().map(|i| CacheKey::new(epoch, &keys[*i])).collect();
-            match patience.step(removes.len(), |by| self.cache.remove(&removes, by)).await {
+            match patience.waiting_step(removes.len(), |by| self.cache.remove(&removes, by)).await {
                 Some(answers) => {
                     for (i, answer) in gone.into_iter().zip(answers) {
                         confirmed[i] = answer.is_ok();

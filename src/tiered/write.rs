@@ -211,7 +211,7 @@ impl Tiered {
 
     async fn mark(&self, epoch: Epoch, keys: &[RecordKey], patience: &mut L1Patience<'_>) -> Option<Vec<PermitId>> {
         let marks: Vec<_> = keys.iter().map(|key| (CacheKey::new(epoch, key), PermitId::random())).collect();
-        let answers = patience.step(marks.len(), |by| self.cache.mark(&marks, by)).await?;
+        let answers = patience.waiting_step(marks.len(), |by| self.cache.mark(&marks, by)).await?;
         if self.note_failed(&answers) {
             return None;
         }

@@ -190,7 +190,8 @@ async fn while_most_sentinels_are_silent_l1_is_bypassed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planned_failover_fails_no_call() {
     let sentinels = tokio::task::spawn_blocking(Sentinels::start).await.unwrap();
-    let (_pair, server) = over(&sentinels.url(), &[]).await;
+    // The sentinels stop no writes: what the master of old is told after the promotion is lost, unless replicas confirm.
+    let (_pair, server) = over(&sentinels.url(), &[("FEATURESTORE_L1_WAIT_REPLICAS", "1")]).await;
     let (load, tasks) = Load::start(clients(&server).await);
     until_writes_are_cached(&mut server.client().await, "another").await;
     let sentinels = tokio::task::spawn_blocking(move || {

@@ -192,7 +192,7 @@ async fn an_address_of_the_wrong_kind_is_told_with_what_to_do() {
     let error = told(&single.url().replace("redis://", "redis-cluster://")).await;
     assert!(error.contains("cluster support disabled"), "{error}");
     let error = told(&format!("redis-sentinel://{}/main", single.address())).await;
-    assert!(error.contains("no sentinel") && error.contains("unknown command"), "{error}");
+    assert!(error.contains("1 of 1 sentinels") && error.contains("unknown command"), "{error}");
     let cluster = empty_cluster().await;
     // Two of the three do not have the marker's slot.
     let mut errors = 0;

@@ -9,7 +9,9 @@
 //! - [`write_bulk`](Tiered::write_bulk): commit, then SETTLE.
 //! - [`repair`](Tiered::repair): removes from L1 what changes of L2 made old, whoever made them.
 //! - [`audit`](Tiered::audit): whether L1 tells the truth.
-//! - [`trust`]: whether L1 may be used at all; [`watch`](Tiered::watch) brings it back after a loss.
+//! - [`trust`]: whether L1 may be used at all; [`watch`](Tiered::watch) brings it back after a loss. [`breaker`]: whether a
+//!   tier answers; [`pace`]: whether L1 is fast enough for reads; [`mode`]: all of that, as people are told.
+//! - `patience`: how long a call waits for L1 in all; [`lane`]: how many may ask L2 at once, and who is shed.
 
 pub mod audit;
 pub mod breaker;

@@ -21,8 +21,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use featurestore::{
     cache::{Cache as _, CacheKey, Epoch, memory::MemoryCache},
-    record::{Clock, EntityId, FeatureView, Record, RecordKey, Revision, WriteMode},
-    store::{Change, RequestId, Store as _, Write, embedded::EmbeddedStore},
+    record::{Clock, EntityId, FeatureView, RecordKey, Revision},
+    store::{Change, Store as _, Write, embedded::EmbeddedStore},
     tiered::{
         Consistency, OnL1Loss, ReadRequest, RowError, Settings, Tier, Tiered, WriteAnswer, WriteError, trust::L1Use,
     },
@@ -235,15 +235,7 @@ fn key(id: &str) -> RecordKey {
 }
 
 fn write(id: &str) -> Write {
-    let record = Record {
-        mode: WriteMode::Replace,
-        features: Default::default(),
-        model_version: String::new(),
-        event_time: None,
-        lifetime: None,
-    };
-    let request_id = RequestId(format!("{:032x}", rand::random::<u128>()).into());
-    Write { key: key(id), request_id, if_revision: None, change: Change::Upsert(record) }
+    fixture::put(&key(id)).0
 }
 
 fn delete(id: &str) -> Write {

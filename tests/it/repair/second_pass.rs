@@ -4,11 +4,8 @@ use std::sync::Arc;
 
 use featurestore::{
     cache::redis::{RedisCache, RedisConfig},
-    record::{Clock, Record, WriteMode},
-    store::{
-        Change, RequestId, Write,
-        mongodb::{MongoConfig, MongoStore},
-    },
+    record::Clock,
+    store::mongodb::{MongoConfig, MongoStore},
     tiered::{Consistency, OnL1Loss, ReadRequest, Settings, Tiered, repair::RepairSettings, trust::L1Use},
 };
 use tokio_util::sync::CancellationToken;
@@ -46,25 +43,14 @@ async fn it_removes_what_a_failover_of_redis_brought_back() {
     .await;
 
     let key = fixture::key("a");
-    let write = || {
-        let request_id = RequestId(format!("{:032x}", rand::random::<u128>()).into());
-        let record = Record {
-            mode: WriteMode::Replace,
-            features: Default::default(),
-            model_version: String::new(),
-            event_time: None,
-            lifetime: None,
-        };
-        let change = Change::Upsert(record);
-        Write { key: key.clone(), request_id, if_revision: None, change }
-    };
+    let write = || fixture::put(&key).0;
     let old = tiered.upsert(write()).await.unwrap();
     let entry = redis.cli(&["KEYS", "*:contract:a *"]);
     assert_eq!(redis.cli(&["COPY", &entry, "kept"]), "1");
     let new = tiered.upsert(write()).await.unwrap();
     assert!(old.cached && new.cached);
     // As two changes of one record may be made good at once.
-    tiered.upsert(Write { key: fixture::key("b"), ..write() }).await.unwrap();
+    tiered.upsert(fixture::put(&fixture::key("b")).0).await.unwrap();
     eventually("the first pass over both", async || tiered.repairs().reading().written >= 2).await;
     let dropped = tiered.repairs().reading().dropped;
     // What a replica that lagged behind would answer with.

@@ -71,6 +71,17 @@ impl RedisCluster {
         (3..6).find(follows).expect("it has a replica")
     }
 
+    /// Waits until a replica has all that its master holds now.
+    pub fn until_replicated(&self, master: usize, replica: usize) {
+        let offset = |at: usize, field: &str| -> u64 {
+            let told = self.nodes[at].cli(&["INFO", "replication"]);
+            let value = told.lines().find_map(|line| line.trim().strip_prefix(field)?.strip_prefix(':'));
+            value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{field} in {told}"))
+        };
+        let wanted = offset(master, "master_repl_offset");
+        wait_until("a replica to catch up", SETTLING, || offset(replica, "slave_repl_offset") >= wanted);
+    }
+
     /// Waits until a replica of old is a master by everybody's word but that of one that is gone.
     pub fn until_promoted(&self, replica: usize, gone: usize) {
         wait_until("a replica to be promoted", SETTLING, || {

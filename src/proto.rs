@@ -1,10 +1,12 @@
 //! The generated code of `featurestore.v1`, and the one message of it that is written by hand: a row whose features
-//! stay the bytes they are stored as.
+//! stay the bytes they are stored as. And the codec that both go through.
 
 #![allow(missing_docs, clippy::all, reason = "generated; the documentation is in the .proto file")]
 
+mod codec;
 mod encoded_row;
 
+pub use codec::SizedCodec;
 pub use encoded_row::EncodedRow;
 
 tonic::include_proto!("featurestore.v1");

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
 use prost::Message as _;
 use tokio::time::Instant;
 
@@ -15,7 +14,7 @@ use crate::{
     proto::{EncodedRow, GetFeaturesResponse, RowStatus, Source},
     record::{
         Millis, State,
-        encoding::{Corrupt, Projection, StoredRecord},
+        encoding::{Corrupt, Projection, Scratch, StoredRecord},
     },
     store::StoreError,
     tiered::{ReadAnswer, Row, RowError, Tier},
@@ -47,7 +46,7 @@ pub(super) fn response(read: Read, answer: ReadAnswer, now: Millis) -> Result<Ge
     let judge = Judge { now, expected: &read.expected_model_version, max_age: read.max_age };
     Ok(match &read.shape {
         Shape::Rows(projection) => {
-            let mut scratch = BytesMut::new();
+            let mut scratch = Scratch::for_rows(rows.len());
             let build = |(id, row)| encoded_row(id, row, &judge, projection.as_ref(), read.omit_metadata, &mut scratch);
             let rows = read.entity_ids.into_iter().zip(rows).map(build).collect();
             GetFeaturesResponse { rows, matrix: None, degraded }
@@ -103,44 +102,46 @@ fn encoded_row(
     judge: &Judge<'_>,
     projection: Option<&Projection>,
     omit_metadata: bool,
-    scratch: &mut BytesMut,
+    scratch: &mut Scratch,
 ) -> EncodedRow {
     let Row { state, tier } = match row {
         Ok(row) => row,
         Err(error) => return error_row(id, error.into()),
     };
-    let mut encoded = EncodedRow::new(id, RowStatus::NotFound);
-    encoded.revision = state.revision().0;
-    if !omit_metadata {
-        encoded = encoded.from_source(match tier {
+    let revision = state.revision().0;
+    let from_tier = |id, status| {
+        let row = EncodedRow::new(id, status).at_revision(revision);
+        if omit_metadata {
+            return row;
+        }
+        row.from_source(match tier {
             Tier::L1 => Source::L1,
             Tier::L2 => Source::L2,
-        });
-    }
-    let State::Record(record) = state else { return encoded };
-    let mut fill = |encoded: &mut EncodedRow| -> Result<(), Corrupt> {
-        let status = judge.status(&record)?;
-        encoded.status = status.into();
-        if !omit_metadata {
-            encoded.metadata = record.metadata_segment();
-        }
-        if status == RowStatus::Found {
-            (encoded.features, encoded.missing_features) = match projection {
-                None => (record.features_segment(), Vec::new()),
-                Some(projection) => projection.apply(&record, scratch)?,
-            };
-        }
-        Ok(())
+        })
     };
-    match fill(&mut encoded) {
-        Ok(()) => encoded,
+    let State::Record(record) = state else { return from_tier(id, RowStatus::NotFound) };
+    let judged = judge.status(&record).and_then(|status| {
+        let wanted = projection.filter(|_| status == RowStatus::Found);
+        Ok((status, wanted.map(|wanted| wanted.apply(&record, scratch)).transpose()?))
+    });
+    match judged {
+        Ok((status, Some((features, missing)))) => {
+            let row = from_tier(id, status).with_projected(features, missing);
+            if omit_metadata { row } else { row.with_stored(record.into_metadata()) }
+        }
+        Ok((status, None)) => match (status == RowStatus::Found, omit_metadata) {
+            (true, false) => from_tier(id, status).with_stored(record.into_segments()),
+            (true, true) => from_tier(id, status).with_stored(record.into_features()),
+            (false, false) => from_tier(id, status).with_stored(record.into_metadata()),
+            (false, true) => from_tier(id, status),
+        },
         Err(cause) => {
-            tracing::error!(entity_id = encoded.entity_id, %cause, "a stored record cannot be read");
-            error_row(encoded.entity_id, Failure::unreadable())
+            tracing::error!(entity_id = id, %cause, "a stored record cannot be read");
+            error_row(id, Failure::unreadable())
         }
     }
 }
 
 fn error_row(id: String, failure: Failure) -> EncodedRow {
-    EncodedRow { error: Some(Box::new(failure.into())), ..EncodedRow::new(id, RowStatus::Error) }
+    EncodedRow::new(id, RowStatus::Error).with_error(failure.into())
 }

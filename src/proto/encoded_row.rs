@@ -11,36 +11,77 @@ use prost::{
 
 use super::{Error, RowStatus, Source};
 
-/// A `FeatureRow` whose features and metadata are already encoded.
+/// A `FeatureRow` whose features and metadata are already encoded. Each field is set once at most, as its length is added
+/// up then: an answer's length is asked for several times, and a batch has many rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EncodedRow {
     /// Field 1, as it was asked for.
-    pub entity_id: String,
+    entity_id: String,
     /// Field 2, a `RowStatus`.
-    pub status: i32,
-    /// Encoded field 3: the features, whole or projected.
-    pub features: Bytes,
-    /// Encoded fields 4, 6, 7 and 8: model version and times.
-    pub metadata: Bytes,
+    status: i32,
+    /// Encoded fields that a record is stored with: 3, 4, 6, 7 and 8, or some of them.
+    stored: Bytes,
+    /// Encoded field 3 where only some features are wanted.
+    projected: Bytes,
     /// Field 5.
-    pub revision: i64,
+    revision: i64,
     /// Field 9, a `Source`.
-    pub source: i32,
+    source: i32,
     /// Field 10.
-    pub missing_features: Vec<String>,
+    missing_features: Vec<String>,
     /// Field 11; boxed, as it is rare.
-    pub error: Option<Box<Error>>,
+    error: Option<Box<Error>>,
+    /// Of all of them.
+    len: usize,
 }
 
 impl EncodedRow {
     /// A row of this status and nothing else.
     pub fn new(entity_id: String, status: RowStatus) -> Self {
-        Self { entity_id, status: status as i32, ..Self::default() }
+        let (status, mut len) = (status as i32, 0);
+        if !entity_id.is_empty() {
+            len += encoding::string::encoded_len(1, &entity_id);
+        }
+        if status != 0 {
+            len += encoding::int32::encoded_len(2, &status);
+        }
+        Self { entity_id, status, len, ..Self::default() }
     }
 
-    /// The same row, with the tier that answered.
+    /// With the revision of what was found.
+    pub fn at_revision(mut self, revision: i64) -> Self {
+        self.revision = revision;
+        if revision != 0 {
+            self.len += encoding::int64::encoded_len(5, &revision);
+        }
+        self
+    }
+
+    /// With the tier that answered.
     pub fn from_source(mut self, source: Source) -> Self {
         self.source = source as i32;
+        self.len += encoding::int32::encoded_len(9, &self.source);
+        self
+    }
+
+    /// With encoded fields 3, 4, 6, 7 and 8, or some of them.
+    pub fn with_stored(mut self, fields: Bytes) -> Self {
+        self.len += fields.len();
+        self.stored = fields;
+        self
+    }
+
+    /// With encoded field 3 of the features that were asked for by name, and the names that the record lacks.
+    pub fn with_projected(mut self, features: Bytes, missing: Vec<String>) -> Self {
+        self.len += features.len() + encoding::string::encoded_len_repeated(10, &missing);
+        (self.projected, self.missing_features) = (features, missing);
+        self
+    }
+
+    /// With what went wrong.
+    pub fn with_error(mut self, error: Error) -> Self {
+        self.len += encoding::message::encoded_len(11, &error);
+        self.error = Some(Box::new(error));
         self
     }
 }
@@ -53,8 +94,8 @@ impl Message for EncodedRow {
         if self.status != 0 {
             encoding::int32::encode(2, &self.status, buf);
         }
-        buf.put_slice(&self.features);
-        buf.put_slice(&self.metadata);
+        buf.put_slice(&self.projected);
+        buf.put_slice(&self.stored);
         if self.revision != 0 {
             encoding::int64::encode(5, &self.revision, buf);
         }
@@ -68,24 +109,7 @@ impl Message for EncodedRow {
     }
 
     fn encoded_len(&self) -> usize {
-        let mut len = self.features.len() + self.metadata.len();
-        if !self.entity_id.is_empty() {
-            len += encoding::string::encoded_len(1, &self.entity_id);
-        }
-        if self.status != 0 {
-            len += encoding::int32::encoded_len(2, &self.status);
-        }
-        if self.revision != 0 {
-            len += encoding::int64::encoded_len(5, &self.revision);
-        }
-        if self.source != 0 {
-            len += encoding::int32::encoded_len(9, &self.source);
-        }
-        len += encoding::string::encoded_len_repeated(10, &self.missing_features);
-        if let Some(error) = &self.error {
-            len += encoding::message::encoded_len(11, error.as_ref());
-        }
-        len
+        self.len
     }
 
     fn merge_field(

@@ -21,7 +21,7 @@ mod projection;
 #[cfg(test)]
 mod properties;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut, Bytes, BytesMut};
 use prost::{
     Message,
     encoding::{self, WireType},
@@ -32,7 +32,7 @@ use super::{FeatureName, Features, Millis, Revision, Snapshot};
 use crate::proto::Value;
 
 pub use matrix::{Cell, Columns};
-pub use projection::Projection;
+pub use projection::{Projection, Scratch};
 
 const FORMAT_VERSION: u8 = 1;
 const HEADER_BYTES: usize = 36;
@@ -127,18 +127,31 @@ impl StoredRecord {
     }
 
     /// Segment 1: the encoded features.
-    pub fn features_segment(&self) -> Bytes {
-        self.0.slice(HEADER_BYTES..self.segment2())
+    pub fn into_features(mut self) -> Bytes {
+        self.0.truncate(self.segment2());
+        self.0.advance(HEADER_BYTES);
+        self.0
     }
 
     /// Segment 2: the encoded model version and times.
-    pub fn metadata_segment(&self) -> Bytes {
-        self.0.slice(self.segment2()..)
+    pub fn into_metadata(mut self) -> Bytes {
+        self.0.advance(self.segment2());
+        self.0
+    }
+
+    /// Both segments, which stand side by side.
+    pub fn into_segments(mut self) -> Bytes {
+        self.0.advance(HEADER_BYTES);
+        self.0
     }
 
     /// The features one by one, in the order of their names, undecoded.
     pub fn entries(&self) -> FeatureEntries<'_> {
-        FeatureEntries(&self.0[HEADER_BYTES..self.segment2()])
+        FeatureEntries(self.features())
+    }
+
+    fn features(&self) -> &[u8] {
+        &self.0[HEADER_BYTES..self.segment2()]
     }
 
     /// The model version, without decoding the rest: it stands first in segment 2 where there is one.
@@ -159,7 +172,8 @@ impl StoredRecord {
         let mut features = Features::new();
         for entry in self.entries() {
             let entry = entry?;
-            let name = FeatureName::parse(entry.name).map_err(|_| Corrupt("a feature's name is not allowed"))?;
+            let name = std::str::from_utf8(entry.name).ok().and_then(|name| FeatureName::parse(name).ok());
+            let name = name.ok_or(Corrupt("a feature's name is not allowed"))?;
             let value = Value::decode(entry.value).map_err(|_| Corrupt("a value cannot be decoded"))?;
             features.insert(name, value);
         }
@@ -209,8 +223,8 @@ pub fn features_len(features: &Features) -> usize {
 pub struct FeatureEntry<'a> {
     /// The whole map entry, tag and length included: it can be copied into a row as it is.
     pub encoded: &'a [u8],
-    /// The feature's name.
-    pub name: &'a str,
+    /// The feature's name in UTF-8, unchecked: comparing needs no more.
+    pub name: &'a [u8],
     /// The encoded `Value`.
     pub value: &'a [u8],
 }
@@ -243,7 +257,7 @@ fn next_entry<'a>(rest: &mut &'a [u8]) -> Option<FeatureEntry<'a>> {
     if take_byte(&mut body)? != (1 << 3) | 2 {
         return None;
     }
-    let name = std::str::from_utf8(take_delimited(&mut body)?).ok()?;
+    let name = take_delimited(&mut body)?;
     if take_byte(&mut body)? != (2 << 3) | 2 {
         return None;
     }
@@ -258,7 +272,14 @@ fn take_byte(rest: &mut &[u8]) -> Option<u8> {
 }
 
 fn take_delimited<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let len = usize::try_from(encoding::decode_varint(rest).ok()?).ok()?;
+    let len = match rest.split_first()? {
+        // Most lengths are one byte.
+        (len @ ..0x80, tail) => {
+            *rest = tail;
+            usize::from(*len)
+        }
+        _ => usize::try_from(encoding::decode_varint(rest).ok()?).ok()?,
+    };
     let (head, tail) = rest.split_at_checked(len)?;
     *rest = tail;
     Some(head)

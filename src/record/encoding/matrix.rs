@@ -47,8 +47,8 @@ impl Columns {
                 break;
             }
             let entry = entry?;
-            while wanted.next_if(|(name, _)| name.as_str() < entry.name).is_some() {}
-            while let Some((_, column)) = wanted.next_if(|(name, _)| name.as_str() == entry.name) {
+            while wanted.next_if(|(name, _)| name.as_str().as_bytes() < entry.name).is_some() {}
+            while let Some((_, column)) = wanted.next_if(|(name, _)| name.as_str().as_bytes() == entry.name) {
                 row[*column] = cell(entry.value)?;
             }
         }

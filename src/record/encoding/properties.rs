@@ -1,6 +1,6 @@
 //! Properties of the stored bytes, over random records of every kind of value.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use proptest::{collection::vec, prelude::*, sample::subsequence};
 use prost::Message as _;
 
@@ -68,6 +68,17 @@ fn snapshots() -> impl Strategy<Value = Snapshot> {
     )
 }
 
+fn empty() -> Snapshot {
+    Snapshot {
+        features: Features::new(),
+        model_version: String::new(),
+        revision: Revision(1),
+        event_time: Millis(1),
+        write_time: Millis(1),
+        expire_at: None,
+    }
+}
+
 fn named(names: &[&FeatureName]) -> Vec<FeatureName> {
     names.iter().map(|name| (*name).clone()).collect()
 }
@@ -81,16 +92,17 @@ proptest! {
         let decoded = parsed.decode().unwrap();
         prop_assert_eq!(format!("{decoded:?}"), format!("{snapshot:?}"));
         prop_assert_eq!(StoredRecord::encode(&decoded), stored);
-        prop_assert_eq!(features_len(&snapshot.features), parsed.features_segment().len());
+        prop_assert_eq!(features_len(&snapshot.features), parsed.into_features().len());
     }
 
     #[test]
     fn a_passed_through_row_is_what_a_client_expects(snapshot in snapshots()) {
         let stored = StoredRecord::encode(&snapshot);
-        let mut row = EncodedRow::new("id".to_owned(), RowStatus::Found).from_source(Source::L1);
-        row.revision = snapshot.revision.0;
-        row.features = stored.features_segment();
-        row.metadata = stored.metadata_segment();
+        prop_assert_eq!([stored.clone().into_features(), stored.clone().into_metadata()].concat(), stored.clone().into_segments());
+        let row = EncodedRow::new("id".to_owned(), RowStatus::Found)
+            .from_source(Source::L1)
+            .at_revision(snapshot.revision.0)
+            .with_stored(stored.into_segments());
         prop_assert_eq!(row.encode_to_vec().len(), row.encoded_len());
         let seen = client::FeatureRow::decode(&row.encode_to_vec()[..]).unwrap();
         prop_assert_eq!(&seen.model_version, &snapshot.model_version);
@@ -115,11 +127,11 @@ proptest! {
         let strange: Vec<_> = strange.iter().map(|name| FeatureName::parse(name).unwrap()).collect();
         let names = named(&wanted.iter().chain(&strange).collect::<Vec<_>>());
         let stored = StoredRecord::encode(&snapshot);
-        let (features, missing) = Projection::new(&names).apply(&stored, &mut BytesMut::new()).unwrap();
+        let (features, missing) = Projection::new(&names).apply(&stored, &mut Scratch::default()).unwrap();
 
         let mut filtered = snapshot.clone();
         filtered.features.retain(|name, _| names.contains(name));
-        prop_assert_eq!(features, StoredRecord::encode(&filtered).features_segment());
+        prop_assert_eq!(features, StoredRecord::encode(&filtered).into_features());
         let mut lacked = Vec::new();
         for name in names {
             let name = name.as_str().to_owned();
@@ -130,13 +142,38 @@ proptest! {
         prop_assert_eq!(missing, lacked);
     }
 
+    /// Neither where the records have the same features nor where they have others.
+    #[test]
+    fn a_row_of_a_batch_is_projected_as_if_it_were_alone(
+        (snapshots, names) in vec(snapshots(), 1..4).prop_flat_map(|snapshots| {
+            let names: Vec<FeatureName> = snapshots[0].features.keys().cloned().collect();
+            let count = names.len();
+            (Just(snapshots), subsequence(names, 0..=count))
+        }),
+        order in vec(any::<prop::sample::Index>(), 1..12),
+    ) {
+        let projection = Projection::new(&names);
+        let mut scratch = Scratch::for_rows(order.len());
+        for index in order {
+            let record = StoredRecord::encode(index.get(&snapshots));
+            let alone = projection.apply(&record, &mut Scratch::default()).unwrap();
+            prop_assert_eq!(projection.apply(&record, &mut scratch).unwrap(), alone);
+        }
+    }
+
     #[test]
     fn bytes_from_anywhere_never_panic(bytes in vec(any::<u8>(), 0..200)) {
         if let Ok(record) = StoredRecord::parse_summed(bytes.into()) {
             let _ = record.decode();
             let _ = record.model_version();
             let names = [FeatureName::parse("a").unwrap()];
-            let _ = Projection::new(&names).apply(&record, &mut BytesMut::new());
+            let projection = Projection::new(&names);
+            let _ = projection.apply(&record, &mut Scratch::default());
+            // Also from where another record had it.
+            let features = [(names[0].clone(), Value { kind: Some(Kind::NullVal(0)) })].into();
+            let mut scratch = Scratch::default();
+            projection.apply(&StoredRecord::encode(&Snapshot { features, ..empty() }), &mut scratch).unwrap();
+            let _ = projection.apply(&record, &mut scratch);
             let _ = Columns::new(&names).read(&record, &mut [Cell::Missing]);
         }
     }

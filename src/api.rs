@@ -127,11 +127,12 @@ impl FeatureStoreService for Api {
             Consistency::Strong => self.0.deadlines.strong,
         });
         let request = read.take_request(deadline);
-        let reading = async { Ok::<_, Failure>(self.0.tiered.read(request).await) };
+        // Pinned, as the future is large and would be moved into the timeout.
+        let reading = std::pin::pin!(self.0.tiered.read(request));
         let answer = match arrived.is_clients(deadline) {
-            true => tokio::time::timeout_at(deadline, reading).await.unwrap_or_else(|_| Err(Failure::deadline()))?,
+            true => tokio::time::timeout_at(deadline, reading).await.map_err(|_| Failure::deadline())?,
             // Nobody gives up at that moment, so what the tiers say of it is worth waiting for.
-            false => reading.await?,
+            false => reading.await,
         };
         rows::check_time(&answer, deadline, arrived.is_clients(deadline))?;
         let response = rows::response(read, answer, self.0.clock.now())?;

@@ -47,10 +47,34 @@ pub struct CacheKey(Bytes);
 impl CacheKey {
     /// The key of a record in an epoch.
     pub fn new(epoch: Epoch, key: &RecordKey) -> Self {
+        let mut buf = BytesMut::with_capacity(Self::most_bytes(key));
+        Self::write(epoch, key, &mut buf);
+        Self(buf.freeze())
+    }
+
+    /// The keys of many records in an epoch; they share one buffer, which the last of them frees.
+    pub fn all(epoch: Epoch, keys: &[RecordKey]) -> Vec<Self> {
+        let mut buf = BytesMut::with_capacity(keys.iter().map(Self::most_bytes).sum());
+        let one = |key: &RecordKey| {
+            Self::write(epoch, key, &mut buf);
+            Self(buf.split().freeze())
+        };
+        keys.iter().map(one).collect()
+    }
+
+    /// The same in a buffer of its own, for keeping.
+    pub fn detached(&self) -> Self {
+        Self(Bytes::copy_from_slice(&self.0))
+    }
+
+    fn most_bytes(key: &RecordKey) -> usize {
+        26 + key.view.as_str().len() + key.entity_id.as_str().len()
+    }
+
+    fn write(epoch: Epoch, key: &RecordKey, buf: &mut BytesMut) {
         let (view, id) = (key.view.as_str(), key.entity_id.as_str());
-        let mut buf = BytesMut::with_capacity(26 + view.len() + id.len());
         buf.put_slice(b"{}fs:");
-        put_hex(epoch.0, &mut buf);
+        put_hex(epoch.0, buf);
         // A view has at most 63 bytes, so its length has one or two digits.
         buf.put_u8(b':');
         if view.len() >= 10 {
@@ -61,7 +85,6 @@ impl CacheKey {
         buf.put_slice(view.as_bytes());
         buf.put_u8(b':');
         buf.put_slice(id.as_bytes());
-        Self(buf.freeze())
     }
 
     /// The bytes of the key.

@@ -66,6 +66,10 @@ impl EntityId {
             let len = id.len();
             return Err(InvalidName(format!("an entity id may have {MAX_ENTITY_ID_BYTES} bytes, this one has {len}")));
         }
+        // Most ids are plain, and this looks at many bytes at once.
+        if id.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return Ok(Self(id.into()));
+        }
         match id.chars().find(|c| c.is_control()) {
             Some(c) => Err(InvalidName(format!(
                 "an entity id must hold no control character, this one holds U+{:04X}",

@@ -43,8 +43,8 @@ use tokio::{sync::watch::Sender, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    cache::{Cache, CacheError, CacheKey, CacheValue, Epoch, Fill},
-    record::{Clock, RecordKey, State},
+    cache::{Cache, CacheError, CacheValue, Fill},
+    record::{Clock, State},
     store::{Store, StoreError},
 };
 use audit::Audit;
@@ -263,8 +263,4 @@ impl Tiered {
         // Never beyond l1.ttl, which may be set shorter than the negative entries' range.
         Fill { value: CacheValue::from(state), ttl: ttl.min(self.l1_ttl()).max(Duration::from_millis(1)) }
     }
-}
-
-fn cache_keys(epoch: Epoch, keys: &[RecordKey]) -> Vec<CacheKey> {
-    keys.iter().map(|key| CacheKey::new(epoch, key)).collect()
 }

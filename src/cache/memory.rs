@@ -74,7 +74,7 @@ impl MemoryCache {
         let was_there = slot.is_some();
         let reply = operation(&mut slot);
         match slot {
-            Some(entry) => shard.insert(key.clone(), entry),
+            Some(entry) => shard.insert(key.detached(), entry),
             None if was_there => drop(shard.remove(key)),
             None => {}
         }

@@ -14,9 +14,9 @@ use std::{
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Tiered, cache_keys, trust::L1Use, watch::PATIENCE};
+use super::{Tiered, trust::L1Use, watch::PATIENCE};
 use crate::{
-    cache::CacheValue,
+    cache::{CacheKey, CacheValue},
     record::{RecordKey, Revision, State},
     store::ReadConcern,
 };
@@ -129,7 +129,7 @@ impl Tiered {
         let keys: Vec<RecordKey> = behind.into_iter().map(|(key, _)| key).collect();
         self.audit.disagreements.fetch_add(keys.len() as u64, Relaxed);
         if !keys.is_empty() {
-            let removed = self.cache.remove(&cache_keys(epoch, &keys), Instant::now() + PATIENCE).await;
+            let removed = self.cache.remove(&CacheKey::all(epoch, &keys), Instant::now() + PATIENCE).await;
             self.note_failed(&removed);
         }
     }
@@ -147,7 +147,7 @@ impl Tiered {
     async fn behind(&self, known: Vec<(RecordKey, State)>) -> Option<Vec<(RecordKey, State)>> {
         let L1Use::Trusted(epoch) = self.trust.l1() else { return None };
         let keys: Vec<RecordKey> = known.iter().map(|(key, _)| key.clone()).collect();
-        let held = self.cache.get(&cache_keys(epoch, &keys), Instant::now() + PATIENCE).await;
+        let held = self.cache.get(&CacheKey::all(epoch, &keys), Instant::now() + PATIENCE).await;
         if self.note_failed(&held) {
             return None;
         }

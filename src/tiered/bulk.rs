@@ -5,8 +5,9 @@ use std::{collections::HashSet, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::{BulkAnswer, Tiered, WriteError, cache_keys, fetch::Ask, patience::L1Patience, told::Told, trust::L1Use};
+use super::{BulkAnswer, Tiered, WriteError, fetch::Ask, patience::L1Patience, told::Told, trust::L1Use};
 use crate::{
+    cache::CacheKey,
     record::RecordKey,
     store::{ReadConcern, Receipt, Write},
 };
@@ -52,7 +53,7 @@ impl Tiered {
         let Some(_place) = self.l2_reads.try_enter() else { return };
         let distinct: HashSet<&RecordKey> = keys.iter().collect();
         let keys: Vec<RecordKey> = distinct.into_iter().cloned().collect();
-        let Some(asks) = self.acquire(cache_keys(epoch, &keys), patience).await else { return };
+        let Some(asks) = self.acquire(CacheKey::all(epoch, &keys), patience).await else { return };
         let leased = |(key, ask): (RecordKey, Ask)| Some((key, Some(ask.token?)));
         let (keys, tokens): (Vec<_>, Vec<_>) = keys.into_iter().zip(asks).filter_map(leased).unzip();
         if keys.is_empty() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{
-    Tiered, cache_keys,
+    Tiered,
     flight::{Crew, Flight, Landed},
     lane::Place,
     patience::L1Patience,
@@ -79,7 +79,7 @@ impl Tiered {
         }
         let (mut asks, mut acquire_failed) = (Vec::new(), false);
         if let (L1Use::Trusted(epoch), false) = (l1, wanted.is_empty()) {
-            match self.acquire(cache_keys(epoch, &wanted), &mut board.patience).await {
+            match self.acquire(CacheKey::all(epoch, &wanted), &mut board.patience).await {
                 Some(answers) => asks = answers,
                 None => acquire_failed = true,
             }

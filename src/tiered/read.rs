@@ -4,9 +4,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Tiered, cache_keys, flight::Landed, patience::L1Patience, trust::L1Use};
+use super::{Tiered, flight::Landed, patience::L1Patience, trust::L1Use};
 use crate::{
-    cache::Epoch,
+    cache::{CacheKey, Epoch},
     record::{RecordKey, Revision, State},
     store::{ReadConcern, StoreError},
 };
@@ -94,6 +94,7 @@ pub(super) struct Board<'a> {
     pub(super) patience: L1Patience<'a>,
 }
 
+/// The ways that hits do not go are boxed, so that the future of a hit, which is moved several times, stays small.
 impl Tiered {
     /// Reads records. Equal keys get equal rows.
     pub async fn read(self: &Arc<Self>, request: ReadRequest) -> ReadAnswer {
@@ -108,10 +109,12 @@ impl Tiered {
             Consistency::Cached => self.read_cached(&distinct, &mins, request.deadline, &mut board).await,
             Consistency::Strong => {
                 let all = (0..distinct.len()).collect();
-                self.read_l2(&distinct, all, ReadConcern::Linearizable, request.deadline, &mut board).await;
+                Box::pin(self.read_l2(&distinct, all, ReadConcern::Linearizable, request.deadline, &mut board)).await;
             }
         }
-        self.hold_to(&distinct, &mins, request.deadline, &mut board).await;
+        if !mins.is_empty() {
+            Box::pin(self.hold_to(&distinct, &mins, request.deadline, &mut board)).await;
+        }
         if tracing::enabled!(tracing::Level::DEBUG) {
             self.tell(&distinct, &board, request.consistency);
         }
@@ -151,16 +154,16 @@ impl Tiered {
             }
         }
         if !missed.is_empty() {
-            self.board_flights(keys, &missed, deadline, board).await;
+            Box::pin(self.board_flights(keys, &missed, deadline, board)).await;
         }
         if !outdated.is_empty() {
-            self.read_l2(keys, outdated, ReadConcern::Majority, deadline, board).await;
+            Box::pin(self.read_l2(keys, outdated, ReadConcern::Majority, deadline, board)).await;
         }
     }
 
     /// Looks into L1: one MGET. Rows that it lacks stay empty.
     pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board<'_>) {
-        let (started, l1_keys) = (Instant::now(), cache_keys(epoch, keys));
+        let (started, l1_keys) = (Instant::now(), CacheKey::all(epoch, keys));
         let Some(found) = board.patience.step(keys.len(), |by| self.cache.get(&l1_keys, by)).await else {
             board.degraded = true;
             return;
@@ -325,25 +328,19 @@ fn distinct(keys: Vec<RecordKey>) -> (Vec<RecordKey>, Option<Vec<usize>>) {
     if keys.len() < 2 {
         return (keys, None);
     }
-    let mut seen: HashMap<&RecordKey, usize> = HashMap::with_capacity(keys.len());
+    let mut seen: HashMap<&RecordKey, usize, ahash::RandomState> =
+        HashMap::with_capacity_and_hasher(keys.len(), ahash::RandomState::new());
+    let mut firsts = Vec::with_capacity(keys.len());
     let mut places = Vec::with_capacity(keys.len());
     for key in &keys {
         let next = seen.len();
-        places.push(*seen.entry(key).or_insert(next));
+        let place = *seen.entry(key).or_insert(next);
+        firsts.push(place == next);
+        places.push(place);
     }
     if seen.len() == keys.len() {
         return (keys, None);
     }
-    let mut next = 0;
-    let firsts: Vec<bool> = places
-        .iter()
-        .map(|place| {
-            let first = *place == next;
-            next += usize::from(first);
-            first
-        })
-        .collect();
-    let mut firsts = firsts.into_iter();
-    let keys = keys.into_iter().filter(|_| firsts.next().unwrap_or(false)).collect();
-    (keys, Some(places))
+    let firsts = keys.into_iter().zip(firsts).filter(|(_, is_first)| *is_first);
+    (firsts.map(|(key, _)| key).collect(), Some(places))
 }

@@ -9,9 +9,9 @@ use std::{
 use tokio::{sync::watch::Receiver, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Tiered, breaker::Mode, cache_keys};
+use super::{Tiered, breaker::Mode};
 use crate::{
-    cache::{Epoch, Probe},
+    cache::{CacheKey, Epoch, Probe},
     record::RecordKey,
     store::EpochState,
 };
@@ -197,7 +197,7 @@ impl Tiered {
                 break;
             }
             let keys: Vec<RecordKey> = removing.iter().map(|(key, _)| key.clone()).collect();
-            let answers = self.cache.remove(&cache_keys(epoch, &keys), Instant::now() + PATIENCE).await;
+            let answers = self.cache.remove(&CacheKey::all(epoch, &keys), Instant::now() + PATIENCE).await;
             if self.note_failed(&answers) {
                 return;
             }

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::super::{Tiered, cache_keys, watch::PATIENCE};
+use super::super::{Tiered, watch::PATIENCE};
 use crate::{
     cache::{CacheKey, Effect, Settle},
     record::{RecordKey, Revision},
@@ -66,7 +66,7 @@ impl Tiered {
             self.repairs.dropped.fetch_add(dropped as u64, Relaxed);
         }
         if !edited.is_empty() {
-            let answers = self.cache.remove(&cache_keys(epoch, &edited), Instant::now() + PATIENCE).await;
+            let answers = self.cache.remove(&CacheKey::all(epoch, &edited), Instant::now() + PATIENCE).await;
             if self.note_failed(&answers) {
                 return false;
             }

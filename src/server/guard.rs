@@ -5,23 +5,28 @@
 
 use std::{
     convert::Infallible,
+    future::{Future, Ready},
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use futures_util::{
     FutureExt as _,
-    future::{BoxFuture, Either, Ready, ready},
+    future::{CatchUnwind, Either},
 };
 use http::{Request, Response};
-use tokio::sync::Semaphore;
+use pin_project_lite::pin_project;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use crate::api::{InFlight, status};
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
+/// The only call whose answer begins long before its work ends.
+const BULK: &str = "/featurestore.v1.FeatureStoreService/BulkUpsert";
 
 /// Makes [`Guard`]s that share one bound.
 #[derive(Clone, Debug)]
@@ -65,39 +70,52 @@ type Answer = Result<Response<Body>, Infallible>;
 impl<S, B> Service<Request<B>> for Guard<S>
 where
     S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<BoxFuture<'static, Answer>, Ready<Answer>>;
+    type Future = Either<Guarded<S::Future>, Ready<Answer>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let path = request.uri().path();
         let mut place = None;
-        if !request.uri().path().starts_with(HEALTH) {
-            match self.places.clone().try_acquire_owned() {
-                // A stream's place is kept by whoever serves the stream, as its answer begins long before it ends.
-                Ok(permit) => {
-                    let in_flight = InFlight::new(permit);
-                    request.extensions_mut().insert(in_flight.clone());
-                    place = Some(in_flight);
-                }
-                Err(_) => return Either::Right(ready(Ok(status::too_busy().into_http()))),
+        if !path.starts_with(HEALTH) {
+            let Ok(permit) = self.places.clone().try_acquire_owned() else {
+                return Either::Right(std::future::ready(Ok(status::too_busy().into_http())));
+            };
+            if path == BULK {
+                // Whoever serves the stream keeps its place.
+                request.extensions_mut().insert(InFlight::new(permit));
+            } else {
+                place = Some(permit);
             }
         }
-        let max_request_bytes = self.max_request_bytes;
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
-        Either::Left(
-            async move {
-                let answer = answer.await.unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
-                drop(place);
-                Ok(reworded(answer?, max_request_bytes))
-            }
-            .boxed(),
-        )
+        Either::Left(Guarded { answer, place, max_request_bytes: self.max_request_bytes })
+    }
+}
+
+pin_project! {
+    /// A call with its place.
+    pub(super) struct Guarded<F> {
+        #[pin]
+        answer: CatchUnwind<AssertUnwindSafe<F>>,
+        place: Option<OwnedSemaphorePermit>,
+        max_request_bytes: usize,
+    }
+}
+
+impl<F: Future<Output = Answer>> Future for Guarded<F> {
+    type Output = Answer;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+        let call = self.project();
+        let answer = ready!(call.answer.poll(cx)).unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
+        *call.place = None;
+        Poll::Ready(answer.map(|answer| reworded(answer, *call.max_request_bytes)))
     }
 }
 
@@ -115,6 +133,8 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::BoxFuture;
+
     use super::*;
 
     /// Answers by what the path says.

@@ -8,18 +8,20 @@ mod config;
 mod connections;
 mod entry;
 mod probe;
+mod reader;
 mod scripts;
 mod send;
 mod servers;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use deadpool_redis::redis::{Pipeline, Value};
 use tokio::time::Instant;
 
 pub use config::{InvalidRedisConfig, RedisConfig};
 
 use self::{
-    connections::Lane,
+    reader::Reply,
     scripts::{Operation, Scripts},
     send::Sending,
     servers::Servers,
@@ -59,7 +61,7 @@ impl RedisCache {
     }
 
     /// What Redis holds under each key: of one server by one MGET, in a cluster by one pipeline of GETs a master.
-    async fn packed(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Value, CacheError>> {
+    async fn packed(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Option<Bytes>, CacheError>> {
         let layout = self.servers.layout();
         let [master] = &layout.masters[..] else {
             return self.packed_of_many(keys, deadline).await;
@@ -67,29 +69,28 @@ impl RedisCache {
         if layout.slots.is_some() {
             return self.packed_of_many(keys, deadline).await;
         }
-        let mut pipeline = Pipeline::new();
-        pipeline.cmd("MGET");
-        for key in keys {
-            pipeline.arg(key.as_bytes());
-        }
-        let reply = master.connections.send(pipeline, Lane::Swift, deadline).await;
-        match reply.and_then(|mut replies| layout.check(0, replies.pop().unwrap_or_default())) {
-            Ok(Value::Array(packed)) if packed.len() == keys.len() => packed.into_iter().map(Ok).collect(),
-            Ok(other) => refused(keys.len(), &format!("MGET was answered with {other:?}")),
+        match master.connections.mget(keys.iter().map(CacheKey::as_bytes), deadline).await {
+            Ok(Some(Reply::Array(packed))) if packed.len() == keys.len() => packed.into_iter().map(Ok).collect(),
+            Ok(Some(Reply::Error(why))) if layout.is_unable(0, why.split(' ').next().unwrap_or_default()) => {
+                vec![Err(CacheError::Unavailable(why.into())); keys.len()]
+            }
+            Ok(Some(other)) => refused(keys.len(), &format!("MGET was answered with {other:?}")),
+            Ok(None) => self.packed_of_many(keys, deadline).await,
             Err(e) => vec![Err(e); keys.len()],
         }
     }
 
-    async fn packed_of_many(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Value, CacheError>> {
+    async fn packed_of_many(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Option<Bytes>, CacheError>> {
         let write = |pipeline: &mut Pipeline, key: &CacheKey| {
             pipeline.cmd("GET").arg(key.as_bytes());
         };
         let sending = Sending { key: |key: &CacheKey| key, write: &write, script: None, wait: 0 };
         let reply = |reply| match reply {
+            Ok(Value::BulkString(packed)) => Ok(Some(packed.into())),
             // MGET says nothing of a key of another type, and GET that.
-            Ok(Value::ServerError(e)) if e.code() == "WRONGTYPE" => Ok(Value::Nil),
-            Ok(Value::ServerError(e)) => Err(CacheError::Refused(e.to_string().into())),
-            other => other,
+            Ok(Value::ServerError(e)) if e.code() != "WRONGTYPE" => Err(CacheError::Refused(e.to_string().into())),
+            Ok(_) => Ok(None),
+            Err(e) => Err(e),
         };
         self.servers.send_each(keys, &sending, deadline).await.into_iter().map(reply).collect()
     }
@@ -119,8 +120,8 @@ impl Cache for RedisCache {
         }
         let mut unreadable = Vec::new();
         let values = keys.iter().zip(self.packed(keys, deadline).await).map(|(key, packed)| match packed {
-            Ok(Value::BulkString(packed)) if !entry::is_pending(&packed) => {
-                let value = entry::unpack(key, packed.into());
+            Ok(Some(packed)) if !entry::is_pending(&packed) => {
+                let value = entry::unpack(key, packed);
                 if value.is_none() {
                     unreadable.push(key);
                 }

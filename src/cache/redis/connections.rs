@@ -4,10 +4,11 @@
 //! reconnects by itself: once one breaks all of them are let go, and every call fails until a probe has made and verified
 //! new ones. So nobody reads from a Redis that came back with old data.
 //!
-//! WAIT stops its whole connection until replicas answer. So what waits for replicas has connections of its own.
+//! WAIT stops its whole connection until replicas answer. So what waits for replicas has connections of its own. And what
+//! reads send has connections of another kind (`reader`).
 
 use std::{
-    fmt,
+    fmt, io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,17 +18,19 @@ use std::{
 use arc_swap::ArcSwapOption;
 use deadpool_redis::{
     Connection, Manager, Pool,
-    redis::{
-        AsyncConnectionConfig, ConnectionInfo, Pipeline, RedisError, RedisResult, Value, aio::MultiplexedConnection,
-    },
+    redis::{AsyncConnectionConfig, ConnectionInfo, Pipeline, RedisResult, Value, aio::MultiplexedConnection},
 };
 use tokio::time::Instant;
 
-use super::config::InvalidRedisConfig;
+use super::{
+    config::InvalidRedisConfig,
+    reader::{Reader, Reply},
+};
 use crate::cache::CacheError;
 
 pub(super) struct Connections {
     pool: Pool,
+    server: ConnectionInfo,
     /// How many for each lane.
     wanted: usize,
     waiting: bool,
@@ -38,6 +41,8 @@ pub(super) struct Connections {
 pub(super) struct Shared {
     all: Box<[MultiplexedConnection]>,
     waiting: Box<[MultiplexedConnection]>,
+    /// Empty where reads go through the library too.
+    readers: Box<[Reader]>,
     turn: AtomicUsize,
 }
 
@@ -56,11 +61,11 @@ impl Connections {
         // Deadlines are the callers', so the library has none of its own.
         let library = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let address = server.addr().to_string();
-        let manager = Manager::new_with_config(server, library)
+        let manager = Manager::new_with_config(server.clone(), library)
             .map_err(|e| InvalidRedisConfig(format!("Redis at {address}: {}", e.category())))?;
         let pool = Pool::builder(manager).max_size(wanted).build();
         let pool = pool.map_err(|e| InvalidRedisConfig(e.to_string()))?;
-        Ok(Self { pool, wanted, waiting, verified: ArcSwapOption::empty() })
+        Ok(Self { pool, server, wanted, waiting, verified: ArcSwapOption::empty() })
     }
 
     /// Sends a pipeline; one reply a command, errors of the server among them.
@@ -70,14 +75,37 @@ impl Connections {
         lane: Lane,
         deadline: Instant,
     ) -> Result<Vec<Value>, CacheError> {
-        let Some(shared) = self.verified() else {
-            return Err(CacheError::Unavailable("not connected, or not verified since the connection was lost".into()));
-        };
-        match tokio::time::timeout_at(deadline, shared.send(pipeline, lane)).await {
+        let shared = self.in_use()?;
+        self.exchanged(&shared, deadline, shared.send(pipeline, lane)).await
+    }
+
+    /// Reads keys by one MGET. None: there is no reader, so that the library must be asked.
+    pub(super) async fn mget<'a>(
+        &self,
+        keys: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+        deadline: Instant,
+    ) -> Result<Option<Reply>, CacheError> {
+        let shared = self.in_use()?;
+        let Some(reader) = shared.reader() else { return Ok(None) };
+        self.exchanged(&shared, deadline, reader.ask(b"MGET", keys)).await.map(Some)
+    }
+
+    fn in_use(&self) -> Result<Arc<Shared>, CacheError> {
+        let lost = || CacheError::Unavailable("not connected, or not verified since the connection was lost".into());
+        self.verified().ok_or_else(lost)
+    }
+
+    async fn exchanged<T, E: fmt::Display>(
+        &self,
+        shared: &Arc<Shared>,
+        deadline: Instant,
+        exchange: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, CacheError> {
+        match tokio::time::timeout_at(deadline, exchange).await {
             Ok(Ok(replies)) => Ok(replies),
             Ok(Err(e)) => {
                 // Whatever it was, replies can no longer be told apart.
-                self.verified.compare_and_swap(&shared, None);
+                self.verified.compare_and_swap(shared, None);
                 Err(unavailable(&e))
             }
             Err(_) => Err(CacheError::Timeout),
@@ -89,6 +117,7 @@ impl Connections {
         Ok(Shared {
             all: self.lane(self.wanted).await?,
             waiting: self.lane(if self.waiting { self.wanted } else { 0 }).await?,
+            readers: self.readers().await.map_err(|e| unavailable(&e))?,
             turn: AtomicUsize::new(0),
         })
     }
@@ -98,6 +127,14 @@ impl Connections {
         for _ in 0..wanted {
             let connection = self.pool.get().await.map_err(|e| CacheError::Unavailable(e.to_string().into()))?;
             all.push(Connection::take(connection));
+        }
+        Ok(all.into())
+    }
+
+    async fn readers(&self) -> io::Result<Box<[Reader]>> {
+        let mut all = Vec::with_capacity(self.wanted);
+        for _ in 0..self.wanted {
+            all.extend(Reader::connect(&self.server).await?);
         }
         Ok(all.into())
     }
@@ -129,14 +166,36 @@ impl Shared {
         exchange(&lane[turn % lane.len()], pipeline).await
     }
 
+    fn reader(&self) -> Option<&Reader> {
+        // One after another, as load comes in bursts.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.readers.get(turn % self.readers.len().max(1))
+    }
+
     /// Whether every one of them answers.
-    pub(super) async fn ping(&self) -> RedisResult<()> {
+    pub(super) async fn ping(&self) -> Result<(), CacheError> {
         for connection in self.all.iter().chain(&self.waiting) {
             let mut ping = Pipeline::new();
             ping.cmd("PING");
-            exchange(connection, ping).await?;
+            exchange(connection, ping).await.map_err(|e| unavailable(&e))?;
+        }
+        for reader in &self.readers {
+            reader.ask(b"PING", [].into_iter()).await.map_err(|e| unavailable(&e))?;
         }
         Ok(())
+    }
+
+    /// Whether every reader is connected to this run of a server, as INFO names it: behind one address there may be several.
+    pub(super) async fn are_readers_of(&self, run: &str) -> Result<bool, CacheError> {
+        for reader in &self.readers {
+            match reader.ask(b"INFO", [&b"server"[..]].into_iter()).await.map_err(|e| unavailable(&e))? {
+                Reply::Bulk(Some(info)) if String::from_utf8_lossy(&info).contains(run) => {}
+                // Who may not ask cannot tell, as with the other connections.
+                Reply::Error(_) => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -147,7 +206,7 @@ async fn exchange(connection: &MultiplexedConnection, mut pipeline: Pipeline) ->
     }
 }
 
-pub(super) fn unavailable(e: &RedisError) -> CacheError {
+pub(super) fn unavailable(e: &impl fmt::Display) -> CacheError {
     CacheError::Unavailable(e.to_string().into())
 }
 

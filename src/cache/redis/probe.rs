@@ -148,6 +148,12 @@ impl RedisCache {
         if is_new {
             warn_of_settings(&shared, server, &self.shown(master)).await?;
         }
+        if is_new
+            && let Some(run) = field(server, "run_id")
+            && !shared.are_readers_of(run).await?
+        {
+            return Err(CacheError::Unavailable("another server answers at the same address".into()));
+        }
         let word = |info, name| field(info, name).unwrap_or(UNKNOWN).to_owned();
         let has_previous = |id: &&str| id.bytes().any(|byte| byte != b'0');
         let present = Present {

@@ -159,16 +159,27 @@ impl Layout {
     }
 
     /// Whether a reply says that this server cannot serve, or not this key.
-    pub(super) fn check(&self, place: usize, reply: Value) -> Result<Value, CacheError> {
-        let Value::ServerError(e) = &reply else { return Ok(reply) };
-        match e.code() {
-            // It is no master, or not the one that was verified.
-            "READONLY" | "LOADING" | "MASTERDOWN" => self.masters[place].connections.lose(),
-            // The cluster has no master for it, or one that is not known yet: both are for the probe to find out.
-            "CLUSTERDOWN" | "MOVED" | "ASK" => {}
-            _ => return Ok(reply),
+    fn check(&self, place: usize, reply: Value) -> Result<Value, CacheError> {
+        match &reply {
+            Value::ServerError(e) if self.is_unable(place, e.code()) => {
+                Err(CacheError::Unavailable(e.to_string().into()))
+            }
+            _ => Ok(reply),
         }
-        Err(CacheError::Unavailable(e.to_string().into()))
+    }
+
+    /// The same of an error's code. What is no master is let go.
+    pub(super) fn is_unable(&self, place: usize, code: &str) -> bool {
+        match code {
+            // It is no master, or not the one that was verified.
+            "READONLY" | "LOADING" | "MASTERDOWN" => {
+                self.masters[place].connections.lose();
+                true
+            }
+            // The cluster has no master for it, or one that is not known yet: both are for the probe to find out.
+            "CLUSTERDOWN" | "MOVED" | "ASK" => true,
+            _ => false,
+        }
     }
 }
 

@@ -12,7 +12,8 @@ Lints, builds, runs the example against a fresh server, and runs all tests again
 they start themselves. Needs Rust, Python 3.11 with pip, and the package registries; what else it needs it gets into
 target/tools, once. It ends with cargo test's own lines; the exit code is 0 only if everything held.
 
-  --quick              leave out the lints: fmt, clippy, the slim build, cargo-deny, buf, shellcheck, hadolint, compose
+  --quick              leave out the lints: fmt, clippy, the slim build, instruction counts, cargo-deny, buf, shellcheck,
+                       hadolint, compose
   REQUIRE_BACKENDS=0   in the environment: a missing redis-server or mongod is announced instead of being an error
   MONGOD_BIN=...       the mongod to use
 USAGE
@@ -50,6 +51,16 @@ lint() {
   fi
 }
 
+# Whether the hot path costs more instructions than its baseline says.
+instruction_counts() {
+  say "instruction counts, against benches/instructions/baseline.tsv"
+  if command -v valgrind >/dev/null || once valgrind install_valgrind; then
+    cargo bench --no-default-features --bench instructions --locked
+  else
+    left_out "the instruction counts: valgrind is not to be had"
+  fi
+}
+
 lints() {
   say "cargo fmt"
   cargo fmt --check
@@ -57,6 +68,7 @@ lints() {
   cargo clippy --all-targets --locked -- -D warnings
   say "cargo check, the slim build: no Redis, no MongoDB, no OpenTelemetry"
   cargo check --no-default-features --locked
+  instruction_counts
   lint cargo-deny --locked check bans licenses sources
   lint buf lint
   lint shellcheck --external-sources test.sh tests/storm.sh .ci/run

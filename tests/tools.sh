@@ -63,7 +63,8 @@ wrap() {
 #!/bin/sh
 LD_LIBRARY_PATH="$(printf '%s:' "$2"/usr/lib/*-linux-gnu)"
 PYTHONPATH="$2/usr/lib/python3/dist-packages"
-export LD_LIBRARY_PATH PYTHONPATH
+VALGRIND_LIB="$2/usr/libexec/valgrind"
+export LD_LIBRARY_PATH PYTHONPATH VALGRIND_LIB
 exec "$2/usr/bin/$1" "\$@"
 WRAPPER
   chmod +x "$tools/bin/$1"
@@ -93,6 +94,11 @@ install_venv() {
 
 install_compose() {
   unpack_debs "$tools/compose" docker-compose && wrap docker-compose "$tools/compose" && docker-compose version
+}
+
+install_valgrind() {
+  unpack_debs "$tools/valgrind" valgrind && wrap valgrind "$tools/valgrind" &&
+    valgrind --tool=callgrind --callgrind-out-file=/dev/null true
 }
 
 # go_tool PACKAGE VERSION NAME: its path in $path, or "" and a word on why.

@@ -147,7 +147,7 @@ def main(kind: str, entities: str, seconds: str, seed: str, target: str) -> None
     while (begin := time.perf_counter()) - started < float(seconds):
         read(made[len(times) % BATCHES_MADE][1])
         times.append(time.perf_counter() - begin)
-    p50, p99 = numpy.percentile(times, [50, 99]) * 1e6
+    p50, p99 = (numpy.percentile(times, [50, 99]) * 1e6).tolist()
     print(json.dumps({"calls": len(times), "calls_per_second": len(times) / sum(times), "p50_us": p50, "p99_us": p99}))
 
 

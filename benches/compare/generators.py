@@ -18,6 +18,7 @@ MAX_FAILED = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Load:
+    calls: int
     calls_per_second: float
     bytes_per_call: float
     failed: int  # calls that had no answer, or another than 200
@@ -41,7 +42,7 @@ def wrk(url: str, bodies: list[bytes], connections: int, seconds: int, folder: p
     calls, failed = measured["calls"], measured["failed"]
     if failed > calls * MAX_FAILED:
         raise SystemExit(f"{url}: {failed} calls failed beside {calls} that did not")
-    return Load(calls / measured["seconds"], measured["bytes"] / calls, failed)
+    return Load(calls, calls / measured["seconds"], measured["bytes"] / max(calls, 1), failed)
 
 
 def h2load(url: str, requests: list[bytes], in_flight: int, seconds: int, folder: pathlib.Path) -> Load:
@@ -55,7 +56,7 @@ def h2load(url: str, requests: list[bytes], in_flight: int, seconds: int, folder
         rate += float(_only(r"finished in [\d.]+\w+, ([\d.]+) req/s", output))
         data += int(_only(r"\((\d+)\) data", output))
         calls += _succeeded(url, output)
-    return Load(rate, data / calls, failed=0)
+    return Load(calls, rate, data / calls, failed=0)
 
 
 def one_in_flight(url: str, request: bytes, http1: bool, seconds: int, folder: pathlib.Path) -> Latency:
@@ -70,7 +71,7 @@ def one_in_flight(url: str, request: bytes, http1: bool, seconds: int, folder: p
     status, micros = numpy.loadtxt(log, usecols=(1, 2), unpack=True, ndmin=2)
     if not (status == 200).all():
         raise SystemExit(f"{url}: not every call was answered 200")
-    p50, p99 = numpy.percentile(micros, [50, 99])
+    p50, p99 = numpy.percentile(micros, [50, 99]).tolist()
     return Latency(p50, p99, len(micros))
 
 

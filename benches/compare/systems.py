@@ -94,6 +94,7 @@ class Feast(Http):
         return {
             "COMPARE_FOLDER": str(folder),
             "COMPARE_FEAST_REDIS": f"127.0.0.1:{backends.redis_port},db=1",
+            "TMPDIR": str(folder),  # where it leaves folders behind
             "FEAST_USAGE": "False",
             "FEAST_TELEMETRY": "false",
         }

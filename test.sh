@@ -59,7 +59,7 @@ lints() {
   cargo check --no-default-features --locked
   lint cargo-deny --locked check bans licenses sources
   lint buf lint
-  lint shellcheck --external-sources test.sh tests/storm.sh .ci/run
+  lint shellcheck --external-sources test.sh tests/storm.sh benches/h2load.sh .ci/run
   lint hadolint deploy/Dockerfile
 
   say "docker-compose config"

@@ -52,6 +52,8 @@ pub(crate) struct Comparison {
     pub(crate) rounds: Vec<[Figures; 2]>,
     /// What else is to be known.
     pub(crate) note: String,
+    /// The row is not what it says; why is in the note.
+    pub(crate) doubtful: bool,
 }
 
 /// A median and its range.
@@ -103,7 +105,7 @@ pub(crate) async fn compare<A: Call, B: Call>(
         let floor = figures(&floor, plan.in_flight[0], plan, rate, args.span()).await.map_err(of_floor)?;
         rounds.push([floor, figures(&ours, plan.in_flight[1], plan, rate, args.span()).await?]);
     }
-    Ok(Comparison { plan, offered_per_second: rate, rounds, note: String::new() })
+    Ok(Comparison { plan, offered_per_second: rate, rounds, note: String::new(), doubtful: false })
 }
 
 async fn figures<C: Call>(

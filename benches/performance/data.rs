@@ -13,6 +13,16 @@ pub(crate) struct Set {
     pub(crate) entities: u64,
 }
 
+impl Set {
+    /// Records of a chunk of a load; a request may have 4 MiB.
+    pub(crate) fn chunk(&self) -> u64 {
+        match self.shape {
+            Shape::Doubles(..=50) => 1000,
+            _ => 100,
+        }
+    }
+}
+
 /// What a record holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shape {

@@ -21,6 +21,8 @@ use crate::usage::Cpu;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Calls in flight of an open loop at most: beyond, the rate is more than can be served.
 const MAX_BEHIND: usize = 20_000;
+/// Latencies are told up to here.
+const MAX_NANOS: u64 = 60_000_000_000;
 
 /// Something that can be called again and again, from many tasks at once.
 pub(crate) trait Call: Send + Sync + 'static {
@@ -45,7 +47,7 @@ pub(crate) struct Latencies(Histogram<u64>);
 
 impl Latencies {
     fn new() -> Self {
-        Self(Histogram::new(3).expect("3 digits are allowed"))
+        Self(Histogram::new_with_bounds(1, MAX_NANOS, 3).expect("these bounds are allowed"))
     }
 
     fn record(&mut self, latency: Duration) {

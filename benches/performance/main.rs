@@ -89,6 +89,8 @@ async fn measure(bench: &Arc<Bench>) -> ExitCode {
     }
     let about = json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "commit": env!("FEATURESTORE_GIT_COMMIT"),
+        "cpu": usage::cpu_model(),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "rounds": args.rounds,
         "seconds": args.span().as_secs_f64(),

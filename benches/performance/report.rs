@@ -67,8 +67,11 @@ impl Report {
         match outcome {
             Outcome::Compared(compared) => {
                 println!("{name:<46} {} {}", line(compared), row.target);
-                if !compared.note.is_empty() {
-                    println!("{:<46}   {}", "", compared.note);
+                if compared.doubtful {
+                    println!("{:<46} FAILED: not what it says: {}", "", compared.note);
+                    self.failures += 1;
+                } else if !compared.note.is_empty() {
+                    println!("{:<46} {}", "", compared.note);
                 }
             }
             Outcome::Told(figures) => {
@@ -144,7 +147,8 @@ fn short(number: f64) -> String {
 
 fn to_json(compared: &Comparison) -> Value {
     let spread = |Spread { median, min, max }| json!({ "median": median, "min": min, "max": max });
-    let figures: [(&str, fn(&Figures) -> f64); 5] = [
+    type Figure = fn(&Figures) -> f64;
+    let figures: [(&str, Figure); 5] = [
         ("per_second", |figures| figures.per_second),
         ("cpu_micros", |figures| figures.cpu_micros),
         ("p50_micros", |figures| figures.p50_micros),
@@ -156,6 +160,7 @@ fn to_json(compared: &Comparison) -> Value {
         "offered_per_second": compared.offered_per_second,
         "rounds": compared.rounds.len(),
         "note": compared.note,
+        "doubtful": compared.doubtful,
     });
     for (name, figure) in figures {
         json["floor"][name] = spread(compared.side(0, figure));

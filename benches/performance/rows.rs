@@ -9,6 +9,7 @@ mod latency;
 mod mongodb;
 mod mongodb_driver;
 mod scaling;
+mod share;
 pub(crate) mod soak;
 mod streams;
 

@@ -20,7 +20,7 @@ use crate::{
 /// The health name that says that calls are served.
 const SERVICE: &str = "featurestore.v1.FeatureStoreService";
 const SERVING_WITHIN: Duration = Duration::from_secs(60);
-/// Records of a chunk of a load.
+/// Records of a measured chunk.
 pub(crate) const CHUNK: u64 = 1000;
 
 pub(crate) type Client = pb::feature_store_service_client::FeatureStoreServiceClient<Channel>;
@@ -127,8 +127,9 @@ impl Server {
     pub(crate) async fn load(&self, set: &Set, numbers: std::ops::Range<u64>, warm: bool) -> Result<(), String> {
         let chunks = Chunks::of(set);
         let chunks = if warm { chunks.warm() } else { chunks };
-        let chunks = numbers.clone().step_by(CHUNK as usize).map(move |first| {
-            let count = CHUNK.min(numbers.end - first);
+        let at_once = set.chunk();
+        let chunks = numbers.clone().step_by(at_once as usize).map(move |first| {
+            let count = at_once.min(numbers.end - first);
             // As records come in life, in no useful order: a stride that is prime to the count visits every key once.
             let (start, all) = (numbers.start, numbers.end - numbers.start);
             chunks.chunk((first..first + count).map(move |i| start + (i - start) * 611_953 % all))

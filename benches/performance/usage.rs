@@ -46,3 +46,10 @@ pub(crate) fn resident_mib(pid: u32) -> Result<f64, String> {
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     Ok(kib.ok_or_else(|| format!("process {pid} has ended"))? / 1024.0)
 }
+
+/// What the machine calculates with.
+pub(crate) fn cpu_model() -> String {
+    let all = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = all.lines().find(|line| line.starts_with("model name"));
+    line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned())).unwrap_or_default()
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::latency;
+use super::{embedded::ROW_SLACK, latency, share};
 use crate::{
     backends::Redis,
     bench::Bench,
@@ -117,7 +117,8 @@ pub(crate) async fn run(bench: Arc<Bench>, l1: L1) -> Result<(), String> {
                 let keys = data::keys(calls, ask.entities, set.entities);
                 let requests: Vec<_> = keys.iter().map(|keys| ask.request(set.view, keys)).collect();
                 let ours = server.wire("GetFeatures", bench.args.connections, &requests).await?;
-                bench.against_floor(Plan::in_flight(in_flight), ours, 0).await
+                let compared = bench.against_floor(Plan::in_flight(in_flight), ours, 0);
+                share::of_l1(&server, 99.0..=100.0, compared).await
             })
             .await;
     }
@@ -126,8 +127,7 @@ pub(crate) async fn run(bench: Arc<Bench>, l1: L1) -> Result<(), String> {
             let chunks = Chunks::of(&WRITTEN);
             let requests: Vec<_> = (0..WRITTEN.entities).map(|number| chunks.upsert(number)).collect();
             let ours = server.wire("UpsertFeatures", bench.args.connections, &requests).await?;
-            // An expire time with fewer digits is shorter.
-            bench.against_floor(Plan::in_flight(64), ours, 16).await
+            bench.against_floor(Plan::in_flight(64), ours, ROW_SLACK).await
         })
         .await;
     if let Some(redis) = redis {

@@ -12,6 +12,7 @@ use super::{
     embedded::{L1_OFF, ROW_SLACK},
     hits::NO_REDIS,
     mongodb_driver::{BulkUpdate, Find, FindOneAndUpdate, Put, Recorded, features},
+    share,
 };
 use crate::{
     backends::{Mongod, Redis},
@@ -52,6 +53,7 @@ pub(crate) async fn run(bench: Arc<Bench>) -> Result<(), String> {
     server.load(&SET, 0..SET.entities, false).await?;
     let database = mongod.driver().await?.database("featurestore");
 
+    server.until_answered_by(Source::L2, &Set { entities: 500, ..SET }).await?;
     for (name, entities, in_flight, target) in READS {
         let row = Row::new(format!("mongodb {name}")).against("the driver's find").target(target);
         bench.row(row, read(&bench, &server, features(&database), entities, in_flight)).await;
@@ -66,14 +68,7 @@ pub(crate) async fn run(bench: Arc<Bench>) -> Result<(), String> {
             let settings = vec![("MONGO_URI", mongod.uri()), ("REDIS_URL", redis.url())];
             let server = Server::start(&bench.folder()?.join("data"), settings).await?;
             server.until_answered_by(Source::L1, &Set { entities: 1, ..SET }).await?;
-            let before = server.info().await?.l1.unwrap_or_default();
-            let outcome = read(&bench, &server, features(&database), 100, 32).await?;
-            let after = server.info().await?.l1.unwrap_or_default();
-            let (hits, misses) = (after.hits - before.hits, after.misses - before.misses);
-            let Outcome::Compared(mut compared) = outcome else { return Ok(outcome) };
-            let seen = 100.0 * hits as f64 / (hits + misses).max(1) as f64;
-            compared.note = format!("L1 answered {seen:.1} % of the entities");
-            Ok(Outcome::Compared(compared))
+            share::of_l1(&server, 0.0..=10.0, read(&bench, &server, features(&database), 100, 32)).await
         })
         .await;
     bench
@@ -104,7 +99,6 @@ async fn read(
 ) -> Result<Outcome, String> {
     let keys = data::keys(CALLS, entities, SET.entities);
     let requests: Vec<_> = keys.iter().map(|keys| Ask::rows(entities).request(SET.view, keys)).collect();
-    server.until_answered_by(Source::L2, &Set { entities: 500, ..SET }).await?;
     let mut ours = server.wire("GetFeatures", bench.args.connections, &requests).await?;
     ours.learn(ROW_SLACK * entities).await?;
     let find = Find { collection, view: SET.view, keys, next: AtomicUsize::new(0) };

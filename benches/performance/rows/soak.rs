@@ -30,10 +30,7 @@ pub(crate) async fn run(bench: &Bench, seconds: u64) {
 }
 
 async fn measure(bench: &Bench, span: Duration) -> Result<Outcome, String> {
-    let (redis, settings): (Option<Redis>, _) = match L1::Redis.start(bench, &[]).await? {
-        Some(started) => started,
-        None => (None, Vec::new()),
-    };
+    let (redis, settings): (Option<Redis>, _) = L1::Redis.start(bench, &[]).await?.unwrap_or_default();
     println!("L1 in {}", if redis.is_some() { "Redis" } else { "the process" });
     let server = Server::start(&bench.folder()?.join("data"), settings).await?;
     server.load(&F20, 0..F20.entities, true).await?;

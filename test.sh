@@ -71,7 +71,7 @@ lints() {
   instruction_counts
   lint cargo-deny --locked check bans licenses sources
   lint buf lint
-  lint shellcheck --external-sources test.sh tests/storm.sh benches/compare/run.sh .ci/run
+  lint shellcheck --external-sources test.sh tests/storm.sh benches/compare/run.sh benches/h2load.sh .ci/run
   lint hadolint deploy/Dockerfile
 
   say "docker-compose config"

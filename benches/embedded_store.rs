@@ -17,27 +17,18 @@ use featurestore::{
     record::{Clock, EntityId, FeatureName, FeatureView, Record, RecordKey, State, WriteMode},
     store::{Change, ReadConcern, RequestId, Store, Write, WriteRules, embedded::EmbeddedStore},
 };
-use fjall::{Database, KeyspaceCreateOptions, PersistMode, config::HashRatioPolicy};
+
+#[path = "performance/engine.rs"]
+mod engine;
+
+use engine::{CACHE_BYTES, Engine, Numbers, engine_key};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const CACHE_BYTES: u64 = 256 << 20;
 const BATCH: u64 = 1_000;
 const READ_BATCH: u64 = 100;
 const FOR: Duration = Duration::from_secs(5);
-
-/// A small generator of numbers; the quality does not matter here.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-}
 
 fn key(i: u64) -> RecordKey {
     RecordKey {
@@ -89,55 +80,30 @@ async fn load_store(dir: &Path, records: u64) {
 
 /// Copies the envelopes of the store into tables of the same settings: what the engine alone makes of the same bytes.
 fn load_engine(store: &Path, dir: &Path, records: u64) {
-    let (_source, from) = open_engine(store);
-    let (database, to) = open_engine(dir);
-    let expiry = database.keyspace("expiry", KeyspaceCreateOptions::default).unwrap();
+    let (from, to) = (Engine::open(store).unwrap(), Engine::open(dir).unwrap());
     let (mut spent, mut first) = (Duration::ZERO, 0);
     while first < records {
-        let keys = (first..records.min(first + BATCH)).map(|i| engine_key(i * 611_953 % records));
-        let items: Vec<_> = keys.map(|key| (from.get(&key).unwrap().unwrap(), key)).collect();
+        let keys = (first..records.min(first + BATCH)).map(|i| engine_key("default", i * 611_953 % records));
+        let items: Vec<(_, Arc<[u8]>)> =
+            keys.map(|key| (key.clone(), from.records.get(&key).unwrap().unwrap().as_ref().into())).collect();
         let start = Instant::now();
-        let mut batch = database.batch().durability(Some(PersistMode::SyncAll));
-        for (value, key) in items {
-            assert!(to.get(&key).unwrap().is_none());
-            batch.insert(&expiry, [&value[8..16], &key].concat(), b"".as_slice());
-            batch.insert(&to, key, value);
-        }
-        batch.commit().unwrap();
+        to.write(items).unwrap();
         spent += start.elapsed();
         first += BATCH;
     }
     println!("  engine: load, durable batches of 1,000: {:.1} k/s", records as f64 / spent.as_secs_f64() / 1e3);
 }
 
-fn open_engine(dir: &Path) -> (Database, fjall::Keyspace) {
-    let database = Database::builder(dir.join("fjall"))
-        .cache_size(CACHE_BYTES)
-        .max_journaling_size(64 << 20)
-        .worker_threads(2)
-        .open()
-        .unwrap();
-    let options = || {
-        KeyspaceCreateOptions::default()
-            .max_memtable_size(16 << 20)
-            .data_block_hash_ratio_policy(HashRatioPolicy::all(1.0))
-    };
-    let records = database.keyspace("records", options).unwrap();
-    (database, records)
-}
-
-fn engine_key(i: u64) -> Vec<u8> {
-    format!("default\0CUST-{i:09}").into_bytes()
-}
-
 fn read_engine(dir: &Path, records: u64) {
-    let (_database, table) = open_engine(dir);
+    let engine = Engine::open(dir).unwrap();
     for count in [1, READ_BATCH] {
         let mut numbers = Numbers(1);
         let (mut done, start) = (0, Instant::now());
         while start.elapsed() < FOR {
             for _ in 0..count {
-                assert!(black_box(table.get(engine_key(numbers.next() % records)).unwrap()).is_some());
+                assert!(
+                    black_box(engine.records.get(engine_key("default", numbers.next() % records)).unwrap()).is_some()
+                );
             }
             done += count;
         }

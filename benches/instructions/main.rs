@@ -13,7 +13,7 @@
 //! Each case runs in a process of its own under valgrind, which counts what `counted_region` calls and nothing else. The
 //! runner is our own, as those of libraries want a second program of exactly their version installed on every machine.
 //!
-//! Not seen here: misses of the CPU's caches, the kernel, HTTP/2 and the server's layers; that is `read_path`'s.
+//! Not seen here: misses of the CPU's caches, the kernel, HTTP/2 and the server's layers; that is `performance`'s.
 
 mod baseline;
 mod callgrind;

@@ -1,0 +1,6 @@
+//! What the bench shares with the tests: a child process that never outlives it, however it ends.
+
+#![allow(unreachable_pub, dead_code, reason = "the tests' own, who need more of it")]
+
+#[path = "../../tests/it/harness/process.rs"]
+pub(crate) mod process;

@@ -75,7 +75,9 @@ impl Report {
                 }
             }
             Outcome::Told(figures) => {
-                let told = figures.iter().map(|(what, number, unit)| format!("{what} {} {unit}", short(*number)));
+                let told = figures
+                    .iter()
+                    .map(|(what, number, unit)| format!("{what} {} {unit}", short(*number)).trim_end().to_owned());
                 let target = if row.target.is_empty() { "" } else { "; target: " };
                 println!("{name:<46} {}{target}{}", told.collect::<Vec<_>>().join(", "), row.target);
             }

@@ -162,10 +162,11 @@ pub(crate) async fn until_listening(port: u16, runs: impl Fn() -> bool, log: &Pa
     let start = Instant::now();
     while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
         if !runs() {
-            return Err(format!("it ended: {}", std::fs::read_to_string(log).unwrap_or_default()));
+            let said = std::fs::read_to_string(log).unwrap_or_default();
+            return Err(format!("{} ended: {said}", log.file_name().unwrap_or_default().display()));
         }
         if start.elapsed() > PATIENCE {
-            return Err(format!("it did not listen within {PATIENCE:?}"));
+            return Err(format!("nothing listened on port {port} within {PATIENCE:?}"));
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

@@ -44,6 +44,8 @@ pub(super) struct Shared {
     /// Empty where reads go through the library too.
     readers: Box<[Reader]>,
     turn: AtomicUsize,
+    /// Of the readers: with one for both, calls that alternate would always meet the same connection.
+    readers_turn: AtomicUsize,
 }
 
 /// Which connections a pipeline takes.
@@ -119,6 +121,7 @@ impl Connections {
             waiting: self.lane(if self.waiting { self.wanted } else { 0 }).await?,
             readers: self.readers().await.map_err(|e| unavailable(&e))?,
             turn: AtomicUsize::new(0),
+            readers_turn: AtomicUsize::new(0),
         })
     }
 
@@ -168,7 +171,7 @@ impl Shared {
 
     fn reader(&self) -> Option<&Reader> {
         // One after another, as load comes in bursts.
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let turn = self.readers_turn.fetch_add(1, Ordering::Relaxed);
         self.readers.get(turn % self.readers.len().max(1))
     }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 use featurestore::cache::{Acquired::*, Effect::*, Marked, *};
 
 use super::*;
-use crate::harness::process::wait_until;
 
 fn is_unavailable<T: std::fmt::Debug>(result: &Result<T, CacheError>) -> bool {
     matches!(result, Err(CacheError::Unavailable(_)))
@@ -99,8 +98,8 @@ async fn one_lost_connection_ends_the_use_of_all() {
         assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
         assert_eq!(get(&*cache, &key("a")).await, None);
         drop(cache);
-        let alone = || server.cli(&["CLIENT", "LIST", "TYPE", "normal"]).lines().count() == 1;
-        wait_until("the connections to be closed with their cache", Duration::from_secs(10), alone);
+        let alone = async || server.cli(&["CLIENT", "LIST", "TYPE", "normal"]).lines().count() == 1;
+        eventually("the connections to be closed with their cache", alone).await;
     }
 }
 

@@ -116,7 +116,7 @@ impl RedisServer {
         line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
     }
 
-    fn try_cli(&self, command: &[&str]) -> Option<String> {
+    pub fn try_cli(&self, command: &[&str]) -> Option<String> {
         try_cli(self.port, command)
     }
 

@@ -119,6 +119,10 @@ impl RedisCluster {
     pub fn move_slots(&self, from: usize, to: usize, count: u32) {
         let (from, to) = (self.id(from), self.id(to));
         let (address, count) = (self.nodes[0].address(), count.to_string());
+        // After an earlier move it takes a moment until all nodes agree, and redis-cli refuses until then.
+        wait_until("the nodes to agree on their slots", SETTLING, || {
+            self.nodes[0].try_cli(&["--cluster", "check", &address]).is_some()
+        });
         let reshard = ["--cluster", "reshard", &address, "--cluster-from", &from, "--cluster-to", &to];
         self.nodes[0].cli(&[&reshard[..], &["--cluster-slots", &count, "--cluster-yes"]].concat());
     }

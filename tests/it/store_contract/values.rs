@@ -87,7 +87,8 @@ pub(crate) async fn names_keep_their_order_in_the_stored_bytes(store: Arc<dyn St
     }
     draft.written(&store).await;
     let featurestore::record::State::Record(stored) = read(&store, &key).await else { panic!("no record") };
-    let names: Vec<_> = stored.entries().map(|entry| FeatureName::parse(entry.unwrap().name).unwrap()).collect();
+    let name = |bytes: &[u8]| FeatureName::parse(std::str::from_utf8(bytes).unwrap()).unwrap();
+    let names: Vec<_> = stored.entries().map(|entry| name(entry.unwrap().name)).collect();
     assert!(names.is_sorted());
     assert_eq!(names.len(), order.len());
 }

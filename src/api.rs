@@ -69,7 +69,7 @@ pub struct Deadlines {
 #[derive(Clone, Copy, Debug)]
 pub struct ClientDeadline(pub Instant);
 
-/// The place of one call among those in flight, free again when the last clone is dropped; the server's guard puts it
+/// The place of a stream among the calls in flight, free again when the last clone is dropped; the server's guard puts it
 /// into the request's extensions.
 #[derive(Clone, Debug)]
 pub struct InFlight(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);

@@ -70,12 +70,12 @@ impl RedisCache {
             return self.packed_of_many(keys, deadline).await;
         }
         match master.connections.mget(keys.iter().map(CacheKey::as_bytes), deadline).await {
-            Ok(Some(Reply::Array(packed))) if packed.len() == keys.len() => packed.into_iter().map(Ok).collect(),
-            Ok(Some(Reply::Error(why))) if layout.is_unable(0, why.split(' ').next().unwrap_or_default()) => {
+            Ok(Reply::Array(packed)) if packed.len() == keys.len() => packed.into_iter().map(Ok).collect(),
+            Ok(Reply::Error(why)) if layout.is_unable(0, why.split(' ').next().unwrap_or_default()) => {
                 vec![Err(CacheError::Unavailable(why.into())); keys.len()]
             }
-            Ok(Some(other)) => refused(keys.len(), &format!("MGET was answered with {other:?}")),
-            Ok(None) => self.packed_of_many(keys, deadline).await,
+            Ok(Reply::Array(packed)) => refused(keys.len(), &format!("MGET was answered with {} values", packed.len())),
+            Ok(other) => refused(keys.len(), &format!("MGET was answered with {other:?}")),
             Err(e) => vec![Err(e); keys.len()],
         }
     }

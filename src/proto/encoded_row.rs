@@ -60,7 +60,9 @@ impl EncodedRow {
     /// With the tier that answered.
     pub fn from_source(mut self, source: Source) -> Self {
         self.source = source as i32;
-        self.len += encoding::int32::encoded_len(9, &self.source);
+        if self.source != 0 {
+            self.len += encoding::int32::encoded_len(9, &self.source);
+        }
         self
     }
 

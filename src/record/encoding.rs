@@ -101,6 +101,11 @@ impl StoredRecord {
         Ok(record)
     }
 
+    /// The same in a buffer of its own: these bytes may be part of a larger one, which they keep alive.
+    pub fn detached(&self) -> Self {
+        Self(Bytes::copy_from_slice(&self.0))
+    }
+
     /// The bytes to store.
     pub fn as_bytes(&self) -> &Bytes {
         &self.0

@@ -1,7 +1,7 @@
 //! Keeps one call from harming the others: calls beyond a bound are shed before any work, with RESOURCE_EXHAUSTED and
 //! when to try again; a panic in a handler becomes INTERNAL and the process lives; a message that the codec found too large
-//! is refused in our own words. The health service is exempt from
-//! shedding, so that a busy server is not taken for a dead one.
+//! is refused in our own words. The health service is exempt from shedding, so that a busy server is not taken for a dead
+//! one.
 
 use std::{
     convert::Infallible,
@@ -25,7 +25,7 @@ use tower::{Layer, Service};
 use crate::api::{InFlight, status};
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
-/// The only call whose answer begins long before its work ends.
+/// The only call of ours whose answer begins long before its work ends.
 const BULK: &str = "/featurestore.v1.FeatureStoreService/BulkUpsert";
 
 /// Makes [`Guard`]s that share one bound.

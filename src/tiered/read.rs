@@ -94,6 +94,17 @@ pub(super) struct Board<'a> {
     pub(super) patience: L1Patience<'a>,
 }
 
+impl Board<'_> {
+    /// Lets go of the buffers that L1's answers are part of, as these rows wait for others.
+    fn detach(&mut self) {
+        for row in self.rows.iter_mut().flatten().flatten() {
+            if let State::Record(record) = &mut row.state {
+                *record = record.detached();
+            }
+        }
+    }
+}
+
 /// The ways that hits do not go are boxed, so that the future of a hit, which is moved several times, stays small.
 impl Tiered {
     /// Reads records. Equal keys get equal rows.
@@ -152,6 +163,9 @@ impl Tiered {
                 }
                 None => missed.push(i),
             }
+        }
+        if missed.len() + outdated.len() > 0 {
+            board.detach();
         }
         if !missed.is_empty() {
             Box::pin(self.board_flights(keys, &missed, deadline, board)).await;

@@ -16,6 +16,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use deadpool_redis::{
     Connection, Manager, Pool,
     redis::{AsyncConnectionConfig, ConnectionInfo, Pipeline, RedisResult, Value, aio::MultiplexedConnection},
@@ -31,10 +32,19 @@ use crate::cache::CacheError;
 pub(super) struct Connections {
     pool: Pool,
     server: ConnectionInfo,
-    /// How many for each lane.
+    /// How many of each kind.
     wanted: usize,
-    waiting: bool,
+    kinds: Kinds,
     verified: ArcSwapOption<Shared>,
+}
+
+/// Which kinds of connections there are beside those of the swift lane.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kinds {
+    /// A lane for pipelines that wait for replicas.
+    pub(super) waiting: bool,
+    /// Those that MGET goes through.
+    pub(super) readers: bool,
 }
 
 /// Connections to one server, in turn.
@@ -58,8 +68,8 @@ pub(super) enum Lane {
 }
 
 impl Connections {
-    /// Does not connect. `waiting`: there is a lane for pipelines that wait for replicas.
-    pub(super) fn new(server: ConnectionInfo, wanted: usize, waiting: bool) -> Result<Self, InvalidRedisConfig> {
+    /// Does not connect.
+    pub(super) fn new(server: ConnectionInfo, wanted: usize, kinds: Kinds) -> Result<Self, InvalidRedisConfig> {
         // Deadlines are the callers', so the library has none of its own.
         let library = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let address = server.addr().to_string();
@@ -67,7 +77,7 @@ impl Connections {
             .map_err(|e| InvalidRedisConfig(format!("Redis at {address}: {}", e.category())))?;
         let pool = Pool::builder(manager).max_size(wanted).build();
         let pool = pool.map_err(|e| InvalidRedisConfig(e.to_string()))?;
-        Ok(Self { pool, server, wanted, waiting, verified: ArcSwapOption::empty() })
+        Ok(Self { pool, server, wanted, kinds, verified: ArcSwapOption::empty() })
     }
 
     /// Sends a pipeline; one reply a command, errors of the server among them.
@@ -81,15 +91,27 @@ impl Connections {
         self.exchanged(&shared, deadline, shared.send(pipeline, lane)).await
     }
 
-    /// Reads keys by one MGET. None: there is no reader, so that the library must be asked.
+    /// Reads keys by one MGET.
     pub(super) async fn mget<'a>(
         &self,
-        keys: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+        keys: impl ExactSizeIterator<Item = &'a [u8]>,
         deadline: Instant,
-    ) -> Result<Option<Reply>, CacheError> {
+    ) -> Result<Reply, CacheError> {
         let shared = self.in_use()?;
-        let Some(reader) = shared.reader() else { return Ok(None) };
-        self.exchanged(&shared, deadline, reader.ask(b"MGET", keys)).await.map(Some)
+        if let Some(reader) = shared.reader() {
+            let reply = self.exchanged(&shared, deadline, reader.ask(b"MGET", keys)).await?;
+            // The server is silent, and that is what the caller would have found out.
+            return reply.ok_or(CacheError::Timeout);
+        }
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("MGET");
+        keys.for_each(|key| _ = pipeline.arg(key));
+        let mut replies = self.exchanged(&shared, deadline, shared.send(pipeline, Lane::Swift)).await?;
+        Ok(match replies.pop() {
+            Some(Value::Array(values)) => Reply::Array(values.into_iter().map(string).collect()),
+            Some(Value::ServerError(e)) => Reply::Error(format!("{} {}", e.code(), e.details().unwrap_or_default())),
+            other => Reply::Line(format!("{other:?}")),
+        })
     }
 
     fn in_use(&self) -> Result<Arc<Shared>, CacheError> {
@@ -118,7 +140,7 @@ impl Connections {
     pub(super) async fn connect(&self) -> Result<Shared, CacheError> {
         Ok(Shared {
             all: self.lane(self.wanted).await?,
-            waiting: self.lane(if self.waiting { self.wanted } else { 0 }).await?,
+            waiting: self.lane(if self.kinds.waiting { self.wanted } else { 0 }).await?,
             readers: self.readers().await.map_err(|e| unavailable(&e))?,
             turn: AtomicUsize::new(0),
             readers_turn: AtomicUsize::new(0),
@@ -136,7 +158,7 @@ impl Connections {
 
     async fn readers(&self) -> io::Result<Box<[Reader]>> {
         let mut all = Vec::with_capacity(self.wanted);
-        for _ in 0..self.wanted {
+        for _ in 0..if self.kinds.readers { self.wanted } else { 0 } {
             all.extend(Reader::connect(&self.server).await?);
         }
         Ok(all.into())
@@ -183,7 +205,7 @@ impl Shared {
             exchange(connection, ping).await.map_err(|e| unavailable(&e))?;
         }
         for reader in &self.readers {
-            reader.ask(b"PING", [].into_iter()).await.map_err(|e| unavailable(&e))?;
+            reader.ask(b"PING", [].into_iter()).await.map_err(|e| unavailable(&e))?.ok_or(CacheError::Timeout)?;
         }
         Ok(())
     }
@@ -192,9 +214,7 @@ impl Shared {
     pub(super) async fn are_readers_of(&self, run: &str) -> Result<bool, CacheError> {
         for reader in &self.readers {
             match reader.ask(b"INFO", [&b"server"[..]].into_iter()).await.map_err(|e| unavailable(&e))? {
-                Reply::Bulk(Some(info)) if String::from_utf8_lossy(&info).contains(run) => {}
-                // Who may not ask cannot tell, as with the other connections.
-                Reply::Error(_) => {}
+                Some(Reply::Bulk(Some(info))) if is_of_run(&info, run) => {}
                 _ => return Ok(false),
             }
         }
@@ -206,6 +226,17 @@ async fn exchange(connection: &MultiplexedConnection, mut pipeline: Pipeline) ->
     match pipeline.ignore_errors().query_async(&mut connection.clone()).await? {
         Value::Array(replies) => Ok(replies),
         other => Ok(vec![other]),
+    }
+}
+
+fn is_of_run(info: &[u8], run: &str) -> bool {
+    String::from_utf8_lossy(info).lines().any(|line| line.strip_prefix("run_id:") == Some(run))
+}
+
+fn string(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        _ => None,
     }
 }
 

@@ -19,12 +19,9 @@ use std::{
 
 use bytes::BytesMut;
 use deadpool_redis::redis::{ConnectionAddr, ConnectionInfo};
+use futures_util::future::select_ok;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    net::{TcpStream, lookup_host},
     sync::{Notify, oneshot},
     task::AbortHandle,
 };
@@ -32,10 +29,12 @@ use tokio::{
 use self::reply::Replies;
 pub(super) use self::reply::Reply;
 
-/// Replies are read in pieces of this size at most, so that a batch of rows takes few of them.
+/// Replies are read in pieces of about this size, so that a batch of rows takes few of them.
 const PIECE: usize = 128 << 10;
 /// Callers who may wait for replies, those included who gave up; far more than there are calls.
 const MAX_WAITING: usize = 1 << 16;
+/// Commands that a server which does not read may leave with us.
+const MAX_UNWRITTEN: usize = 16 << 20;
 
 /// The connection; it is closed when this is dropped.
 pub(super) struct Reader {
@@ -44,6 +43,7 @@ pub(super) struct Reader {
 }
 
 struct SharedState {
+    stream: TcpStream,
     outbox: Mutex<Outbox>,
     filled: Notify,
 }
@@ -61,12 +61,17 @@ impl Reader {
     /// Connects, and says who it is. None: not by plain TCP.
     pub(super) async fn connect(server: &ConnectionInfo) -> io::Result<Option<Self>> {
         let ConnectionAddr::Tcp(host, port) = server.addr() else { return Ok(None) };
-        let stream = TcpStream::connect((host.as_str(), *port)).await?;
+        // All addresses at once, as the library does: the first may lead nowhere.
+        let addresses = lookup_host((host.as_str(), *port)).await?;
+        let connecting: Vec<_> = addresses.map(|address| Box::pin(TcpStream::connect(address))).collect();
+        if connecting.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+        }
+        let (stream, _) = select_ok(connecting).await?;
         stream.set_nodelay(true)?;
-        let (read, write) = stream.into_split();
-        let shared = Arc::new(SharedState { outbox: Mutex::default(), filled: Notify::new() });
-        let writing = tokio::spawn(shared.clone().write_to(write)).abort_handle();
-        let reading = tokio::spawn(shared.clone().read_from(read)).abort_handle();
+        let shared = Arc::new(SharedState { stream, outbox: Mutex::default(), filled: Notify::new() });
+        let writing = tokio::spawn(shared.clone().write()).abort_handle();
+        let reading = tokio::spawn(shared.clone().read()).abort_handle();
         let reader = Self { shared, tasks: [writing, reading] };
         let settings = server.redis_settings();
         if let Some(password) = settings.password() {
@@ -79,29 +84,27 @@ impl Reader {
         Ok(Some(reader))
     }
 
-    /// Sends a command and waits for its reply.
+    /// Sends a command and waits for its reply. None: the server has not read so many others that no more are taken.
     pub(super) async fn ask<'a>(
         &self,
         command: &'a [u8],
         arguments: impl ExactSizeIterator<Item = &'a [u8]>,
-    ) -> io::Result<Reply> {
+    ) -> io::Result<Option<Reply>> {
         let (answer, reply) = oneshot::channel();
-        {
-            let mut outbox = self.shared.lock();
-            if outbox.closed || outbox.waiting.len() >= MAX_WAITING {
-                return Err(broken());
-            }
-            put_command(command, arguments, &mut outbox.commands);
-            outbox.waiting.push_back(answer);
+        if !self.shared.put(command, arguments, answer)? {
+            return Ok(None);
         }
-        self.shared.filled.notify_one();
-        reply.await.map_err(|_| broken())
+        reply.await.map(Some).map_err(|_| broken())
     }
 
     async fn expect_ok(&self, command: &[u8], arguments: &[&str]) -> io::Result<()> {
         match self.ask(command, arguments.iter().map(|word| word.as_bytes())).await? {
-            Reply::Line(line) if line == "OK" => Ok(()),
-            Reply::Error(why) => Err(io::Error::other(why)),
+            Some(Reply::Line(line)) if line == "OK" => Ok(()),
+            // Its kind only: the rest may repeat a password.
+            Some(Reply::Error(why)) => {
+                let kind = why.split(' ').next().unwrap_or_default();
+                Err(io::Error::other(format!("{} was refused: {kind}", String::from_utf8_lossy(command))))
+            }
             _ => Err(io::Error::other("an unexpected reply")),
         }
     }
@@ -126,30 +129,78 @@ impl SharedState {
         outbox.waiting.clear();
     }
 
-    async fn write_to(self: Arc<Self>, mut stream: OwnedWriteHalf) {
+    /// False: there are too many before it.
+    fn put<'a>(
+        &self,
+        command: &'a [u8],
+        arguments: impl ExactSizeIterator<Item = &'a [u8]>,
+        answer: oneshot::Sender<Reply>,
+    ) -> io::Result<bool> {
+        let mut outbox = self.lock();
+        if outbox.closed {
+            return Err(broken());
+        }
+        if outbox.waiting.len() >= MAX_WAITING || outbox.commands.len() >= MAX_UNWRITTEN {
+            return Ok(false);
+        }
+        // Then all that went before is written, and the writer is idle: who comes alone need not wake it.
+        let alone = outbox.waiting.is_empty();
+        put_command(command, arguments, &mut outbox.commands);
+        outbox.waiting.push_back(answer);
+        if alone && let Ok(written) = self.stream.try_write(&outbox.commands) {
+            outbox.commands.drain(..written);
+            if outbox.commands.is_empty() {
+                return Ok(true);
+            }
+        }
+        drop(outbox);
+        self.filled.notify_one();
+        Ok(true)
+    }
+
+    async fn write(self: Arc<Self>) {
         let mut commands = Vec::new();
         loop {
             self.filled.notified().await;
             // Others who are ready to run add theirs first, and all of them go out in one write.
             tokio::task::yield_now().await;
             mem::swap(&mut commands, &mut self.lock().commands);
-            if !commands.is_empty() && stream.write_all(&commands).await.is_err() {
+            if self.write_all(&commands).await.is_err() {
                 return self.close();
             }
             commands.clear();
+            commands.shrink_to(PIECE);
         }
     }
 
-    async fn read_from(self: Arc<Self>, mut stream: OwnedReadHalf) {
+    async fn write_all(&self, mut commands: &[u8]) -> io::Result<()> {
+        while !commands.is_empty() {
+            match self.stream.try_write(commands) {
+                Ok(written) => commands = &commands[written..],
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.stream.writable().await?,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    async fn read(self: Arc<Self>) {
         let (mut buffer, mut replies) = (BytesMut::new(), Replies::default());
         loop {
             // At least half a piece, so that the room is not used up by a trickle.
             if buffer.capacity() - buffer.len() < PIECE / 2 {
                 buffer.reserve(PIECE);
             }
-            match stream.read_buf(&mut buffer).await {
-                Ok(0) | Err(_) => return self.close(),
+            match self.stream.try_read_buf(&mut buffer) {
+                Ok(0) => return self.close(),
                 Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.stream.readable().await.is_err() {
+                        return self.close();
+                    }
+                    continue;
+                }
+                Err(_) => return self.close(),
             }
             loop {
                 match replies.next(&mut buffer) {

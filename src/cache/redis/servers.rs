@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use self::{sentinel::Sentinels, slots::Slots};
 use super::{
     config::{Address, InvalidRedisConfig, Place, RedisConfig},
-    connections::Connections,
+    connections::{Connections, Kinds},
 };
 use crate::cache::CacheError;
 
@@ -111,7 +111,9 @@ impl Servers {
         config: &RedisConfig,
         server: deadpool_redis::redis::ConnectionInfo,
     ) -> Result<Connections, InvalidRedisConfig> {
-        Connections::new(server, config.connections.get(), config.wait_replicas > 0)
+        // In a cluster a batch is no MGET (`send`).
+        let readers = !matches!(config.place, Place::Cluster { .. });
+        Connections::new(server, config.connections.get(), Kinds { waiting: config.wait_replicas > 0, readers })
     }
 }
 

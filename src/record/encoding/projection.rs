@@ -9,6 +9,9 @@ use bytes::{Bytes, BytesMut};
 use super::{Corrupt, FEATURES_TAG, StoredRecord};
 use crate::record::FeatureName;
 
+/// Room that is made at once for the rows to come, at most.
+const ROOM: usize = 256 << 10;
+
 /// The names that a read asked for, made ready once per call.
 #[derive(Clone, Debug)]
 pub struct Projection {
@@ -31,7 +34,7 @@ pub struct Scratch {
     copied: BytesMut,
     /// Rows that are still to come.
     rows: usize,
-    /// How many entries stand before each wanted one, counted from the one before it; empty: not known.
+    /// How many entries stand before each wanted one, counted from the one before it; fewer than are wanted: not known.
     skips: Vec<usize>,
 }
 
@@ -46,7 +49,7 @@ impl Scratch {
         let row = self.copied.split().freeze();
         self.rows = self.rows.saturating_sub(1);
         if self.copied.capacity() < row.len() {
-            self.copied.reserve(row.len() * self.rows.min(1024));
+            self.copied.reserve(row.len().saturating_mul(self.rows).min(ROOM));
         }
         row
     }
@@ -57,7 +60,8 @@ impl Projection {
     pub fn new(names: &[FeatureName]) -> Self {
         let of_name = |(place, name): (usize, &FeatureName)| {
             // A name has at most 128 bytes, but its length may need two.
-            let mut head = vec![(1 << 3) | 2];
+            let mut head = Vec::with_capacity(name.as_str().len() + 4);
+            head.push((1 << 3) | 2);
             prost::encoding::encode_varint(name.as_str().len() as u64, &mut head);
             head.extend_from_slice(name.as_str().as_bytes());
             head.push((2 << 3) | 2);
@@ -71,6 +75,8 @@ impl Projection {
 
     /// The encoded features of `record` that are wanted, and the wanted names that it lacks, as they were asked for.
     pub fn apply(&self, record: &StoredRecord, scratch: &mut Scratch) -> Result<(Bytes, Vec<String>), Corrupt> {
+        // What an unreadable record may have left is no other's.
+        scratch.copied.clear();
         if self.apply_as_before(record, scratch).is_some() {
             return Ok((scratch.take_row(), Vec::new()));
         }
@@ -81,7 +87,7 @@ impl Projection {
 
     /// Copies the wanted entries from where they stood in the last record. None: they do not stand there.
     fn apply_as_before(&self, record: &StoredRecord, scratch: &mut Scratch) -> Option<()> {
-        if scratch.skips.is_empty() {
+        if scratch.skips.len() != self.wanted.len() {
             return None;
         }
         let mut rest = record.features();

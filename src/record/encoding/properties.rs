@@ -161,6 +161,26 @@ proptest! {
         }
     }
 
+    /// Cut off anywhere, with a header that claims to be whole.
+    #[test]
+    fn an_unreadable_row_leaves_nothing_to_the_next(snapshot in snapshots(), at in any::<prop::sample::Index>()) {
+        let stored = StoredRecord::encode(&snapshot);
+        let names: Vec<FeatureName> = snapshot.features.keys().cloned().collect();
+        let projection = Projection::new(&names);
+        let expected = projection.apply(&stored, &mut Scratch::default()).unwrap();
+        let mut broken = stored.as_bytes().to_vec();
+        let end = HEADER_BYTES + at.index(stored.clone().into_features().len() + 1);
+        broken[32..36].copy_from_slice(&(end as u32).to_le_bytes());
+        let broken = StoredRecord::parse_summed(broken.into()).unwrap();
+        let mut scratch = Scratch::for_rows(3);
+        for record in [&broken, &stored, &broken, &stored] {
+            let row = projection.apply(record, &mut scratch);
+            if record == &stored {
+                prop_assert_eq!(row.unwrap(), expected.clone());
+            }
+        }
+    }
+
     #[test]
     fn bytes_from_anywhere_never_panic(bytes in vec(any::<u8>(), 0..200)) {
         if let Ok(record) = StoredRecord::parse_summed(bytes.into()) {

@@ -61,6 +61,43 @@ async fn every_operation_ends_by_its_deadline_when_redis_is_frozen() {
 }
 
 #[tokio::test]
+async fn late_answers_are_not_taken_for_those_of_others() {
+    let server = RedisServer::start();
+    let cache = redis_at(&server).await;
+    let keys: Vec<(i64, CacheKey)> = (1..=20).map(|number| (number, key(&number.to_string()))).collect();
+    for (revision, key) in &keys {
+        warm(&*cache, key, record(*revision)).await;
+    }
+    server.freeze();
+    for (_, key) in &keys {
+        let shortly = Instant::now() + Duration::from_millis(5);
+        assert_eq!(only(cache.get(std::slice::from_ref(key), shortly).await), Err(CacheError::Timeout));
+    }
+    server.thaw();
+    for (revision, key) in keys.iter().rev() {
+        assert_eq!(get(&*cache, key).await, Some(record(*revision)));
+    }
+}
+
+#[tokio::test]
+async fn every_connection_says_who_it_is_and_which_database_it_wants() {
+    let server = RedisServer::start();
+    assert_eq!(server.cli(&["ACL", "SETUSER", "me", "on", ">s3cret", "~*", "+@all"]), "OK");
+    let cache = redis_of(&format!("redis://me:s3cret@{}/3", server.address())).await;
+    warm(&*cache, &key("a"), record(5)).await;
+    assert_eq!(get(&*cache, &key("a")).await, Some(record(5)));
+    assert_eq!([server.cli(&["DBSIZE"]), server.cli(&["-n", "3", "EXISTS", name(&key("a"))])], ["0", "1"]);
+
+    let refused = unprobed_of(&format!("redis://me:wr0ng@{}", server.address())).probe(EPOCH, soon()).await;
+    assert!(is_unavailable(&refused) && !format!("{refused:?}").contains("wr0ng"), "{refused:?}");
+
+    assert_eq!(server.cli(&["CONFIG", "SET", "requirepass", "s3cret"]), "OK");
+    let cache = redis_of(&format!("redis://:s3cret@{}", server.address())).await;
+    warm(&*cache, &key("b"), record(6)).await;
+    assert_eq!(get(&*cache, &key("b")).await, Some(record(6)));
+}
+
+#[tokio::test]
 async fn after_a_lost_connection_nothing_works_until_a_probe() {
     let server = RedisServer::start();
     let cache = redis_at(&server).await;

@@ -34,7 +34,7 @@ pub(super) struct Replies {
 }
 
 /// A line without its end, and how many bytes both have.
-type Line<'a> = (&'a [u8], usize);
+type Taken<'a> = (&'a [u8], usize);
 
 impl Replies {
     /// The next whole reply, which is then gone from the buffer; None: more has to come.
@@ -74,13 +74,13 @@ impl Replies {
 fn bulk(buffer: &mut BytesMut) -> Result<Option<Option<Bytes>>, NotRedis> {
     let Some((line, head)) = first_line(buffer)? else { return Ok(None) };
     let (b'$', text) = line.split_first().ok_or(NotRedis)? else { return Err(NotRedis) };
-    let Ok(len) = usize::try_from(number(text)?) else {
-        buffer.advance(head);
-        return Ok(Some(None));
+    let len = match number(text)? {
+        -1 => {
+            buffer.advance(head);
+            return Ok(Some(None));
+        }
+        len => usize::try_from(len).ok().filter(|len| *len <= MAX_STRING).ok_or(NotRedis)?,
     };
-    if len > MAX_STRING {
-        return Err(NotRedis);
-    }
     let whole = head + len + 2;
     if buffer.len() < whole {
         // So that the rest fits, and is not moved for it again and again.
@@ -96,7 +96,7 @@ fn bulk(buffer: &mut BytesMut) -> Result<Option<Option<Bytes>>, NotRedis> {
     Ok(Some(Some(string)))
 }
 
-fn first_line(buffer: &[u8]) -> Result<Option<Line<'_>>, NotRedis> {
+fn first_line(buffer: &[u8]) -> Result<Option<Taken<'_>>, NotRedis> {
     // Sizes are short lines, and errors are not long.
     const MAX_LINE: usize = 64 << 10;
     let Some(end) = buffer.iter().take(MAX_LINE).position(|byte| *byte == b'\n') else {
@@ -147,9 +147,17 @@ mod tests {
 
     #[test]
     fn what_is_no_reply_is_refused() {
-        for wire in
-            ["hello\r\n", "\r\n", "$x\r\n", "*-1\r\n", "*1\r\n:1\r\n", "$1\r\nabc", "+OK\n", "$999999999999\r\n"]
-        {
+        for wire in [
+            "hello\r\n",
+            "\r\n",
+            "$x\r\n",
+            "*-1\r\n",
+            "*1\r\n:1\r\n",
+            "$1\r\nabc",
+            "+OK\n",
+            "$999999999999\r\n",
+            "$-2\r\n",
+        ] {
             let mut buffer = BytesMut::from(wire);
             assert_eq!(Replies::default().next(&mut buffer), Err(NotRedis), "{wire:?}");
         }

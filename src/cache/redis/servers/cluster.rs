@@ -14,7 +14,7 @@ use crate::cache::{
     CacheError,
     redis::{
         config::Address,
-        connections::{Connections, Lane, unavailable},
+        connections::{Connections, Kinds, Lane, unavailable},
     },
 };
 
@@ -44,7 +44,8 @@ impl Servers {
         let mut answers = join_all(asked).await;
         if answers.iter().all(Result::is_err) {
             let asked = seeds.iter().chain(&known.others).take(OTHERS).map(async |address| {
-                let connections = Connections::new(self.config.server_at(address), 1, false);
+                let connections =
+                    Connections::new(self.config.server_at(address), 1, Kinds { waiting: false, readers: false });
                 nodes(&connections.map_err(|e| down(e.to_string()))?, address).await
             });
             answers = join_all(asked).await;

@@ -13,7 +13,7 @@ use crate::cache::{
     CacheError,
     redis::{
         config::{Address, InvalidRedisConfig},
-        connections::{Connections, Lane},
+        connections::{Connections, Kinds, Lane},
     },
 };
 
@@ -26,7 +26,9 @@ pub(super) struct Sentinels {
 
 impl Sentinels {
     pub(super) fn new(master: &str, addresses: &[ConnectionInfo]) -> Result<Self, InvalidRedisConfig> {
-        let all = addresses.iter().map(|address| Connections::new(address.clone(), 1, false));
+        let all = addresses
+            .iter()
+            .map(|address| Connections::new(address.clone(), 1, Kinds { waiting: false, readers: false }));
         Ok(Self { master: master.to_owned(), all: all.collect::<Result<_, _>>()? })
     }
 

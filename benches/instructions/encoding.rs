@@ -2,12 +2,11 @@
 
 use std::hint::black_box;
 
-use bytes::BytesMut;
 use featurestore::{
     proto::{Value, value::Kind},
     record::{
         FeatureName, Millis, Revision, Snapshot,
-        encoding::{Projection, StoredRecord},
+        encoding::{Projection, Scratch, StoredRecord},
     },
 };
 
@@ -53,12 +52,12 @@ fn encode(features: usize) -> Call {
     Box::new(move || drop(black_box(StoredRecord::encode(black_box(&snapshot)))))
 }
 
-/// One row of a call: the names were made ready before.
+/// One row of a call: the names were made ready before, and the row before had the same features.
 fn project(features: usize) -> Call {
     let record = StoredRecord::encode(&snapshot(features));
     let names: Vec<_> = five_of(features).iter().map(|name| FeatureName::parse(name).unwrap()).collect();
     let projection = Projection::new(&names);
-    let mut scratch = BytesMut::new();
+    let mut scratch = Scratch::default();
     Box::new(move || {
         let (features, missing) = projection.apply(black_box(&record), &mut scratch).unwrap();
         assert!(missing.is_empty() && !features.is_empty());

@@ -31,6 +31,8 @@ while (($#)); do
 done
 
 export REQUIRE_BACKENDS="${REQUIRE_BACKENDS:-1}"
+# A failed test's message says what was wrong; the runtime's frames after it only push it out of a log's end.
+export RUST_BACKTRACE=0
 # The developer's own Redis and MongoDB are none of the tests' business.
 for name in $(compgen -e); do
   case $name in FEATURESTORE_* | REDIS_* | MONGO_* | OTEL_*) unset "$name" ;; esac

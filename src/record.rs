@@ -107,17 +107,21 @@ pub struct FeatureName(Box<str>);
 impl FeatureName {
     /// Checks a name; it is never rewritten.
     pub fn parse(name: &str) -> Result<Self, InvalidName> {
-        let mut bytes = name.bytes();
-        let good = name.len() <= MAX_FEATURE_NAME_BYTES
-            && bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
-            && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'));
-        if good {
+        if Self::is_allowed(name) {
             Ok(Self(name.into()))
         } else {
             Err(InvalidName(format!(
                 "feature name {name:?} must match [A-Za-z_][A-Za-z0-9_:-]* and have at most {MAX_FEATURE_NAME_BYTES} bytes"
             )))
         }
+    }
+
+    /// Whether a feature may have this name.
+    pub fn is_allowed(name: &str) -> bool {
+        let mut bytes = name.bytes();
+        name.len() <= MAX_FEATURE_NAME_BYTES
+            && bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+            && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))
     }
 
     /// The name.

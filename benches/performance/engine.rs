@@ -39,7 +39,7 @@ impl Engine {
         let database = Database::builder(dir.join("fjall"))
             .cache_size(CACHE_BYTES)
             .max_journaling_size(64 << 20)
-            .worker_threads(2)
+            .worker_threads(3)
             .open()?;
         let records = database.keyspace("records", || {
             KeyspaceCreateOptions::default()

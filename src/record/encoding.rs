@@ -52,29 +52,13 @@ pub struct StoredRecord(Bytes);
 impl StoredRecord {
     /// Encodes a record as it stands.
     pub fn encode(snapshot: &Snapshot) -> Self {
-        let features = snapshot.features.iter().map(|(name, value)| entry_len(name, value)).sum::<usize>();
-        let mut buf = BytesMut::with_capacity(HEADER_BYTES + features + 64 + snapshot.model_version.len());
-        buf.put_u8(FORMAT_VERSION);
-        buf.put_bytes(0, 7);
-        buf.put_i64_le(snapshot.revision.0);
-        buf.put_i64_le(snapshot.event_time.0);
-        buf.put_i64_le(snapshot.expire_at.map_or(NEVER, |at| at.0));
-        let segment2 = u32::try_from(HEADER_BYTES + features).expect("records are far below 4 GiB");
-        buf.put_u32_le(segment2);
+        let features = features_len(&snapshot.features);
+        let mut encoder = Encoder::with_capacity(features + snapshot.model_version.len());
         for (name, value) in &snapshot.features {
-            put_entry(name, value, &mut buf);
+            put_entry(name, value, &mut encoder.buf);
         }
-        if !snapshot.model_version.is_empty() {
-            encoding::string::encode(4, &snapshot.model_version, &mut buf);
-        }
-        encoding::message::encode(6, &timestamp(snapshot.event_time), &mut buf);
-        encoding::message::encode(7, &timestamp(snapshot.write_time), &mut buf);
-        if let Some(at) = snapshot.expire_at {
-            encoding::message::encode(8, &timestamp(at), &mut buf);
-        }
-        let sum = checksum(&buf);
-        buf[4..8].copy_from_slice(&sum.to_le_bytes());
-        Self(buf.freeze())
+        let Snapshot { revision, event_time, write_time, expire_at, .. } = *snapshot;
+        encoder.finish(Head { model_version: &snapshot.model_version, revision, event_time, write_time, expire_at })
     }
 
     /// Checks bytes that were stored: version, checksum and bounds.
@@ -218,6 +202,66 @@ impl StoredRecord {
     }
 }
 
+/// What a record says besides its features.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// As in `Snapshot`.
+    pub model_version: &'a str,
+    /// As in `Snapshot`.
+    pub revision: Revision,
+    /// As in `Snapshot`.
+    pub event_time: Millis,
+    /// As in `Snapshot`.
+    pub write_time: Millis,
+    /// As in `Snapshot`.
+    pub expire_at: Option<Millis>,
+}
+
+/// Writes a record's bytes feature by feature, for those who have values in another form than `Value`.
+#[derive(Debug)]
+pub struct Encoder {
+    buf: BytesMut,
+}
+
+impl Encoder {
+    /// With room for features, and a model version, of so many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        let mut buf = BytesMut::with_capacity(HEADER_BYTES + bytes + 64);
+        buf.put_bytes(0, HEADER_BYTES);
+        Self { buf }
+    }
+
+    /// Adds a feature. The caller sees to it that names are allowed and come in their order, each once, and that `value`
+    /// is an encoded `Value`.
+    pub fn put(&mut self, name: &str, value: &[u8]) {
+        put_head(name, value.len(), &mut self.buf);
+        self.buf.put_slice(value);
+    }
+
+    /// The record.
+    pub fn finish(mut self, head: Head<'_>) -> StoredRecord {
+        let buf = &mut self.buf;
+        let segment2 = u32::try_from(buf.len()).expect("records are far below 4 GiB");
+        if !head.model_version.is_empty() {
+            put_delimited_head(4, head.model_version.len(), buf);
+            buf.put_slice(head.model_version.as_bytes());
+        }
+        encoding::message::encode(6, &timestamp(head.event_time), buf);
+        encoding::message::encode(7, &timestamp(head.write_time), buf);
+        if let Some(at) = head.expire_at {
+            encoding::message::encode(8, &timestamp(at), buf);
+        }
+        buf[0] = FORMAT_VERSION;
+        buf[8..16].copy_from_slice(&head.revision.0.to_le_bytes());
+        buf[16..24].copy_from_slice(&head.event_time.0.to_le_bytes());
+        buf[24..32].copy_from_slice(&head.expire_at.map_or(NEVER, |at| at.0).to_le_bytes());
+        buf[32..36].copy_from_slice(&segment2.to_le_bytes());
+        let sum = checksum(buf);
+        buf[4..8].copy_from_slice(&sum.to_le_bytes());
+        StoredRecord(self.buf.freeze())
+    }
+}
+
 /// How many bytes these features take in stored form: what `limits.max_record_bytes` is compared with.
 pub fn features_len(features: &Features) -> usize {
     features.iter().map(|(name, value)| entry_len(name, value)).sum()
@@ -290,23 +334,35 @@ fn take_delimited<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(head)
 }
 
-fn entry_body_len(name: &FeatureName, value: &Value) -> usize {
-    let name = name.as_str().len();
-    1 + encoding::encoded_len_varint(name as u64) + name + encoding::message::encoded_len(2, value)
+fn entry_body_len(name: &str, value_len: usize) -> usize {
+    1 + encoding::encoded_len_varint(name.len() as u64)
+        + name.len()
+        + 1
+        + encoding::encoded_len_varint(value_len as u64)
+        + value_len
 }
 
 fn entry_len(name: &FeatureName, value: &Value) -> usize {
-    let body = entry_body_len(name, value);
+    let body = entry_body_len(name.as_str(), value.encoded_len());
     1 + encoding::encoded_len_varint(body as u64) + body
 }
 
 fn put_entry(name: &FeatureName, value: &Value, buf: &mut BytesMut) {
-    buf.put_u8(FEATURES_TAG);
-    encoding::encode_varint(entry_body_len(name, value) as u64, buf);
-    buf.put_u8((1 << 3) | 2);
-    encoding::encode_varint(name.as_str().len() as u64, buf);
-    buf.put_slice(name.as_str().as_bytes());
-    encoding::message::encode(2, value, buf);
+    put_head(name.as_str(), value.encoded_len(), buf);
+    value.encode_raw(buf);
+}
+
+/// All of an entry that stands before its value.
+fn put_head(name: &str, value_len: usize, buf: &mut BytesMut) {
+    put_delimited_head(3, entry_body_len(name, value_len), buf);
+    put_delimited_head(1, name.len(), buf);
+    buf.put_slice(name.as_bytes());
+    put_delimited_head(2, value_len, buf);
+}
+
+fn put_delimited_head(field: u8, len: usize, buf: &mut BytesMut) {
+    buf.put_u8((field << 3) | 2);
+    encoding::encode_varint(len as u64, buf);
 }
 
 fn checksum(bytes: &[u8]) -> u32 {

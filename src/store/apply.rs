@@ -58,14 +58,15 @@ impl Document {
 
 /// Does `write` to what is stored, at L2's time `now`. Answers the receipt, and the document to store if anything
 /// changed (a remembered attempt is a change; an attempt on nothing leaves nothing).
-pub fn apply(stored: Option<&Document>, write: &Write, now: Millis, rules: &WriteRules) -> (Receipt, Option<Document>) {
-    let remembered = |document: &&Document| document.requests.iter().find(|r| r.id == write.request_id).cloned();
+pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &WriteRules) -> (Receipt, Option<Document>) {
+    let Write { key: _, request_id, if_revision, change } = write;
+    let remembered = |document: &&Document| document.requests.iter().find(|r| r.id == request_id).cloned();
     if let Some((document, first)) = stored.and_then(|document| Some((document, remembered(&document)?))) {
         return (document.receipt(first.outcome), None);
     }
     let revision = stored.map_or(Revision::NONE, Document::revision);
     let live = stored.and_then(|document| document.live(now));
-    let (outcome, content) = attempt(live, revision.next(now), write, now, rules);
+    let (outcome, content) = attempt(live, revision.next(now), if_revision, change, now, rules);
 
     let document = match (content, stored) {
         (Some(content), stored) => Some(Document {
@@ -74,9 +75,11 @@ pub fn apply(stored: Option<&Document>, write: &Write, now: Millis, rules: &Writ
                 Content::Tombstone(_) => collect_at(live.and_then(|live| live.expire_at), Some(now), rules),
             },
             content,
-            requests: remember(stored, write, outcome),
+            requests: remember(stored, request_id, outcome),
         }),
-        (None, Some(stored)) => Some(Document { requests: remember(Some(stored), write, outcome), ..stored.clone() }),
+        (None, Some(stored)) => {
+            Some(Document { requests: remember(Some(stored), request_id, outcome), ..stored.clone() })
+        }
         (None, None) => None,
     };
     let nothing = Receipt { outcome, revision: Revision::NONE, tombstone: false };
@@ -86,15 +89,16 @@ pub fn apply(stored: Option<&Document>, write: &Write, now: Millis, rules: &Writ
 fn attempt(
     live: Option<&Snapshot>,
     next: Revision,
-    write: &Write,
+    if_revision: Option<Revision>,
+    change: Change,
     now: Millis,
     rules: &WriteRules,
 ) -> (Outcome, Option<Content>) {
     let stored = live.map_or(Revision::NONE, |live| live.revision);
-    if write.if_revision.is_some_and(|wanted| wanted != stored) {
+    if if_revision.is_some_and(|wanted| wanted != stored) {
         return (Outcome::RevisionMismatch { stored }, None);
     }
-    let record = match &write.change {
+    let record = match change {
         Change::Delete if live.is_some() => return (Outcome::Deleted, Some(Content::Tombstone(next))),
         Change::Delete => return (Outcome::NotFound, None),
         Change::Upsert(record) => record,
@@ -115,14 +119,18 @@ fn attempt(
     (Outcome::Written, Some(Content::Record(merged)))
 }
 
-fn merge(live: Option<&Snapshot>, record: &Record, revision: Revision, now: Millis, rules: &WriteRules) -> Snapshot {
+fn merge(live: Option<&Snapshot>, record: Record, revision: Revision, now: Millis, rules: &WriteRules) -> Snapshot {
     let base = live.filter(|_| record.mode == WriteMode::Merge);
     let mut features = base.map(|base| base.features.clone()).unwrap_or_default();
-    features.extend(record.features.clone());
-    let given_version = Some(&record.model_version).filter(|version| !version.is_empty());
+    if features.is_empty() {
+        features = record.features;
+    } else {
+        features.extend(record.features);
+    }
+    let given_version = Some(record.model_version).filter(|version| !version.is_empty());
     Snapshot {
         features,
-        model_version: given_version.or(base.map(|base| &base.model_version)).cloned().unwrap_or_default(),
+        model_version: given_version.or_else(|| base.map(|base| base.model_version.clone())).unwrap_or_default(),
         revision,
         event_time: record.event_time.unwrap_or_else(|| live.map_or(now, |live| live.event_time.max(now))),
         write_time: now,
@@ -135,10 +143,10 @@ fn merge(live: Option<&Snapshot>, record: &Record, revision: Revision, now: Mill
     }
 }
 
-fn remember(stored: Option<&Document>, write: &Write, outcome: Outcome) -> Vec<Remembered> {
+fn remember(stored: Option<&Document>, id: RequestId, outcome: Outcome) -> Vec<Remembered> {
     let earlier = stored.map_or(&[][..], |document| &document.requests);
     let keep = earlier.len().min(REMEMBERED_REQUESTS - 1);
     let mut requests = earlier[earlier.len() - keep..].to_vec();
-    requests.push(Remembered { id: write.request_id.clone(), outcome });
+    requests.push(Remembered { id, outcome });
     requests
 }

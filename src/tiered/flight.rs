@@ -53,6 +53,10 @@ impl Flight {
 
     /// Waits for the landing. Callers bound it by their own deadlines.
     pub(super) async fn landed(&self) -> Landed {
+        // Most of a batch's flights land together, so only the first of them is waited for.
+        if let Some(landed) = self.landed.get() {
+            return landed.clone();
+        }
         loop {
             let done = self.done.notified();
             tokio::pin!(done);
@@ -82,7 +86,7 @@ struct Slot {
 /// The flights of this process, by key.
 #[derive(Default)]
 pub(super) struct Flights {
-    slots: Mutex<HashMap<RecordKey, Slot>>,
+    slots: Mutex<HashMap<RecordKey, Slot, ahash::RandomState>>,
 }
 
 impl Flights {
@@ -116,7 +120,7 @@ impl Flights {
         self.lock().len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RecordKey, Slot>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RecordKey, Slot, ahash::RandomState>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

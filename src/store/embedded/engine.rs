@@ -135,7 +135,9 @@ impl Engine {
         let database = Database::builder(folder)
             .cache_size(cache_bytes)
             .max_journaling_size(JOURNAL_BYTES)
-            .worker_threads(2)
+            // With two, one of them turns in circles while the other compacts: it puts off compactions by sending them to
+            // itself again.
+            .worker_threads(3)
             .open()?;
         // A table whose marker is gone is emptied by fjall as one half created.
         if commits > 0 && !["records", "expiry", "meta"].iter().all(|name| database.keyspace_exists(name)) {

@@ -59,7 +59,7 @@ impl<'a> Group<'a> {
         }
         let document = touched.stored.as_ref().map(|stored| stored.document(with_features)).transpose();
         let document = document.map_err(|e| StoreError::Corrupt(e.to_string().into()))?;
-        let (receipt, document) = apply(document.as_ref(), &write, clock.now(), rules);
+        let (receipt, document) = apply(document.as_ref(), write, clock.now(), rules);
         if let Some(document) = document {
             touched.stored = Some(Stored::after(document, receipt.outcome, touched.stored.as_ref()));
             touched.changed = true;
@@ -139,7 +139,7 @@ fn over_damage(write: &Write, now: Millis, rules: &WriteRules, highest: Revision
         expire_at: None,
     };
     let unknown = Document { content: Content::Record(unknown), requests: Vec::new(), collect_at: None };
-    let (receipt, document) = apply(Some(&unknown), write, now, rules);
+    let (receipt, document) = apply(Some(&unknown), write.clone(), now, rules);
     let done = matches!(receipt.outcome, Outcome::Written | Outcome::Deleted);
     document.filter(|_| done).map(|document| (Stored::after(document, receipt.outcome, None), receipt))
 }

@@ -8,7 +8,10 @@ use bson::{Document, RawBsonRef, RawDocument, doc};
 
 use super::value;
 use crate::{
-    record::{FeatureName, Features, Millis, RecordKey, Revision, Snapshot, State, encoding::StoredRecord},
+    record::{
+        FeatureName, Millis, RecordKey, Revision, State,
+        encoding::{Encoder, Head},
+    },
     store::{Outcome, RequestId, StoreError},
 };
 
@@ -23,30 +26,69 @@ pub(super) fn key_of(document: &RawDocument) -> Option<(&str, &str)> {
     Some((id.get_str("view").ok()?, id.get_str("entity_id").ok()?))
 }
 
-/// What a document says of its key.
+/// What a document says of its key. Its features go from BSON to stored bytes without anything between.
 pub(super) fn state(document: &RawDocument) -> Result<State, StoreError> {
-    let revision = revision(document)?;
-    if let Some(RawBsonRef::Boolean(true)) = field(document, "deleted")? {
+    let mut fields = Fields::default();
+    for element in document {
+        let (name, value) = element.map_err(|_| corrupt("the document's BSON"))?;
+        fields.take(name.as_str(), value);
+    }
+    let revision = as_revision(fields.rev)?;
+    if let Some(RawBsonRef::Boolean(true)) = fields.deleted {
         return Ok(State::Tombstone(revision));
     }
-    let snapshot = Snapshot {
-        features: features(document)?,
-        model_version: match field(document, "model_version")? {
-            None | Some(RawBsonRef::Null) => String::new(),
-            Some(RawBsonRef::String(text)) => text.to_owned(),
-            Some(_) => return Err(corrupt("model_version")),
-        },
-        revision,
-        event_time: time(document, "event_time")?.ok_or_else(|| corrupt("event_time"))?,
-        write_time: time(document, "write_time")?.ok_or_else(|| corrupt("write_time"))?,
-        expire_at: time(document, "expire_at")?,
+    let features = features(&fields, document.as_bytes().len())?;
+    let model_version = match fields.model_version {
+        None | Some(RawBsonRef::Null) => "",
+        Some(RawBsonRef::String(text)) => text,
+        Some(_) => return Err(corrupt("model_version")),
     };
-    Ok(State::Record(StoredRecord::encode(&snapshot)))
+    Ok(State::Record(features.finish(Head {
+        model_version,
+        revision,
+        event_time: time(fields.event_time, "event_time")?.ok_or_else(|| corrupt("event_time"))?,
+        write_time: time(fields.write_time, "write_time")?.ok_or_else(|| corrupt("write_time"))?,
+        expire_at: time(fields.expire_at, "expire_at")?,
+    })))
+}
+
+/// The fields of a document that make its state.
+#[derive(Default)]
+struct Fields<'a> {
+    rev: Option<RawBsonRef<'a>>,
+    deleted: Option<RawBsonRef<'a>>,
+    features: Option<RawBsonRef<'a>>,
+    kinds: Option<RawBsonRef<'a>>,
+    model_version: Option<RawBsonRef<'a>>,
+    event_time: Option<RawBsonRef<'a>>,
+    write_time: Option<RawBsonRef<'a>>,
+    expire_at: Option<RawBsonRef<'a>>,
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, name: &str, value: RawBsonRef<'a>) {
+        let field = match name {
+            "rev" => &mut self.rev,
+            "deleted" => &mut self.deleted,
+            "features" => &mut self.features,
+            "kinds" => &mut self.kinds,
+            "model_version" => &mut self.model_version,
+            "event_time" => &mut self.event_time,
+            "write_time" => &mut self.write_time,
+            "expire_at" => &mut self.expire_at,
+            _ => return,
+        };
+        *field = Some(value);
+    }
 }
 
 /// The revision of the record or tombstone in a document.
 pub(super) fn revision(document: &RawDocument) -> Result<Revision, StoreError> {
-    let number = match field(document, "rev")? {
+    as_revision(document.get("rev").map_err(|_| corrupt("the document's BSON"))?)
+}
+
+fn as_revision(rev: Option<RawBsonRef<'_>>) -> Result<Revision, StoreError> {
+    let number = match rev {
         Some(RawBsonRef::Int64(number)) => number,
         Some(RawBsonRef::Int32(number)) => i64::from(number),
         // A shell writes every number that is typed into it as a double.
@@ -76,25 +118,39 @@ pub(super) fn outcome_of(document: &RawDocument, request_id: &RequestId) -> Opti
     })
 }
 
-fn features(document: &RawDocument) -> Result<Features, StoreError> {
-    let Some(RawBsonRef::Document(stored)) = field(document, "features")? else {
+/// The features in stored form; `room` is about how much they take.
+fn features(fields: &Fields<'_>, room: usize) -> Result<Encoder, StoreError> {
+    let Some(RawBsonRef::Document(stored)) = fields.features else {
         return Err(corrupt("features"));
     };
-    let kinds: HashMap<&str, i32> = match field(document, "kinds")? {
+    let kinds: HashMap<&str, i32> = match fields.kinds {
         Some(RawBsonRef::Document(kinds)) => {
             kinds.iter().flatten().filter_map(|(name, kind)| Some((name.as_str(), kind_number(kind)?))).collect()
         }
         _ => HashMap::new(),
     };
-    let mut features = Features::new();
+    let mut features: Vec<(&str, RawBsonRef<'_>)> = Vec::with_capacity(32);
     for element in stored {
-        let (name, bson) = element.map_err(|_| corrupt("features"))?;
-        let name = name.as_str();
-        let feature = FeatureName::parse(name).map_err(|_| corrupt("the name of a feature"))?;
-        let value = value::from_bson(bson, kinds.get(name).copied());
-        features.insert(feature, value.ok_or_else(|| corrupt(&format!("features.{name}")))?);
+        let (name, value) = element.map_err(|_| corrupt("features"))?;
+        features.push((name.as_str(), value));
     }
-    Ok(features)
+    // Merges put new features last. Of equal names, which only people make, the last counts.
+    if !features.is_sorted_by(|(one, _), (next, _)| one < next) {
+        features.reverse();
+        features.sort_by_key(|(name, _)| *name);
+        features.dedup_by_key(|(name, _)| *name);
+    }
+    let (mut encoder, mut value) = (Encoder::with_capacity(room), Vec::with_capacity(32));
+    for (name, bson) in features {
+        if !FeatureName::is_allowed(name) {
+            return Err(corrupt("the name of a feature"));
+        }
+        value.clear();
+        let kind = if kinds.is_empty() { None } else { kinds.get(name).copied() };
+        value::encode(bson, kind, &mut value).ok_or_else(|| corrupt(&format!("features.{name}")))?;
+        encoder.put(name, &value);
+    }
+    Ok(encoder)
 }
 
 fn kind_number(kind: RawBsonRef<'_>) -> Option<i32> {
@@ -106,18 +162,61 @@ fn kind_number(kind: RawBsonRef<'_>) -> Option<i32> {
     }
 }
 
-fn time(document: &RawDocument, name: &str) -> Result<Option<Millis>, StoreError> {
-    match field(document, name)? {
+fn time(field: Option<RawBsonRef<'_>>, name: &str) -> Result<Option<Millis>, StoreError> {
+    match field {
         None | Some(RawBsonRef::Null) => Ok(None),
         Some(RawBsonRef::DateTime(at)) => Ok(Some(Millis(at.timestamp_millis()))),
         Some(_) => Err(corrupt(name)),
     }
 }
 
-fn field<'a>(document: &'a RawDocument, name: &str) -> Result<Option<RawBsonRef<'a>>, StoreError> {
-    document.get(name).map_err(|_| corrupt("the document's BSON"))
-}
-
 fn corrupt(what: &str) -> StoreError {
     StoreError::Corrupt(format!("{what} is not as it should be").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::RawDocumentBuf;
+
+    use super::*;
+    use crate::{
+        proto::{Value, value::Kind},
+        record::encoding::StoredRecord,
+    };
+
+    #[test]
+    fn features_are_sorted_whatever_their_order_in_the_document() {
+        let times = bson::DateTime::from_millis(5);
+        let features = doc! { "zeta": 1.5, "alpha": 1_i32, "b-c": "text", "b:c": 2_i64, "flag": true, "none": null };
+        let mut stored =
+            RawDocumentBuf::try_from(&doc! { "rev": 7_i64, "event_time": times, "write_time": times }).unwrap();
+        let mut twice = RawDocumentBuf::new();
+        for (name, value) in doc! { "zeta": 9.5, "time": 3_i64 }.iter().chain(&features) {
+            twice.append(
+                bson::raw::CString::try_from(name.as_str()).unwrap(),
+                bson::RawBson::try_from(value.clone()).unwrap(),
+            );
+        }
+        stored.append(bson::raw::cstr!("features"), twice);
+        stored.append(
+            bson::raw::cstr!("kinds"),
+            RawDocumentBuf::try_from(&doc! { "time": 8_i32, "zeta": 6_i32 }).unwrap(),
+        );
+
+        let State::Record(record) = state(&stored).unwrap() else { panic!("a record") };
+        let decoded = record.decode().unwrap();
+        let value = |kind| Value { kind: Some(kind) };
+        let expected = [
+            ("alpha", Kind::Int32Val(1)),
+            ("b-c", Kind::StringVal("text".to_owned())),
+            ("b:c", Kind::Int64Val(2)),
+            ("flag", Kind::BoolVal(true)),
+            ("none", Kind::NullVal(0)),
+            ("time", Kind::UnixTimestampVal(3)),
+            ("zeta", Kind::FloatVal(1.5)),
+        ];
+        let expected = expected.map(|(name, kind)| (FeatureName::parse(name).unwrap(), value(kind)));
+        assert_eq!(decoded.features, expected.into_iter().collect());
+        assert_eq!(StoredRecord::encode(&decoded), record);
+    }
 }

@@ -99,7 +99,7 @@ pub(super) async fn find(
 }
 
 /// Documents by view and entity id.
-pub(super) fn by_key(documents: &[RawDocumentBuf]) -> HashMap<(&str, &str), &RawDocument> {
+pub(super) fn by_key(documents: &[RawDocumentBuf]) -> HashMap<(&str, &str), &RawDocument, ahash::RandomState> {
     documents.iter().filter_map(|document| Some((document::key_of(document)?, &**document))).collect()
 }
 

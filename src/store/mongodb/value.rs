@@ -3,7 +3,10 @@
 //! Reading trusts the BSON type first: people edit documents by hand, and a kind counts only while it fits.
 
 use bson::{Bson, Document, RawArray, RawBsonRef, RawDocument, spec::BinarySubtype};
-use prost::Message as _;
+use prost::{
+    Message as _,
+    encoding::{WireType, bool, double, encode_key, encode_varint, float, int32, int64},
+};
 use prost_types::{ListValue, Struct, Value as JsonValue, value::Kind as JsonKind};
 
 use crate::proto::{self, Value, value::Kind};
@@ -78,8 +81,28 @@ fn json_to_bson(value: &JsonValue) -> Option<Bson> {
     })
 }
 
+/// Reads a value and appends its encoded form; None: no kind of value stands for this BSON. What most features are is not
+/// made into a `Value` on the way.
+pub(super) fn encode(bson: RawBsonRef<'_>, kind: Option<i32>, into: &mut Vec<u8>) -> Option<()> {
+    match (bson, kind) {
+        (RawBsonRef::Null, _) => int32::encode(19, &0, into),
+        (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => float::encode(6, &(number as f32), into),
+        (RawBsonRef::Double(number), _) => double::encode(5, &number, into),
+        (RawBsonRef::Int32(number), None) => int32::encode(3, &number, into),
+        (RawBsonRef::Int64(number), None) => int64::encode(4, &number, into),
+        (RawBsonRef::Boolean(flag), _) => bool::encode(7, &flag, into),
+        (RawBsonRef::String(text), _) => {
+            encode_key(2, WireType::LengthDelimited, into);
+            encode_varint(text.len() as u64, into);
+            into.extend_from_slice(text.as_bytes());
+        }
+        (bson, kind) => from_bson(bson, kind)?.encode_raw(into),
+    }
+    Some(())
+}
+
 /// Reads a value; None: no kind of value stands for this BSON.
-pub(super) fn from_bson(bson: RawBsonRef<'_>, kind: Option<i32>) -> Option<Value> {
+fn from_bson(bson: RawBsonRef<'_>, kind: Option<i32>) -> Option<Value> {
     let kind = match (bson, kind) {
         (RawBsonRef::Null, _) => Kind::NullVal(0),
         (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => Kind::FloatVal(number as f32),

@@ -109,7 +109,7 @@ async fn history(mongod: &Mongod, steps: &[Step]) {
             Some(at) if changed => Millis(at.timestamp_millis()),
             _ => Clock::system().now(),
         };
-        let (expected, next) = apply(model.as_ref(), &write, now, &rules);
+        let (expected, next) = apply(model.as_ref(), write.clone(), now, &rules);
         assert_eq!(receipt, expected, "step {number}");
         if next.is_some() {
             model = next;

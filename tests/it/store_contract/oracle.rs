@@ -104,7 +104,7 @@ impl Expected {
     fn check(&mut self, draft: &Draft, answer: &Receipt, at: &str) {
         let write = &draft.0;
         let stored = self.documents.get(&write.key);
-        let (receipt, changed) = apply(stored, write, now(), &rules());
+        let (receipt, changed) = apply(stored, write.clone(), now(), &rules());
         match (answer.outcome, receipt.outcome) {
             (Outcome::RevisionMismatch { stored }, Outcome::RevisionMismatch { stored: expected }) => {
                 assert_eq!(stored == Revision::NONE, expected == Revision::NONE, "{at}: {write:?}");

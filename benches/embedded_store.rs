@@ -21,7 +21,7 @@ use featurestore::{
 #[path = "performance/engine.rs"]
 mod engine;
 
-use engine::{CACHE_BYTES, Engine, Numbers, engine_key};
+use engine::{Engine, L2_CACHE, Numbers, engine_key};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -60,7 +60,7 @@ fn open_store(dir: &Path) -> EmbeddedStore {
         max_features: 1000,
         max_record_bytes: 1 << 20,
     };
-    EmbeddedStore::open(dir, CACHE_BYTES, rules, Clock::system()).unwrap()
+    EmbeddedStore::open(dir, L2_CACHE, rules, Clock::system()).unwrap()
 }
 
 async fn load_store(dir: &Path, records: u64) {

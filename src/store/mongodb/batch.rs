@@ -200,16 +200,20 @@ async fn read_back(
 ) -> Vec<(usize, Result<Receipt, StoreError>)> {
     let keys: Vec<RecordKey> = items.iter().map(|item| item.write.key.clone()).collect();
     let projection = doc! { "rev": 1, "deleted": 1, "requests": 1 };
-    let documents = match read::find(connection, &keys, Some(projection), deadline).await {
-        Ok(documents) => documents,
-        // The writes are done; only what became of them is not known.
-        Err(failure) => {
-            let failure = Failure::unknown(&format!("not read back: {failure}"));
-            let lost = |item: Item| Item { failure: Some(failure.clone()), ..item }.into_error();
-            return items.into_iter().map(lost).collect();
-        }
+    // The writes are done; only what became of them is not known.
+    let lost = |items: Vec<Item>, failure: Failure| {
+        let failure = Failure::unknown(&format!("not read back: {failure}"));
+        let lost = |item: Item| Item { failure: Some(failure.clone()), ..item }.into_error();
+        items.into_iter().map(lost).collect()
     };
-    let found = read::by_key(&documents);
+    let batches = match read::find(connection, &keys, Some(projection), deadline).await {
+        Ok(batches) => batches,
+        Err(failure) => return lost(items, failure),
+    };
+    let found = match read::by_key(&batches) {
+        Ok(found) => found,
+        Err(failure) => return lost(items, failure),
+    };
     let receipt = |item: Item| {
         let Some(document) = found.get(&read::name(&item.write.key)) else {
             return match item.on_nothing.filter(|_| !item.may_be_done) {

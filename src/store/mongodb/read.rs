@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use bson::{Document, RawDocument, RawDocumentBuf, doc};
-use futures_util::StreamExt as _;
+use bson::{Document, RawBsonRef, RawDocument, doc};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use mongodb::raw_batch_cursor::RawBatch;
 use tokio::time::Instant;
 
 use super::{
@@ -42,14 +43,18 @@ async fn read_majority(
     keys: &[RecordKey],
     deadline: Instant,
 ) -> Vec<Result<State, StoreError>> {
-    let documents = match find(connection, keys, None, deadline).await {
-        Ok(documents) => documents,
-        Err(failure) => {
-            let error = failure.of_read();
-            return keys.iter().map(|_| Err(error.clone())).collect();
-        }
+    let failed = |failure: Failure| {
+        let error = failure.of_read();
+        keys.iter().map(|_| Err(error.clone())).collect()
     };
-    let found = by_key(&documents);
+    let batches = match find(connection, keys, None, deadline).await {
+        Ok(batches) => batches,
+        Err(failure) => return failed(failure),
+    };
+    let found = match by_key(&batches) {
+        Ok(found) => found,
+        Err(failure) => return failed(failure),
+    };
     keys.iter()
         .map(|key| found.get(&name(key)).map_or(Ok(State::Absent), |document| document::state(document)))
         .collect()
@@ -67,13 +72,14 @@ async fn read_linearizable(connection: &Connection, key: RecordKey, deadline: In
     found.map_or(Ok(State::Absent), |document| document::state(&document))
 }
 
-/// The documents of these keys, in no order, in one query; all of their fields or those of the projection.
+/// The documents of these keys, in no order, in one query; all of their fields or those of the projection. They stay in
+/// MongoDB's replies, see `by_key`.
 pub(super) async fn find(
     connection: &Connection,
     keys: &[RecordKey],
     projection: Option<Document>,
     deadline: Instant,
-) -> Result<Vec<RawDocumentBuf>, Failure> {
+) -> Result<Vec<RawBatch>, Failure> {
     if keys.is_empty() {
         return Ok(Vec::new());
     }
@@ -87,21 +93,30 @@ pub(super) async fn find(
                 if let Some(projection) = projection {
                     find = find.projection(projection);
                 }
-                let mut cursor = find.await?;
-                let mut documents = Vec::new();
-                while cursor.advance().await? {
-                    documents.push(cursor.current().to_owned());
-                }
-                Ok(documents)
+                find.batch().await?.try_collect().await
             }
         })
         .await
 }
 
-/// Documents by view and entity id.
-pub(super) fn by_key(documents: &[RawDocumentBuf]) -> HashMap<(&str, &str), &RawDocument, ahash::RandomState> {
-    documents.iter().filter_map(|document| Some((document::key_of(document)?, &**document))).collect()
+/// Documents by view and entity id. A reply that cannot be read is a failure: nothing in it may count as absent.
+pub(super) fn by_key(batches: &[RawBatch]) -> Result<ByKey<'_>, Failure> {
+    let mut found = ByKey::default();
+    for batch in batches {
+        for document in batch.doc_slices().map_err(Failure::from)? {
+            let Ok(RawBsonRef::Document(document)) = document else {
+                return Err(Failure::not_done("MongoDB's reply cannot be read"));
+            };
+            if let Some(key) = document::key_of(document) {
+                found.insert(key, document);
+            }
+        }
+    }
+    Ok(found)
 }
+
+/// What `by_key` makes.
+pub(super) type ByKey<'a> = HashMap<(&'a str, &'a str), &'a RawDocument, ahash::RandomState>;
 
 /// A key as `by_key` has it.
 pub(super) fn name(key: &RecordKey) -> (&str, &str) {

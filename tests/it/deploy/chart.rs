@@ -93,6 +93,13 @@ async fn every_name_that_the_chart_sets_is_in_effect() {
     is_known(Some("embedded.yaml"), &[]).await;
 }
 
+#[tokio::test]
+#[ignore = "until tls.* and auth.tokens_file are keys"]
+async fn every_name_of_a_chart_with_tls_and_tokens_is_in_effect() {
+    is_known(Some("secure.yaml"), &BACKENDS).await;
+    is_known(Some("everything.yaml"), &BACKENDS).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_the_charts_environment_answers_the_charts_probes() {
     let Some(manifest) = rendered(None).await else { return };

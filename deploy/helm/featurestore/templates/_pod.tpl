@@ -74,9 +74,10 @@ spec:
           value: 0.0.0.0:50051
         - name: FEATURESTORE_ADMIN_LISTEN
           value: 0.0.0.0:9464
-        {{- /* The admin port is plaintext in any case; who reaches it is the NetworkPolicy's business. */}}
+        {{- if not (and .Values.tls.enabled .Values.tokens.enabled) }}
         - name: FEATURESTORE_INSECURE_BIND
           value: "true"
+        {{- end }}
         - name: FEATURESTORE_DRAIN_DELAY
           value: {{ printf "%ds" (int .Values.drain.delaySeconds) | quote }}
         - name: FEATURESTORE_DRAIN_TIMEOUT

@@ -13,7 +13,7 @@ they start themselves. Needs Rust, Python 3.11 with pip, and the package registr
 target/tools, once. It ends with cargo test's own lines; the exit code is 0 only if everything held.
 
   --quick              leave out the lints: fmt, clippy, the slim build, instruction counts, cargo-deny, buf, shellcheck,
-                       hadolint, the Helm chart, compose
+                       hadolint, the image's plan, the Helm chart, compose
   REQUIRE_BACKENDS=0   in the environment: a missing redis-server or mongod is announced instead of being an error
   MONGOD_BIN=...       the mongod to use
 USAGE
@@ -75,6 +75,18 @@ chart() {
   fi
 }
 
+# The Dockerfile's steps that need no Docker.
+image() {
+  local chef
+  chef=$(grep -o 'cargo-chef@[0-9.]*' deploy/Dockerfile)
+  say "the image's plan, by $chef"
+  if once "$chef" install_crate "$chef"; then
+    deploy/check-image.sh
+  else
+    left_out "the check of the image's plan: $chef is not to be had"
+  fi
+}
+
 lints() {
   say "cargo fmt"
   cargo fmt --check
@@ -86,8 +98,9 @@ lints() {
   lint cargo-deny --locked check bans licenses sources
   lint buf lint
   lint shellcheck --external-sources test.sh tests/storm.sh benches/compare/run.sh benches/h2load.sh .ci/run \
-    deploy/helm/check.sh
+    deploy/helm/check.sh deploy/check-image.sh
   lint hadolint deploy/Dockerfile
+  image
   chart
 
   say "docker-compose config"

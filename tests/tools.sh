@@ -122,6 +122,11 @@ install_kubernetes_schemas() {
   "$venv/bin/pip" install --quiet --only-binary :all: --no-deps -r deploy/helm/requirements.txt
 }
 
+# install_crate NAME@VERSION: a program of it; a debug build is quicker made than a release build saves.
+install_crate() {
+  cargo install --quiet --debug --locked --root "$tools" "$1"
+}
+
 # go_tool PACKAGE VERSION NAME: its path in $path, or "" and a word on why.
 go_tool() {
   path=$(command -v "$3") && return

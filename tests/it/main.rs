@@ -25,6 +25,7 @@ mod protocol;
 mod repair;
 mod service;
 mod store_contract;
+#[cfg(all(feature = "redis", feature = "mongodb"))]
 mod stored_bytes;
 #[cfg(feature = "mongodb")]
 mod tour;

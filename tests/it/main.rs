@@ -5,6 +5,8 @@ mod binary;
 mod cache_contract;
 #[cfg(feature = "mongodb")]
 mod counting;
+#[cfg(feature = "mongodb")]
+mod deploy;
 mod durability;
 #[cfg(feature = "mongodb")]
 mod elections;
@@ -23,5 +25,7 @@ mod protocol;
 mod repair;
 mod service;
 mod store_contract;
+#[cfg(all(feature = "redis", feature = "mongodb"))]
+mod stored_bytes;
 #[cfg(feature = "mongodb")]
 mod tour;

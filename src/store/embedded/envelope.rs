@@ -145,7 +145,7 @@ fn check(key: &[u8], bytes: Bytes) -> Result<Bytes, Corrupt> {
         return Err(CUT_OFF);
     }
     if bytes[0] != FORMAT_VERSION {
-        return Err(Corrupt("unknown format version of the envelope"));
+        return Err(Corrupt("an envelope of a newer featurestore"));
     }
     if bytes[4..8] != checksum(key, &bytes).to_le_bytes() {
         return Err(Corrupt("the envelope's checksum differs"));
@@ -247,6 +247,26 @@ mod tests {
             let bytes = Bytes::from(stored.encode(b"key"));
             assert_eq!(Stored::decode(b"key", bytes.clone()), Ok(stored.clone()));
             assert_eq!(state(b"key", bytes), Ok(stored.content.state()));
+        }
+    }
+
+    #[test]
+    fn the_layout_is_final() {
+        // These bytes were written by the first release; they must be read, and written, for ever.
+        let hex = |stored: &Stored| stored.encode(b"key").iter().map(|b| format!("{b:02x}")).collect::<String>();
+        assert_eq!(samples().each_ref().map(hex)[..], include_str!("envelope/v1.hex").lines().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_newer_version_is_called_that_and_never_read() {
+        for stored in samples() {
+            let mut bytes = stored.encode(b"key");
+            bytes[0] += 1;
+            let sum = checksum(b"key", &bytes);
+            bytes[4..8].copy_from_slice(&sum.to_le_bytes());
+            let newer = Corrupt("an envelope of a newer featurestore");
+            assert_eq!(state(b"key", bytes.clone().into()), Err(newer.clone()));
+            assert_eq!(Stored::decode(b"key", bytes.into()), Err(newer));
         }
     }
 

@@ -37,6 +37,11 @@ pub async fn health_probe(args: &[&str]) -> Option<Ended> {
     Some(run(tool("GRPC_HEALTH_PROBE", false)?, args.iter().copied()).await)
 }
 
+/// Runs helm; None: it is not there.
+pub async fn helm(args: &[&str]) -> Option<Ended> {
+    Some(run(tool("HELM", false)?, args.iter().copied()).await)
+}
+
 /// Runs a program to its end.
 pub async fn run<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>) -> Ended {
     let mut command = Command::new(program);

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
+    access::gate::Gate,
     api::Api,
     cache::{Cache, Epoch, memory::MemoryCache},
     config::Config,
@@ -31,6 +32,7 @@ impl App {
     /// Puts a server together. Redis and MongoDB need not be reachable yet; the embedded store's folder must be.
     pub async fn new(config: &Config) -> Result<Self, StartError> {
         let clock = Clock::system();
+        let gate = gate(config)?;
         let (cache, store) = (cache(config)?, store(config, rules(config), &clock)?);
         if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
@@ -52,15 +54,26 @@ impl App {
             repair: RepairSettings::default(),
         };
         let tiered = Tiered::new(cache, store, settings, clock.clone());
-        let api = Api::new(tiered.clone(), config.limits.clone(), config.deadlines.clone(), config.default_ttl, clock);
+        let (limits, deadlines) = (config.limits.clone(), config.deadlines.clone());
+        let api = Api::new(tiered.clone(), limits, deadlines, config.default_ttl, clock, gate.is_some());
         let settings = ServerSettings {
             reflection: config.reflection,
             max_in_flight: config.max_in_flight,
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         };
-        Ok(Self { api, tiered, settings })
+        Ok(Self { api, tiered, settings, gate })
     }
+}
+
+/// Who may call.
+fn gate(config: &Config) -> Result<Option<Arc<Gate>>, StartError> {
+    let Some(path) = &config.tokens_file else { return Ok(None) };
+    let wrong = |error: String| {
+        let line = |line: &str| format!("auth.tokens_file: {}: {line}", path.display());
+        StartError::Config(error.lines().map(line).collect::<Vec<_>>().join("\n"))
+    };
+    Gate::open(path).map(Some).map_err(wrong)
 }
 
 /// As configured, but writes keep connections to MongoDB of their own.

@@ -27,6 +27,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Whether reflection is served.
     pub reflection: bool,
+    /// Who may call, by their tokens; None: everybody, everything.
+    pub tokens_file: Option<PathBuf>,
     /// L1 in Redis; None: in this process.
     pub redis: Option<Redis>,
     /// L2 in MongoDB; None: embedded.
@@ -128,6 +130,7 @@ impl Config {
             admin_listen: p.address("admin_listen"),
             data_dir: p.text("data_dir").into(),
             reflection: p.boolean("reflection"),
+            tokens_file: p.optional("auth.tokens_file").map(PathBuf::from),
             redis: redis(p),
             mongodb: mongodb(p),
             l1_ttl: p.duration("l1.ttl"),
@@ -164,16 +167,27 @@ impl Config {
         config
     }
 
+    /// What keeps strangers out where other machines reach the server, and is not configured.
+    fn missing_protection(&self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        if self.tokens_file.is_none() {
+            missing.push("tokens (auth.tokens_file)");
+        }
+        missing
+    }
+
     /// What no key alone can tell.
     fn check(&self, p: &mut Parser) {
         let insecure = p.boolean("insecure_bind");
+        let missing = self.missing_protection().join(" and ");
         for (key, address) in [("listen", self.listen), ("admin_listen", self.admin_listen)] {
-            if !address.ip().is_loopback() && !insecure {
+            if !address.ip().is_loopback() && !insecure && !missing.is_empty() {
                 p.wrong(
                     key,
                     format!(
-                        "{address} can be reached from other machines, where anybody could read and write: listen on \
-                         127.0.0.1, or allow it with --insecure-bind (FEATURESTORE_INSECURE_BIND=true)"
+                        "{address} can be reached from other machines, where anybody could read and write: configure \
+                         {missing}, listen on 127.0.0.1, or allow it with --insecure-bind \
+                         (FEATURESTORE_INSECURE_BIND=true)"
                     ),
                 );
             }

@@ -1,6 +1,6 @@
 //! The composition root: a configuration becomes two tiers, the protocol over them, and the service.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -124,7 +124,7 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {
         let wrong = |error: &dyn std::fmt::Display| StartError::Config(format!("redis.url: {error}"));
         let connections = redis.connections.try_into().unwrap_or(std::num::NonZeroUsize::MIN);
         let parsed = RedisConfig::parse(&redis.url).map_err(|error| wrong(&error))?.with_connections(connections);
-        let parsed = parsed.with_wait_replicas(config.l1_wait_replicas);
+        let parsed = certificates(redis, parsed.with_wait_replicas(config.l1_wait_replicas))?;
         Ok(Arc::new(RedisCache::new(&parsed).map_err(|error| wrong(&error))?))
     }
     #[cfg(not(feature = "redis"))]
@@ -132,6 +132,35 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {
         let _ = redis;
         Err(StartError::Config("redis.url: this binary was built without Redis (feature redis)".to_owned()))
     }
+}
+
+#[cfg(feature = "redis")]
+fn certificates(
+    redis: &crate::config::Redis,
+    parsed: crate::cache::redis::RedisConfig,
+) -> Result<crate::cache::redis::RedisConfig, StartError> {
+    let read = |key: &str, path: &Path, what: &str| {
+        let wrong = |why: String| StartError::Config(format!("{key}: {} {why}", path.display()));
+        let pem = std::fs::read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        match String::from_utf8_lossy(&pem).contains(what) {
+            true => Ok(pem),
+            false => Err(wrong(format!("holds no {what} in PEM"))),
+        }
+    };
+    const CERTIFICATE: &str = "BEGIN CERTIFICATE";
+    let ca = redis.ca_file.as_ref().map(|path| read("redis.ca_file", path, CERTIFICATE)).transpose()?;
+    let own = match &redis.client_files {
+        Some((certificate, key)) => Some((
+            read("redis.client_cert_file", certificate, CERTIFICATE)?,
+            read("redis.client_key_file", key, "PRIVATE KEY")?,
+        )),
+        None => None,
+    };
+    if ca.is_none() && own.is_none() {
+        return Ok(parsed);
+    }
+    let key = if ca.is_some() { "redis.ca_file" } else { "redis.client_cert_file" };
+    parsed.with_certificates(ca, own).map_err(|error| StartError::Config(format!("{key}: {error}")))
 }
 
 fn store(config: &Config, rules: WriteRules, clock: &Clock) -> Result<Arc<dyn Store>, StartError> {

@@ -76,6 +76,10 @@ pub struct Redis {
     pub url: String,
     /// How many connections are shared.
     pub connections: usize,
+    /// The certificates of who signed the server's; None: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A certificate of our own, and its key.
+    pub client_files: Option<(PathBuf, PathBuf)>,
 }
 
 /// How MongoDB is reached.
@@ -222,6 +226,17 @@ fn redis(p: &mut Parser) -> Option<Redis> {
         p.wrong("redis.port", "must be a port, from 1 to 65535");
     }
     let (username, password) = (p.optional("redis.username"), p.optional("redis.password"));
+    let ca_file = p.optional("redis.ca_file").map(PathBuf::from);
+    let client_files = match (p.optional("redis.client_cert_file"), p.optional("redis.client_key_file")) {
+        (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+        (None, None) => None,
+        (certificate, _) => {
+            let (here, other) = ("redis.client_cert_file", "redis.client_key_file");
+            let (here, other) = if certificate.is_some() { (here, other) } else { (other, here) };
+            p.wrong(here, format!("needs {other} too"));
+            None
+        }
+    };
     let (url, host) = (p.optional("redis.url"), p.optional("redis.host"));
     let url = url.or_else(|| {
         let host = host?;
@@ -235,7 +250,7 @@ fn redis(p: &mut Parser) -> Option<Redis> {
         };
         Some(format!("redis://{user}{host}:{port}/{db}"))
     })?;
-    Some(Redis { url, connections })
+    Some(Redis { url, connections, ca_file, client_files })
 }
 
 fn mongodb(p: &mut Parser) -> Option<Mongodb> {

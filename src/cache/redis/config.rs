@@ -3,7 +3,9 @@
 
 use std::{fmt, num::NonZeroUsize};
 
-use deadpool_redis::redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use deadpool_redis::redis::{
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates,
+};
 
 const DEFAULT_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
@@ -72,6 +74,29 @@ impl RedisConfig {
     /// A MARK, a SETTLE that only removes, and a DEL count once this many replicas have them.
     pub fn with_wait_replicas(self, wait_replicas: u32) -> Self {
         Self { wait_replicas, ..self }
+    }
+
+    /// With the certificates of who signed the servers' in place of the system's, and with a certificate and key of our own,
+    /// all as PEM; for `rediss` only.
+    pub fn with_certificates(
+        mut self,
+        ca: Option<Vec<u8>>,
+        own: Option<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<Self, InvalidRedisConfig> {
+        if !self.is_tls() {
+            return invalid("certificates are for TLS, so the Redis address must begin with rediss");
+        }
+        let client_tls = own.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+        let certificates = TlsCertificates { client_tls, root_cert: ca };
+        let with = |server: &ConnectionInfo| match Client::build_with_tls(server.clone(), certificates.clone()) {
+            Ok(client) => Ok(client.get_connection_info().clone()),
+            Err(error) => invalid(&format!("the certificates cannot be used: {error}")),
+        };
+        self.server = with(&self.server)?;
+        if let Place::Sentinel { sentinels, .. } = &mut self.place {
+            *sentinels = sentinels.iter().map(with).collect::<Result<_, _>>()?;
+        }
+        Ok(self)
     }
 
     /// redis, redis-sentinel or redis-cluster.

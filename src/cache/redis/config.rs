@@ -226,7 +226,9 @@ fn read(url: &str) -> Result<ConnectionInfo, InvalidRedisConfig> {
     // The library's own text may repeat the password.
     let Ok(server) = url.into_connection_info() else { return invalid("the Redis address cannot be read") };
     let tcp = server.tcp_settings().clone().set_nodelay(true);
-    Ok(server.set_tcp_settings(tcp))
+    // Naming the library would be one right more that the user needs.
+    let redis = server.redis_settings().clone().set_skip_set_lib_name();
+    Ok(server.set_tcp_settings(tcp).set_redis_settings(redis))
 }
 
 /// Beyond the brackets of an IPv6 address.

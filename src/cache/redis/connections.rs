@@ -248,11 +248,7 @@ fn not_connected(error: &PoolError) -> CacheError {
              redis.password)"
                 .into(),
         ),
-        // Its cause tells what is wrong with a certificate.
-        PoolError::Backend(e) => match std::error::Error::source(e) {
-            Some(cause) => unavailable(&format!("{e}: {cause}")),
-            None => unavailable(e),
-        },
+        PoolError::Backend(e) => unavailable(e),
         other => unavailable(other),
     }
 }

@@ -1,6 +1,6 @@
 //! The composition root: a configuration becomes two tiers, the protocol over them, and the service.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -139,7 +139,7 @@ fn certificates(
     redis: &crate::config::Redis,
     parsed: crate::cache::redis::RedisConfig,
 ) -> Result<crate::cache::redis::RedisConfig, StartError> {
-    let read = |key: &str, path: &Path, what: &str| {
+    let read = |key: &str, path: &std::path::Path, what: &str| {
         let wrong = |why: String| StartError::Config(format!("{key}: {} {why}", path.display()));
         let pem = std::fs::read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
         match String::from_utf8_lossy(&pem).contains(what) {

@@ -18,7 +18,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes};
 use tower::Layer as _;
 
-use crate::{access::gate::Gate, api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered};
+use crate::{
+    access::gate::Gate, api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered,
+};
 use auth::AuthLayer;
 use connections::Connections;
 use deadline::DeadlineLayer;

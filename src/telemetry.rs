@@ -2,16 +2,7 @@
 
 use std::io::IsTerminal as _;
 
-use tracing::{Level, Metadata};
-use tracing_subscriber::{
-    EnvFilter, Layer as _,
-    filter::{FilterExt as _, filter_fn},
-    layer::SubscriberExt as _,
-    util::SubscriberInitExt as _,
-};
-
-/// What these libraries tell below `info` holds what clients and servers send, tokens and passwords among it.
-const INDISCREET: [&str; 4] = ["h2", "hyper", "rustls", "tokio_rustls"];
+use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// Flushes what is on its way when it is dropped.
 #[derive(Default)]
@@ -36,7 +27,6 @@ impl Drop for Telemetry {
 /// within a runtime.
 pub fn init(json: bool, filter: &str) -> Result<Telemetry, String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {filter:?} is no filter: {error}"))?;
-    let filter = filter.and(filter_fn(is_discreet));
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let logs = if json { logs.json().boxed() } else { logs.boxed() };
     #[cfg(feature = "otel")]
@@ -51,11 +41,6 @@ pub fn init(json: bool, filter: &str) -> Result<Telemetry, String> {
         tracing_subscriber::registry().with(logs.with_filter(filter)).init();
         Ok(Telemetry::default())
     }
-}
-
-fn is_discreet(metadata: &Metadata<'_>) -> bool {
-    let library = metadata.target().split("::").next().unwrap_or_default();
-    *metadata.level() <= Level::INFO || !INDISCREET.contains(&library)
 }
 
 #[cfg(feature = "otel")]

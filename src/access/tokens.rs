@@ -49,7 +49,7 @@ pub fn hex(digest: &Digest) -> String {
 }
 
 /// What the file says.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tokens {
     by_digest: Vec<(Digest, Arc<Caller>)>,
     callers: Vec<Arc<Caller>>,
@@ -82,12 +82,6 @@ impl Tokens {
     /// Who has tokens.
     pub fn callers(&self) -> impl Iterator<Item = &Caller> {
         self.callers.iter().map(|caller| &**caller)
-    }
-}
-
-impl Default for Tokens {
-    fn default() -> Self {
-        Self { by_digest: Vec::new(), callers: Vec::new() }
     }
 }
 
@@ -172,7 +166,8 @@ impl Reading {
             None => return Vec::new(),
             Some(toml::Value::Array(texts)) => texts,
             Some(_) => {
-                self.errors.push(format!("{place}.{}: must be a list of feature views, as [\"credit_*\"]", right.name()));
+                self.errors
+                    .push(format!("{place}.{}: must be a list of feature views, as [\"credit_*\"]", right.name()));
                 return Vec::new();
             }
         };
@@ -223,7 +218,8 @@ mod tests {
 
     #[test]
     fn each_of_two_tokens_brings_the_same_rights() {
-        let text = entry("a", &["one", "two"], "read = [\"credit_*\"]\nwrite = [\"credit_x\"]") + &entry("b", &["three"], "admin = [\"*\"]");
+        let text = entry("a", &["one", "two"], "read = [\"credit_*\"]\nwrite = [\"credit_x\"]")
+            + &entry("b", &["three"], "admin = [\"*\"]");
         let tokens = Tokens::parse(&text).unwrap();
         let find = |token: &str| tokens.find(&digest(token.as_bytes()));
         for token in ["one", "two"] {

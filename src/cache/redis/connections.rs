@@ -19,7 +19,9 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use deadpool_redis::{
     Connection, Manager, Pool, PoolError,
-    redis::{AsyncConnectionConfig, ConnectionInfo, ErrorKind, Pipeline, RedisResult, Value, aio::MultiplexedConnection},
+    redis::{
+        AsyncConnectionConfig, ConnectionInfo, ErrorKind, Pipeline, RedisResult, Value, aio::MultiplexedConnection,
+    },
 };
 use tokio::time::Instant;
 

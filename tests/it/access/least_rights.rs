@@ -11,8 +11,7 @@ use crate::harness::redis::RedisServer;
 /// As the documentation has it.
 const DOCUMENT: &str = include_str!("../../../docs/security.md");
 /// Without these L1 is not used, or not in full.
-const NEEDED: [&str; 10] =
-    ["get", "mget", "set", "del", "pttl", "time", "eval", "evalsha", "script|load", "info"];
+const NEEDED: [&str; 10] = ["get", "mget", "set", "del", "pttl", "time", "eval", "evalsha", "script|load", "info"];
 /// What is asked for besides, and nothing depends on it.
 const ASKED: [&str; 4] = ["ping", "role", "dbsize", "config|get"];
 

@@ -15,11 +15,7 @@ use featurestore::{
 
 use super::*;
 use crate::{
-    harness::{
-        guarded::guarded_mongod,
-        mongod::Mongod,
-        redis::RedisServer,
-    },
+    harness::{guarded::guarded_mongod, mongod::Mongod, redis::RedisServer},
     store_contract::fixture,
 };
 
@@ -89,7 +85,10 @@ async fn refusals(uri: &str, database: &str) -> Vec<String> {
     note!("lead", store.lead("me", Duration::from_secs(10), None, deadline()).await);
     match store.changes(None, deadline()).await {
         Ok(Some(mut changes)) => {
-            note!("lead", store.lead("me", Duration::from_secs(10), Some(changes.position().clone()), deadline()).await);
+            note!(
+                "lead",
+                store.lead("me", Duration::from_secs(10), Some(changes.position().clone()), deadline()).await
+            );
             note!("changes", changes.next(deadline()).await);
         }
         Ok(None) => panic!("a replica set has changes"),
@@ -108,7 +107,8 @@ async fn the_documented_mongodb_role_suffices_and_each_of_its_rights_is_needed()
     let uri = user(&mongod, "whole", &all).await;
     assert_eq!(refusals(&uri, "whole").await, Vec::<String>::new());
 
-    let rights = all.iter().enumerate().flat_map(|(at, (_, actions))| (0..actions.len()).map(move |action| (at, action)));
+    let rights =
+        all.iter().enumerate().flat_map(|(at, (_, actions))| (0..actions.len()).map(move |action| (at, action)));
     let without = rights.map(async |(at, action)| {
         let mut less = all.clone();
         let right = format!("{} on {}", less[at].1.remove(action), less[at].0);
@@ -132,10 +132,7 @@ async fn everything_works(mongod: &Mongod, uri: &str) {
     let settings = [("REDIS_URL", url.as_str()), ("MONGO_URI", uri), ("MONGO_DB", "whole")];
     let server = Server::start(&settings).await;
     let mut client = server.client().await;
-    eventually("a write to be cached", async || {
-        put(&mut client, record("a", [("n", double(1.0))])).await.cached
-    })
-    .await;
+    eventually("a write to be cached", async || put(&mut client, record("a", [("n", double(1.0))])).await.cached).await;
     assert_eq!(row(&mut client, get(["a"])).await.status(), RowStatus::Found);
     assert_eq!(row(&mut client, strong(["a"])).await.source(), Source::L2);
     let (answers, status) = bulk(&mut client, [chunk(1, [record("b", [("n", double(2.0))])])]).await;
@@ -146,10 +143,7 @@ async fn everything_works(mongod: &Mongod, uri: &str) {
     let features = mongod.database("whole").await.collection::<Document>("features");
     let edit = doc! { "$set": { "features.n": 5.0 } };
     features.update_one(doc! { "_id": { "view": "default", "entity_id": "a" } }, edit).await.unwrap();
-    eventually("the edit to be read", async || {
-        row(&mut client, get(["a"])).await.features == features_n(5.0)
-    })
-    .await;
+    eventually("the edit to be read", async || row(&mut client, get(["a"])).await.features == features_n(5.0)).await;
     eventually("the auditor to look", async || server.tiered.audit().checks() > 0).await;
     let environment = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let (config, _) = Config::load(&Flags::default(), environment).unwrap();

@@ -4,7 +4,10 @@ use std::{path::Path, time::Duration};
 
 use featurestore::{
     app::App,
-    cache::{Cache as _, Epoch, redis::{RedisCache, RedisConfig}},
+    cache::{
+        Cache as _, Epoch,
+        redis::{RedisCache, RedisConfig},
+    },
     config::{Config, Flags},
     store::{
         Store as _,
@@ -30,8 +33,16 @@ fn redis(certificates: &Certificates) -> (RedisServer, String) {
     let port = free_port().to_string();
     let (ca, certificate, key) = (certificates.ca(), certificates.certificate(), certificates.key());
     let redis = RedisServer::start_with(&[
-        "--tls-port", &port, "--tls-ca-cert-file", text(&ca), "--tls-cert-file", text(&certificate), "--tls-key-file",
-        text(&key), "--tls-auth-clients", "yes",
+        "--tls-port",
+        &port,
+        "--tls-ca-cert-file",
+        text(&ca),
+        "--tls-cert-file",
+        text(&certificate),
+        "--tls-key-file",
+        text(&key),
+        "--tls-auth-clients",
+        "yes",
     ]);
     (redis, port)
 }

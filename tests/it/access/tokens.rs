@@ -227,10 +227,8 @@ async fn each_chunk_of_a_stream_is_checked() {
     let mut answers = client.bulk_upsert(with("loads", stream)).await.unwrap().into_inner();
     answers.message().await.unwrap().unwrap();
     file.write(&entry("admin", &["new-admin"], "admin = [\"*\"]"));
-    eventually("the token to be nobody's", async || {
-        client.clone().info(with("loads", InfoRequest {})).await.is_err()
-    })
-    .await;
+    eventually("the token to be nobody's", async || client.clone().info(with("loads", InfoRequest {})).await.is_err())
+        .await;
     chunks.send(unnamed).await.unwrap();
     let status = answers.message().await.unwrap_err();
     assert_eq!(Refusal::of(&status).reason, "TOKEN_UNKNOWN");

@@ -34,7 +34,8 @@ impl Guarded {
         let (certificates, tls_port) = (Certificates::new(), free_port());
         let port = tls_port.to_string();
         let (ca, certificate, key) = (certificates.ca(), certificates.certificate(), certificates.key());
-        let tls = ["--tls-ca-cert-file", text(&ca), "--tls-cert-file", text(&certificate), "--tls-key-file", text(&key)];
+        let tls =
+            ["--tls-ca-cert-file", text(&ca), "--tls-cert-file", text(&certificate), "--tls-key-file", text(&key)];
         let redis = RedisServer::start_with(&[&["--tls-port", &port, "--tls-auth-clients", "yes"], &tls[..]].concat());
         redis.cli(&["CONFIG", "SET", "requirepass", REDIS_PASSWORD]);
         let mongod = guarded_mongod();

@@ -63,7 +63,6 @@ impl Mongod {
         mongod
     }
 
-
     /// A replica set of one node, which is its primary.
     pub fn replica_set() -> Self {
         let mongod = Self::start(true);

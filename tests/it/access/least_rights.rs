@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use featurestore::tiered::trust::L1Use;
 
 use super::*;
-use crate::harness::redis::RedisServer;
+use crate::harness::{process::wait_until, redis::RedisServer, redis_cluster::RedisCluster};
 
 /// As the documentation has it.
 const DOCUMENT: &str = include_str!("../../../docs/security.md");
@@ -22,7 +22,7 @@ struct Guarded(RedisServer);
 
 impl Guarded {
     fn start() -> Self {
-        let redis = RedisServer::start();
+        let redis = RedisServer::start_with(&["--repl-diskless-sync-delay", "0"]);
         redis.cli(&["ACL", "SETUSER", "boss", "on", ">boss-password", "~*", "&*", "+@all"]);
         redis.cli(&["ACL", "SETUSER", "default", "off"]);
         Self(redis)
@@ -34,8 +34,7 @@ impl Guarded {
 
     /// Makes a user as the documentation has it, and then changes its rights.
     fn user(&self, name: &str, change: &[&str]) -> String {
-        let line = DOCUMENT.lines().find(|line| line.starts_with("ACL SETUSER featurestore ")).unwrap();
-        let line = line.replace("SETUSER featurestore", &format!("SETUSER {name}")).replace("PASSWORD", "p");
+        let line = documented(name);
         let words: Vec<&str> = line.split(' ').chain(change.iter().copied()).collect();
         assert_eq!(self.cli(&words), "OK", "{words:?}");
         format!("redis://{name}:p@{}", self.0.address())
@@ -43,22 +42,44 @@ impl Guarded {
 
     /// What was refused to a user.
     fn refused_to(&self, name: &str) -> BTreeSet<String> {
-        let log = self.cli(&["ACL", "LOG", "100"]);
-        let lines: Vec<&str> = log.lines().collect();
-        let entries = lines.windows(2).enumerate().filter(|(_, pair)| pair == &["username", name]);
-        // Count, reason, context, object and username come in this order.
-        entries.map(|(at, _)| lines[at - 1].to_owned()).collect()
+        refused(&self.cli(&["ACL", "LOG", "100"]), name)
     }
 }
 
-/// What is seen of L1 by somebody who uses it for everything.
-async fn tour(redis: &Guarded, user: &str, url: &str) -> Vec<String> {
-    let server = Server::start_at_once(&[("REDIS_URL", url)]).await;
+/// The line of the documentation, for a user of this name.
+fn documented(name: &str) -> String {
+    let line = DOCUMENT.lines().find(|line| line.starts_with("ACL SETUSER featurestore ")).unwrap();
+    line.replace("SETUSER featurestore", &format!("SETUSER {name}")).replace("PASSWORD", "p")
+}
+
+/// What an ACL LOG says was refused to a user.
+fn refused(log: &str, name: &str) -> BTreeSet<String> {
+    let lines: Vec<&str> = log.lines().collect();
+    let entries = lines.windows(2).enumerate().filter(|(_, pair)| pair == &["username", name]);
+    // Count, reason, context, object and username come in this order.
+    entries.map(|(at, _)| lines[at - 1].to_owned()).collect()
+}
+
+/// What is seen of L1 by somebody who uses it for everything, and lacks one right or none.
+async fn tour(redis: &Guarded, user: &str, url: &str, lacks: Option<&str>) -> Vec<String> {
+    tour_with(redis, user, url, lacks, &[]).await
+}
+
+async fn tour_with(
+    redis: &Guarded,
+    user: &str,
+    url: &str,
+    lacks: Option<&str>,
+    settings: &[(&str, &str)],
+) -> Vec<String> {
+    let more = [("REDIS_URL", url), ("FEATURESTORE_L1_TIMEOUT", "5s")];
+    let server = Server::start_at_once(&[&more[..], settings].concat()).await;
+    let database = if url.ends_with("/2") { ["-n", "2"] } else { ["-n", "0"] };
     let trusted = || matches!(server.tiered.trust().l1(), L1Use::Trusted(_));
     let mut seen = Vec::new();
     // What is refused before L1 is trusted is what it takes, or does not matter.
     eventually("L1 to be used or refused", async || {
-        trusted() || NEEDED.iter().any(|right| redis.refused_to(user).contains(*right))
+        trusted() || redis.refused_to(user).iter().any(|right| right != "info" && !ASKED.contains(&right.as_str()))
     })
     .await;
     if !trusted() {
@@ -72,8 +93,8 @@ async fn tour(redis: &Guarded, user: &str, url: &str) -> Vec<String> {
         }
         seen.push(format!("read from {:?}", row(&mut client, get([user])).await.source()));
         // A miss, and what it fills.
-        for key in redis.cli(&["KEYS", &format!("*:default:{user}")]).lines() {
-            redis.cli(&["DEL", key]);
+        for key in redis.cli(&[&database[..], &["KEYS", &format!("*:default:{user}")]].concat()).lines() {
+            redis.cli(&[&database[..], &["DEL", key]].concat());
         }
         row(&mut client, get([user])).await;
         seen.push(format!("filled, and read from {:?}", row(&mut client, get([user])).await.source()));
@@ -85,6 +106,9 @@ async fn tour(redis: &Guarded, user: &str, url: &str) -> Vec<String> {
     } else {
         seen.push("L1 is not used".to_owned());
     }
+    if let Some(right) = lacks {
+        eventually(&format!("{right} to be asked for"), async || redis.refused_to(user).contains(right)).await;
+    }
     server.stop().await;
     seen
 }
@@ -92,11 +116,11 @@ async fn tour(redis: &Guarded, user: &str, url: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_redis_user_suffices_and_each_of_its_rights_is_used() {
     let redis = Guarded::start();
-    let all = tour(&redis, "all", &redis.user("all", &[])).await;
+    let all = tour(&redis, "all", &redis.user("all", &[]), None).await;
     assert!(all.iter().any(|line| line == "filled, and read from L1"), "{all:?}");
     assert_eq!(redis.refused_to("all"), BTreeSet::new(), "it asks for more than is documented");
     // The line grants what is listed here and no more.
-    let line = DOCUMENT.lines().find(|line| line.starts_with("ACL SETUSER featurestore ")).unwrap();
+    let line = documented("me");
     let granted: BTreeSet<&str> = line.split(' ').filter_map(|word| word.strip_prefix('+')).collect();
     assert_eq!(granted, NEEDED.into_iter().chain(ASKED).collect::<BTreeSet<_>>());
 
@@ -109,7 +133,7 @@ async fn the_documented_redis_user_suffices_and_each_of_its_rights_is_used() {
         if right.contains('|') {
             rights.extend(others.iter().filter(|other| other[1..] != *right).map(String::as_str));
         }
-        let seen = tour(&redis, &user, &redis.user(&user, &rights)).await;
+        let seen = tour(&redis, &user, &redis.user(&user, &rights), Some(right)).await;
         (right, seen, redis.refused_to(&user))
     };
     // Scripts that another has loaded are there for all.
@@ -134,4 +158,53 @@ async fn the_documented_redis_user_suffices_and_each_of_its_rights_is_used() {
     assert!(try_as(&["GET", "another"]).contains("NOPERM"));
     assert!(try_as(&["FLUSHALL"]).contains("NOPERM"));
     assert!(try_as(&["KEYS", "*"]).contains("NOPERM"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_and_another_database_take_a_right_more_each() {
+    let redis = Guarded::start();
+    let of = format!("127.0.0.1 {}", redis.0.port());
+    let replica =
+        RedisServer::start_with(&["--replicaof", &of, "--masteruser", "boss", "--masterauth", "boss-password"]);
+    wait_until("the replica to follow", std::time::Duration::from_secs(20), || {
+        replica.cli(&["INFO", "replication"]).contains("link_status:up")
+    });
+    let waits = [("FEATURESTORE_L1_WAIT_REPLICAS", "1")];
+    let rights = ["+wait", "+select"];
+    let all = tour_with(&redis, "all", &(redis.user("all", &rights) + "/2"), None, &waits).await;
+    assert!(all.iter().any(|line| line == "filled, and read from L1"), "{all:?}");
+    assert_eq!(redis.refused_to("all"), BTreeSet::new());
+    for (user, kept, missed) in [("no-wait", "+select", "wait"), ("no-select", "+wait", "select")] {
+        let seen = tour_with(&redis, user, &(redis.user(user, &[kept]) + "/2"), Some(missed), &waits).await;
+        assert_ne!(seen, all, "{missed} is not needed");
+        assert_eq!(redis.refused_to(user), BTreeSet::from([missed.to_owned()]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_takes_two_rights_more() {
+    let cluster = RedisCluster::start();
+    let line = documented("me");
+    let words: Vec<&str> = line.split(' ').chain(["+cluster|nodes", "+asking"]).collect();
+    for node in &cluster.nodes {
+        assert_eq!(node.cli(&words), "OK");
+    }
+    let url = cluster.url().replace("://", "://me:p@");
+    let server = Server::start(&[("REDIS_URL", &url)]).await;
+    let mut client = server.client().await;
+    eventually("a write to be cached", async || put(&mut client, record("a", [("n", double(1.0))])).await.cached).await;
+    assert_eq!(row(&mut client, get(["a"])).await.source(), Source::L1);
+    // On its way to another master.
+    let mut masters = cluster.nodes[..3].iter();
+    let key = masters.find_map(|node| Some(node.cli(&["KEYS", "*:default:a"])).filter(|key| !key.is_empty())).unwrap();
+    let from = cluster.master_of(&key);
+    let to = (from + 1) % 3;
+    cluster.begin_move(&key, from, to);
+    cluster.carry(&key, from, to);
+    assert_eq!(row(&mut client, get(["a"])).await.source(), Source::L1);
+    assert!(cluster.nodes[to].calls("asking") > 0);
+    for node in &cluster.nodes {
+        assert_eq!(refused(&node.cli(&["ACL", "LOG", "100"]), "me"), BTreeSet::new());
+    }
+    server.stop().await;
 }

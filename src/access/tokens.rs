@@ -60,7 +60,8 @@ impl Tokens {
     /// but names: somebody may have put a token itself into it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-            let line = text[..error.span().map_or(0, |span| span.start)].matches('\n').count() + 1;
+            let line =
+                text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default().matches('\n').count() + 1;
             format!("line {line}: {}", error.message())
         })?;
         let mut reading = Reading::default();
@@ -243,7 +244,7 @@ mod tests {
             (String::new(), "no token"),
             ("tokens = 5".to_owned(), "[[tokens]]"),
             ("token = []".to_owned(), "token: there is no such key"),
-            (good.clone() + "x = \"canary\ny", "line 5"),
+            (good.clone() + "x = \"canary\ny", "line 6"),
             (good.clone() + &entry("a", &["two"], ""), "twice"),
             (good.clone() + &entry("b", &["one"], ""), "b.sha256: the same token"),
             (entry("a", &[], ""), "a.sha256: must be a list"),

@@ -123,7 +123,8 @@ fn from_toml(text: &str, source: &str, errors: &mut Vec<String>) -> Settings {
         Ok(table) => flatten("", table, source, &mut settings),
         Err(error) => {
             // Its whole text quotes the line, which may hold a secret.
-            let line = text[..error.span().map_or(0, |span| span.start)].matches('\n').count() + 1;
+            let line =
+                text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default().matches('\n').count() + 1;
             errors.push(format!("{source}: line {line}: {}", error.message().replace('\n', ", ")));
         }
     }

@@ -3,6 +3,7 @@
 //! A method reads its request (`convert`), asks the tiers within a deadline, and answers (`rows`, `matrix`, `status`).
 //! The call's status code is about the request; a row's status is about its entity.
 
+mod audit;
 mod bulk;
 mod convert;
 mod failure;
@@ -25,12 +26,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    access::Access,
     proto::{
         BulkUpsertRequest, BulkUpsertResponse, DeleteFeaturesRequest, DeleteFeaturesResponse, GetFeaturesRequest,
         GetFeaturesResponse, InfoRequest, InfoResponse, UpsertFeaturesRequest, UpsertFeaturesResponse,
         feature_store_service_server::FeatureStoreService,
     },
-    record::Clock,
+    record::{Clock, DEFAULT_VIEW},
     tiered::{Consistency, Tiered},
 };
 use failure::Failure;
@@ -92,20 +94,43 @@ struct Inner {
     /// For Info.
     default_ttl: Duration,
     clock: Clock,
+    callers_are_known: bool,
     started: Instant,
     draining: AtomicBool,
 }
 
 impl Api {
-    /// The service over these tiers.
-    pub fn new(tiered: Arc<Tiered>, limits: Limits, deadlines: Deadlines, default_ttl: Duration, clock: Clock) -> Self {
+    /// The service over these tiers. `callers_are_known`: no call is served unless the server says whose it is.
+    pub fn new(
+        tiered: Arc<Tiered>,
+        limits: Limits,
+        deadlines: Deadlines,
+        default_ttl: Duration,
+        clock: Clock,
+        callers_are_known: bool,
+    ) -> Self {
         let (started, draining) = (Instant::now(), AtomicBool::new(false));
-        Self(Arc::new(Inner { tiered, limits, deadlines, default_ttl, clock, started, draining }))
+        Self(Arc::new(Inner { tiered, limits, deadlines, default_ttl, clock, callers_are_known, started, draining }))
     }
 
     /// What a request may hold at most.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// Whether a call may go on to the feature view that it names. None: it may, and nobody asks whose it is.
+    fn let_in<'r, T>(&self, request: &'r Request<T>, view: &str) -> Result<Option<&'r Access>, Failure> {
+        let Some(access) = self.access(request)? else { return Ok(None) };
+        access.check(if view.is_empty() { DEFAULT_VIEW } else { view })?;
+        Ok(Some(access))
+    }
+
+    /// Whose call it is, where that is known.
+    fn access<'r, T>(&self, request: &'r Request<T>) -> Result<Option<&'r Access>, Failure> {
+        match self.0.callers_are_known {
+            false => Ok(None),
+            true => request.extensions().get::<Access>().map(Some).ok_or_else(|| Failure::internal("nobody's call")),
+        }
     }
 
     /// From now on Info says that the server is shutting down.
@@ -121,6 +146,7 @@ impl FeatureStoreService for Api {
         request: Request<GetFeaturesRequest>,
     ) -> Result<Response<GetFeaturesResponse>, Status> {
         let arrived = Arrival::of(&request);
+        self.let_in(&request, &request.get_ref().feature_view)?;
         let mut read = convert::read(request.into_inner(), &self.0.limits)?;
         let deadline = arrived.deadline(match read.consistency {
             Consistency::Cached => self.0.deadlines.read,
@@ -145,9 +171,14 @@ impl FeatureStoreService for Api {
         request: Request<UpsertFeaturesRequest>,
     ) -> Result<Response<UpsertFeaturesResponse>, Status> {
         let arrived = Arrival::of(&request);
+        let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
+        let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
         let write = convert::upsert(request.into_inner(), &self.0.limits)?;
-        let answer = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert(write)).await?;
-        Ok(Response::new(convert::upsert_response(answer, &self.0.limits)?))
+        let writing = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert(write));
+        let answer = writing.await.and_then(|answer| convert::upsert_response(answer, &self.0.limits));
+        let answer = answer.map_err(Status::from);
+        audit::wrote(access.as_ref(), &view, 1, answer.as_ref().map(audit::Count::from));
+        answer.map(Response::new)
     }
 
     type BulkUpsertStream = ReceiverStream<Result<BulkUpsertResponse, Status>>;
@@ -157,7 +188,8 @@ impl FeatureStoreService for Api {
         request: Request<Streaming<BulkUpsertRequest>>,
     ) -> Result<Response<Self::BulkUpsertStream>, Status> {
         let (arrived, place) = (Arrival::of(&request), request.extensions().get::<InFlight>().cloned());
-        Ok(Response::new(bulk::serve(self.clone(), request.into_inner(), arrived, place)))
+        let access = self.access(&request)?.cloned();
+        Ok(Response::new(bulk::serve(self.clone(), request.into_inner(), arrived, place, access)))
     }
 
     async fn delete_features(
@@ -165,14 +197,21 @@ impl FeatureStoreService for Api {
         request: Request<DeleteFeaturesRequest>,
     ) -> Result<Response<DeleteFeaturesResponse>, Status> {
         let arrived = Arrival::of(&request);
+        let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
+        let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
+        let asked = request.get_ref().entity_ids.len();
         let mut deletes = convert::delete(request.into_inner(), &self.0.limits)?;
         let writes = std::mem::take(&mut deletes.writes);
         let deleting = async { Ok::<_, Failure>(self.0.tiered.delete(writes).await) };
-        let answer = within(arrived.deadline(self.0.deadlines.write), deleting).await?;
-        Ok(Response::new(convert::delete_response(deletes, answer, &self.0.limits)?))
+        let answer = within(arrived.deadline(self.0.deadlines.write), deleting).await;
+        let answer = answer.and_then(|answer| convert::delete_response(deletes, answer, &self.0.limits));
+        let answer = answer.map_err(Status::from);
+        audit::wrote(access.as_ref(), &view, asked, answer.as_ref().map(audit::Count::from));
+        answer.map(Response::new)
     }
 
-    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+    async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        self.access(&request)?;
         Ok(Response::new(info::response(&self.0)))
     }
 }

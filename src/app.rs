@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
+    access::gate::Gate,
     api::Api,
     cache::{Cache, Epoch, memory::MemoryCache},
     config::Config,
@@ -31,6 +32,7 @@ impl App {
     /// Puts a server together. Redis and MongoDB need not be reachable yet; the embedded store's folder must be.
     pub async fn new(config: &Config) -> Result<Self, StartError> {
         let clock = Clock::system();
+        let gate = gate(config)?;
         let (cache, store) = (cache(config)?, store(config, rules(config), &clock)?);
         if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
@@ -52,15 +54,26 @@ impl App {
             repair: RepairSettings::default(),
         };
         let tiered = Tiered::new(cache, store, settings, clock.clone());
-        let api = Api::new(tiered.clone(), config.limits.clone(), config.deadlines.clone(), config.default_ttl, clock);
+        let (limits, deadlines) = (config.limits.clone(), config.deadlines.clone());
+        let api = Api::new(tiered.clone(), limits, deadlines, config.default_ttl, clock, gate.is_some());
         let settings = ServerSettings {
             reflection: config.reflection,
             max_in_flight: config.max_in_flight,
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         };
-        Ok(Self { api, tiered, settings })
+        Ok(Self { api, tiered, settings, gate })
     }
+}
+
+/// Who may call.
+fn gate(config: &Config) -> Result<Option<Arc<Gate>>, StartError> {
+    let Some(path) = &config.tokens_file else { return Ok(None) };
+    let wrong = |error: String| {
+        let line = |line: &str| format!("auth.tokens_file: {}: {line}", path.display());
+        StartError::Config(error.lines().map(line).collect::<Vec<_>>().join("\n"))
+    };
+    Gate::open(path).map(Some).map_err(wrong)
 }
 
 /// As configured, but writes keep connections to MongoDB of their own.
@@ -111,7 +124,7 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {
         let wrong = |error: &dyn std::fmt::Display| StartError::Config(format!("redis.url: {error}"));
         let connections = redis.connections.try_into().unwrap_or(std::num::NonZeroUsize::MIN);
         let parsed = RedisConfig::parse(&redis.url).map_err(|error| wrong(&error))?.with_connections(connections);
-        let parsed = parsed.with_wait_replicas(config.l1_wait_replicas);
+        let parsed = certificates(redis, parsed.with_wait_replicas(config.l1_wait_replicas))?;
         Ok(Arc::new(RedisCache::new(&parsed).map_err(|error| wrong(&error))?))
     }
     #[cfg(not(feature = "redis"))]
@@ -119,6 +132,35 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {
         let _ = redis;
         Err(StartError::Config("redis.url: this binary was built without Redis (feature redis)".to_owned()))
     }
+}
+
+#[cfg(feature = "redis")]
+fn certificates(
+    redis: &crate::config::Redis,
+    parsed: crate::cache::redis::RedisConfig,
+) -> Result<crate::cache::redis::RedisConfig, StartError> {
+    let read = |key: &str, path: &std::path::Path, what: &str| {
+        let wrong = |why: String| StartError::Config(format!("{key}: {} {why}", path.display()));
+        let pem = std::fs::read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        match String::from_utf8_lossy(&pem).contains(what) {
+            true => Ok(pem),
+            false => Err(wrong(format!("holds no {what} in PEM"))),
+        }
+    };
+    const CERTIFICATE: &str = "BEGIN CERTIFICATE";
+    let ca = redis.ca_file.as_ref().map(|path| read("redis.ca_file", path, CERTIFICATE)).transpose()?;
+    let own = match &redis.client_files {
+        Some((certificate, key)) => Some((
+            read("redis.client_cert_file", certificate, CERTIFICATE)?,
+            read("redis.client_key_file", key, "PRIVATE KEY")?,
+        )),
+        None => None,
+    };
+    if ca.is_none() && own.is_none() {
+        return Ok(parsed);
+    }
+    let key = if ca.is_some() { "redis.ca_file" } else { "redis.client_cert_file" };
+    parsed.with_certificates(ca, own).map_err(|error| StartError::Config(format!("{key}: {error}")))
 }
 
 fn store(config: &Config, rules: WriteRules, clock: &Clock) -> Result<Arc<dyn Store>, StartError> {

@@ -8,6 +8,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use featurestore::{
+    access::{AUDIT, tokens},
     app::{self, App, StartError},
     config::{Config, DEFAULTS, Flags},
     server, telemetry,
@@ -55,6 +56,9 @@ enum Action {
     /// Make all of L1 worthless, as after restoring a backup of L2
     #[command(subcommand)]
     Epoch(EpochAction),
+    /// Tokens for callers
+    #[command(subcommand)]
+    Token(TokenAction),
     /// Print the version and the commit it was built from
     Version,
 }
@@ -66,11 +70,23 @@ enum EpochAction {
     New,
 }
 
+#[derive(Subcommand)]
+enum TokenAction {
+    /// Make a random token. The first line is the token, for the caller, and is shown only here; the second is what
+    /// auth.tokens_file keeps of it
+    New,
+}
+
 impl Command {
     /// Does what was asked for.
     pub(crate) fn run(self) -> ExitCode {
         if let Some(Action::Version) = self.action {
             println!("featurestore {} ({})", env!("CARGO_PKG_VERSION"), env!("FEATURESTORE_GIT_COMMIT"));
+            return ExitCode::SUCCESS;
+        }
+        if let Some(Action::Token(TokenAction::New)) = self.action {
+            let Some(token) = tokens::generate() else { return failed("the system has no random numbers") };
+            println!("{token}\nsha256 = [\"{}\"]", tokens::hex(&tokens::digest(token.as_bytes())));
             return ExitCode::SUCCESS;
         }
         if let Some(Action::Config { defaults: true }) = self.action {
@@ -130,8 +146,13 @@ fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
 }
 
 async fn new_epoch(config: Config) -> ExitCode {
+    let _telemetry = match telemetry::init(config.json_log, &config.log_filter) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return bad_config(&error),
+    };
     match app::new_epoch(&config).await {
         Ok(epoch) => {
+            tracing::info!(target: AUDIT, %epoch, "a new epoch was made");
             println!("epoch {epoch}: every L1 starts cold");
             ExitCode::SUCCESS
         }

@@ -27,6 +27,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Whether reflection is served.
     pub reflection: bool,
+    /// Who may call, by their tokens; None: everybody, everything.
+    pub tokens_file: Option<PathBuf>,
     /// L1 in Redis; None: in this process.
     pub redis: Option<Redis>,
     /// L2 in MongoDB; None: embedded.
@@ -74,6 +76,10 @@ pub struct Redis {
     pub url: String,
     /// How many connections are shared.
     pub connections: usize,
+    /// The certificates of who signed the server's; None: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// A certificate of our own, and its key.
+    pub client_files: Option<(PathBuf, PathBuf)>,
 }
 
 /// How MongoDB is reached.
@@ -128,6 +134,7 @@ impl Config {
             admin_listen: p.address("admin_listen"),
             data_dir: p.text("data_dir").into(),
             reflection: p.boolean("reflection"),
+            tokens_file: p.optional("auth.tokens_file").map(PathBuf::from),
             redis: redis(p),
             mongodb: mongodb(p),
             l1_ttl: p.duration("l1.ttl"),
@@ -164,16 +171,27 @@ impl Config {
         config
     }
 
+    /// What keeps strangers out where other machines reach the server, and is not configured.
+    fn missing_protection(&self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        if self.tokens_file.is_none() {
+            missing.push("tokens (auth.tokens_file)");
+        }
+        missing
+    }
+
     /// What no key alone can tell.
     fn check(&self, p: &mut Parser) {
         let insecure = p.boolean("insecure_bind");
+        let missing = self.missing_protection().join(" and ");
         for (key, address) in [("listen", self.listen), ("admin_listen", self.admin_listen)] {
-            if !address.ip().is_loopback() && !insecure {
+            if !address.ip().is_loopback() && !insecure && !missing.is_empty() {
                 p.wrong(
                     key,
                     format!(
-                        "{address} can be reached from other machines, where anybody could read and write: listen on \
-                         127.0.0.1, or allow it with --insecure-bind (FEATURESTORE_INSECURE_BIND=true)"
+                        "{address} can be reached from other machines, where anybody could read and write: configure \
+                         {missing}, listen on 127.0.0.1, or allow it with --insecure-bind \
+                         (FEATURESTORE_INSECURE_BIND=true)"
                     ),
                 );
             }
@@ -208,6 +226,17 @@ fn redis(p: &mut Parser) -> Option<Redis> {
         p.wrong("redis.port", "must be a port, from 1 to 65535");
     }
     let (username, password) = (p.optional("redis.username"), p.optional("redis.password"));
+    let ca_file = p.optional("redis.ca_file").map(PathBuf::from);
+    let client_files = match (p.optional("redis.client_cert_file"), p.optional("redis.client_key_file")) {
+        (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+        (None, None) => None,
+        (certificate, _) => {
+            let (here, other) = ("redis.client_cert_file", "redis.client_key_file");
+            let (here, other) = if certificate.is_some() { (here, other) } else { (other, here) };
+            p.wrong(here, format!("needs {other} too"));
+            None
+        }
+    };
     let (url, host) = (p.optional("redis.url"), p.optional("redis.host"));
     let url = url.or_else(|| {
         let host = host?;
@@ -221,7 +250,7 @@ fn redis(p: &mut Parser) -> Option<Redis> {
         };
         Some(format!("redis://{user}{host}:{port}/{db}"))
     })?;
-    Some(Redis { url, connections })
+    Some(Redis { url, connections, ca_file, client_files })
 }
 
 fn mongodb(p: &mut Parser) -> Option<Mongodb> {

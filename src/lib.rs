@@ -8,6 +8,7 @@
 //! - [`cache`]: the contract of L1, the entry state machine, L1 in process and in Redis.
 //! - [`store`]: the contract of L2, L2 on disk and in MongoDB.
 //! - [`tiered`]: the coherence protocol over a cache and a store.
+//! - [`access`]: who calls, and what they may do.
 //! - [`api`]: the gRPC service: requests in, rows and status codes out.
 //! - [`server`]: from a listener to the service: connections, deadlines, health, reflection, drain.
 //! - [`config`], [`telemetry`], [`app`]: settings, logs and traces, and the composition of it all.
@@ -23,6 +24,7 @@
 //! 6. No mutable globals; shutdown and clocks are passed in.
 //! 7. A write's future is never dropped half way, and a MongoDB driver future is never dropped at all.
 
+pub mod access;
 pub mod api;
 pub mod app;
 pub mod cache;

@@ -21,6 +21,9 @@ pub const MAX_FEATURE_VIEW_BYTES: usize = 63;
 #[error("{0}")]
 pub struct InvalidName(String);
 
+/// The feature view of requests that name none.
+pub const DEFAULT_VIEW: &str = "default";
+
 /// A feature view's name: `[a-z][a-z0-9_]{0,62}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeatureView(Arc<str>);
@@ -28,7 +31,7 @@ pub struct FeatureView(Arc<str>);
 impl FeatureView {
     /// Checks a name; "" is the view "default".
     pub fn parse(name: &str) -> Result<Self, InvalidName> {
-        let name = if name.is_empty() { "default" } else { name };
+        let name = if name.is_empty() { DEFAULT_VIEW } else { name };
         let mut bytes = name.bytes();
         let good = name.len() <= MAX_FEATURE_VIEW_BYTES
             && bytes.next().is_some_and(|b| b.is_ascii_lowercase())

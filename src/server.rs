@@ -4,6 +4,7 @@
 //! as `drain` needs it; what is served on a connection is tonic's `Routes` all the same.
 
 pub mod admin;
+mod auth;
 mod connections;
 mod deadline;
 mod guard;
@@ -17,7 +18,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes};
 use tower::Layer as _;
 
-use crate::{api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered};
+use crate::{
+    access::gate::Gate, api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered,
+};
+use auth::AuthLayer;
 use connections::Connections;
 use deadline::DeadlineLayer;
 use guard::GuardLayer;
@@ -47,6 +51,8 @@ pub struct App {
     pub tiered: Arc<Tiered>,
     /// How it behaves towards its clients.
     pub settings: ServerSettings,
+    /// Who may call; None: everybody, everything.
+    pub gate: Option<Arc<Gate>>,
 }
 
 /// Serves `app` on `listener` (and the admin endpoints on `admin`) until `shutdown`, then drains: health says
@@ -58,12 +64,16 @@ pub async fn run(
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let App { api, tiered, settings } = app;
+    let App { api, tiered, settings, gate } = app;
     let stop_watching = CancellationToken::new();
     let background = TaskTracker::new();
     background.spawn(tiered.clone().watch(stop_watching.clone()));
     background.spawn(tiered.clone().repair(stop_watching.clone()));
     background.spawn(tiered.clone().keep_auditing(stop_watching.clone()));
+
+    if let Some(gate) = gate.clone() {
+        background.spawn(gate.watch(stop_watching.clone()));
+    }
 
     // Health is right before the first connection is accepted.
     let (health, health_service) = Health::new(tiered.reach()).await;
@@ -80,7 +90,7 @@ pub async fn run(
     let (l1, l2) = (tiered.cache().info(), tiered.store().info());
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, %address, l1 = l1.kind, l1_address = l1.address, l2 = l2.kind, l2_address = l2.address, "serving");
-    let connections = Connections::new(guard.layer(DeadlineLayer.layer(routes)));
+    let connections = Connections::new(guard.layer(AuthLayer(gate).layer(DeadlineLayer.layer(routes))));
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 
     shutdown.cancelled().await;

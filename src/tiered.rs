@@ -26,13 +26,14 @@ mod patience;
 mod read;
 pub mod repair;
 mod told;
+mod trouble;
 pub mod trust;
 mod watch;
 mod write;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -55,6 +56,7 @@ use meter::Meter;
 use pace::Pace;
 use patience::L1Patience;
 use repair::{RepairSettings, Repairs};
+use trouble::Trouble;
 use trust::Trust;
 
 pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
@@ -115,6 +117,8 @@ pub struct Tiered {
     writes: Lane,
     tasks: TaskTracker,
     reach: Sender<Reach>,
+    /// What was told of L1.
+    l1_trouble: Mutex<Trouble>,
     /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
     silent_l2: AtomicBool,
     repairs: Repairs,
@@ -151,6 +155,7 @@ impl Tiered {
             writes,
             tasks: TaskTracker::new(),
             reach: Sender::new(Reach::default()),
+            l1_trouble: Mutex::default(),
             silent_l2: AtomicBool::new(false),
             repairs: Repairs::default(),
             audit: Audit::default(),

@@ -7,13 +7,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::{
-    Api, Arrival, InFlight,
+    Api, Arrival, InFlight, audit,
     convert::{self, Chunk},
     failure::Failure,
     status, within,
 };
 use crate::{
+    access::Access,
     proto::{BulkUpsertRequest, BulkUpsertResponse, WriteOutcome, WriteResult},
+    record::{DEFAULT_VIEW, FeatureView},
     tiered::{BulkAnswer, WriteError},
 };
 
@@ -28,12 +30,13 @@ pub(super) fn serve(
     requests: Streaming<BulkUpsertRequest>,
     arrived: Arrival,
     place: Option<InFlight>,
+    access: Option<Access>,
 ) -> ReceiverStream<Answer> {
     let (received, chunks) = mpsc::channel(1);
     let (answers, to_client) = mpsc::channel(ANSWERS);
     tokio::spawn(receive(requests, received));
     tokio::spawn(async move {
-        write(api, chunks, answers, arrived).await;
+        write(api, chunks, answers, arrived, access).await;
         drop(place);
     });
     ReceiverStream::new(to_client)
@@ -62,14 +65,20 @@ async fn write(
     mut chunks: mpsc::Receiver<Result<BulkUpsertRequest, Status>>,
     answers: mpsc::Sender<Answer>,
     arrived: Arrival,
+    mut access: Option<Access>,
 ) {
     let mut view = None;
     while let Some(request) = chunks.recv().await {
         let answer = match request {
-            Ok(request) => match convert::chunk(request, view.as_ref(), &api.0.limits) {
+            Ok(request) => match let_in(access.as_mut(), &request.feature_view, view.as_ref())
+                .and_then(|()| convert::chunk(request, view.as_ref(), &api.0.limits))
+            {
                 Ok(chunk) => {
-                    view = Some(chunk.view.clone());
-                    write_chunk(&api, chunk, arrived).await.map_err(Status::from)
+                    let view = view.insert(chunk.view.clone());
+                    let records = chunk.entity_ids.len();
+                    let answer = write_chunk(&api, chunk, arrived).await.map_err(Status::from);
+                    audit::wrote(access.as_ref(), view.as_str(), records, answer.as_ref().map(audit::Count::from));
+                    answer
                 }
                 Err(failure) => Err(failure.into()),
             },
@@ -83,6 +92,16 @@ async fn write(
             return;
         }
     }
+}
+
+/// Each chunk for itself: it may name another feature view, and since the stream began the token may have been taken back.
+fn let_in(access: Option<&mut Access>, named: &str, last: Option<&FeatureView>) -> Result<(), Failure> {
+    let Some(access) = access else { return Ok(()) };
+    let view = match named {
+        "" => last.map_or(DEFAULT_VIEW, FeatureView::as_str),
+        named => named,
+    };
+    Ok(access.check_again(view)?)
 }
 
 async fn write_chunk(api: &Api, chunk: Chunk, arrived: Arrival) -> Result<BulkUpsertResponse, Failure> {

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fmt::Display, time::Duration};
 use tonic::Code;
 
 use crate::{
+    access::Denied,
     store::{Outcome, StoreError},
     tiered::{RowError, WriteError},
 };
@@ -132,6 +133,21 @@ impl Failure {
                 Some(Self::too_many("TOO_MANY_FEATURES", "features after the merge", *count, limits.max_features))
             }
             Outcome::RecordTooLarge { bytes } => Some(Self::record_too_large(*bytes, limits.max_record_bytes)),
+        }
+    }
+}
+
+impl From<Denied> for Failure {
+    fn from(denied: Denied) -> Self {
+        let message = denied.to_string();
+        match denied {
+            Denied::NoToken => Self::new(Code::Unauthenticated, "TOKEN_MISSING", message),
+            Denied::UnknownToken => Self::new(Code::Unauthenticated, "TOKEN_UNKNOWN", message),
+            Denied::NoRule => Self::new(Code::PermissionDenied, "NO_RULE", message),
+            Denied::NoRight { caller, right, view } => Self::new(Code::PermissionDenied, "RIGHT_MISSING", message)
+                .with("caller", caller)
+                .with("right", right.name())
+                .with("feature_view", view),
         }
     }
 }

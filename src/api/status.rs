@@ -7,7 +7,7 @@ use tonic::Status;
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use super::failure::Failure;
-use crate::proto::Error;
+use crate::{access::Denied, proto::Error};
 
 /// The domain of every ErrorInfo.
 pub const ERROR_DOMAIN: &str = "featurestore.v1";
@@ -15,6 +15,11 @@ pub const ERROR_DOMAIN: &str = "featurestore.v1";
 /// More calls in flight than the server takes.
 pub fn too_busy() -> Status {
     Failure::too_busy().into()
+}
+
+/// A call that is not let in.
+pub fn denied(denied: Denied) -> Status {
+    Failure::from(denied).into()
 }
 
 /// A request message above `limits.max_request_bytes`. The codec refuses it before any handler sees it, as OUT_OF_RANGE

@@ -6,7 +6,17 @@ use std::{collections::BTreeMap, path::PathBuf};
 pub const DEFAULTS: &str = include_str!("default.toml");
 
 /// Keys that the default file only shows in comments.
-const OPTIONAL: [&str; 5] = ["redis.url", "redis.host", "redis.username", "redis.password", "mongodb.uri"];
+const OPTIONAL: [&str; 9] = [
+    "auth.tokens_file",
+    "redis.url",
+    "redis.host",
+    "redis.username",
+    "redis.password",
+    "redis.ca_file",
+    "redis.client_cert_file",
+    "redis.client_key_file",
+    "mongodb.uri",
+];
 
 /// Keys that are or may hold secrets: never shown, never taken from the command line.
 const SECRET: [&str; 3] = ["redis.url", "redis.password", "mongodb.uri"];
@@ -40,7 +50,7 @@ pub struct Flags {
     /// The folder of the embedded store [default: ./data]
     #[arg(long, global = true, value_name = "FOLDER")]
     pub data_dir: Option<String>,
-    /// Allow listening beyond loopback, where anybody can read and write
+    /// Allow listening beyond loopback without tokens, where anybody can read and write
     #[arg(long, global = true)]
     pub insecure_bind: bool,
     /// Set any other key, as in --set limits.max_entities=500; repeatable
@@ -111,7 +121,12 @@ fn from_toml(text: &str, source: &str, errors: &mut Vec<String>) -> Settings {
     let mut settings = Settings::new();
     match text.parse::<toml::Table>() {
         Ok(table) => flatten("", table, source, &mut settings),
-        Err(error) => errors.push(format!("{source}: {}", error.to_string().trim())),
+        Err(error) => {
+            // Its whole text quotes the line, which may hold a secret.
+            let line =
+                text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default().matches('\n').count() + 1;
+            errors.push(format!("{source}: line {line}: {}", error.message().replace('\n', ", ")));
+        }
     }
     settings
 }
@@ -206,7 +221,7 @@ fn from_flags(flags: &Flags, errors: &mut Vec<String>) -> Settings {
             Some((key, text)) => {
                 settings.insert(key.to_owned(), Setting { text: text.to_owned(), source: "--set".to_owned() });
             }
-            None => errors.push(format!("--set {set}: must be KEY=VALUE")),
+            None => errors.push("--set: must be KEY=VALUE".to_owned()),
         }
     }
     settings

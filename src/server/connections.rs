@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
-use super::{deadline::Deadline, guard::Guard};
+use super::{auth::Auth, deadline::Deadline, guard::Guard};
 
 const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
@@ -31,14 +31,14 @@ const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// The connections of one listener.
 #[derive(Clone)]
 pub(super) struct Connections {
-    service: Guard<Deadline<Routes>>,
+    service: Guard<Auth<Deadline<Routes>>>,
     open: TaskTracker,
     go_away: CancellationToken,
     abort: CancellationToken,
 }
 
 impl Connections {
-    pub(super) fn new(service: Guard<Deadline<Routes>>) -> Self {
+    pub(super) fn new(service: Guard<Auth<Deadline<Routes>>>) -> Self {
         let (go_away, abort) = (CancellationToken::new(), CancellationToken::new());
         Self { service, open: TaskTracker::new(), go_away, abort }
     }
@@ -93,7 +93,9 @@ impl Connections {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let service = TowerToHyperService::new(self.service);
+        let mut service = self.service;
+        service.inner_mut().set_peer(stream.peer_addr().ok());
+        let service = TowerToHyperService::new(service);
         let connection = settings.serve_connection(TokioIo::new(stream), service);
         let age = MAX_AGE.mul_f64(rand::rng().random_range(0.9..=1.1));
         tokio::pin!(connection);

@@ -65,6 +65,13 @@ pub(super) struct Guard<S> {
     max_request_bytes: usize,
 }
 
+impl<S> Guard<S> {
+    /// What it stands before.
+    pub(super) fn inner_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+}
+
 type Answer = Result<Response<Body>, Infallible>;
 
 impl<S, B> Service<Request<B>> for Guard<S>

@@ -2,14 +2,14 @@
 //! into trust once nothing stale can be in it. Probes and health never cost a call anything.
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use tokio::{sync::watch::Receiver, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Tiered, breaker::Mode};
+use super::{Tiered, breaker::Mode, trouble::Trouble};
 use crate::{
     cache::{CacheKey, Epoch, Probe},
     record::RecordKey,
@@ -48,7 +48,7 @@ impl Tiered {
     /// Looks after both tiers until `shutdown`.
     pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
         // L1 needs the epoch, so L2 comes first; afterwards neither waits for the other.
-        let mut trouble = String::new();
+        let mut trouble = Trouble::default();
         self.look_at_l2(&mut trouble).await;
         let l2 = async {
             loop {
@@ -74,8 +74,8 @@ impl Tiered {
         }
     }
 
-    /// Asks L2 for the epoch, which shows at the same time whether L2 answers. `trouble` is what was last told of it.
-    async fn look_at_l2(&self, trouble: &mut String) {
+    /// Asks L2 for the epoch, which shows at the same time whether L2 answers. `trouble` is what was told of it.
+    async fn look_at_l2(&self, trouble: &mut Trouble) {
         let asked = Instant::now();
         let tripped = self.l2_breaker.mode() == Mode::Tripped;
         if tripped {
@@ -99,13 +99,13 @@ impl Tiered {
             Ok(state) => {
                 self.silent_l2.store(self.store.info().silent, Relaxed);
                 self.trust.see(state, asked);
-                trouble.clear();
+                trouble.is_over();
             }
             Err(error) => {
-                let text = error.to_string();
-                if *trouble != text {
-                    tracing::warn!(error = text, "L2 cannot be reached; it is tried again and again");
-                    *trouble = text;
+                let error = error.to_string();
+                if trouble.is_news(&error) {
+                    let address = self.store.info().address;
+                    tracing::warn!(error, address, "L2 cannot be reached; it is tried again and again");
                 }
                 if !tripped {
                     self.l2_breaker.failed();
@@ -167,12 +167,15 @@ impl Tiered {
                     self.trust.lost();
                     breaker.probed(true);
                 }
+                self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_over();
                 true
             }
             Ok(Probe::Restored) => self.give_up_l1(),
             Err(error) => {
-                if self.reach.borrow().l1 || breaker.is_healthy() {
-                    tracing::warn!(%error, "L1 cannot be reached: reads go to L2");
+                let error = error.to_string();
+                if self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&error) {
+                    let address = self.cache.info().address;
+                    tracing::warn!(error, address, "L1 cannot be reached: reads go to L2; it is tried again and again");
                 }
                 self.give_up_l1()
             }

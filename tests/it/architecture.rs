@@ -7,18 +7,19 @@ use std::{
 };
 
 /// Left imports right, never back.
-const MAY_IMPORT: [(&str, &[&str]); 12] = [
+const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("proto", &[]),
     ("record", &["proto"]),
     ("cache", &["record"]),
     ("store", &["cache", "record", "proto"]),
     ("tiered", &["store", "cache", "record"]),
-    ("api", &["tiered", "store", "record", "proto"]),
-    ("server", &["api", "tiered", "proto"]),
+    ("access", &["record"]),
+    ("api", &["access", "tiered", "store", "record", "proto"]),
+    ("server", &["access", "api", "tiered", "proto"]),
     ("config", &["api", "tiered"]),
     ("telemetry", &["server"]),
-    ("app", &["server", "config", "api", "tiered", "store", "cache", "record"]),
-    ("command", &["app", "server", "config", "telemetry"]),
+    ("app", &["server", "config", "access", "api", "tiered", "store", "cache", "record"]),
+    ("command", &["access", "app", "server", "config", "telemetry"]),
     ("main", &["command"]),
 ];
 

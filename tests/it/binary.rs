@@ -3,6 +3,10 @@
 mod commands;
 mod crash;
 mod drain;
+#[cfg(feature = "mongodb")]
+mod secrets;
+#[cfg(feature = "mongodb")]
+mod weather;
 mod words;
 
 use crate::harness::{

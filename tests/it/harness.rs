@@ -5,8 +5,11 @@
 #[cfg(feature = "mongodb")]
 pub mod backends;
 pub mod binary;
+pub mod certificates;
 pub mod client;
 pub mod faulty;
+#[cfg(feature = "mongodb")]
+pub mod guarded;
 #[cfg(feature = "mongodb")]
 pub mod mongod;
 #[cfg(feature = "mongodb")]

@@ -1,5 +1,6 @@
 //! All integration tests, in one binary: contract suites, behaviour through gRPC, scenarios.
 
+mod access;
 mod architecture;
 mod binary;
 mod cache_contract;

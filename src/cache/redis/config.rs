@@ -3,7 +3,9 @@
 
 use std::{fmt, num::NonZeroUsize};
 
-use deadpool_redis::redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use deadpool_redis::redis::{
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates,
+};
 
 const DEFAULT_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
@@ -72,6 +74,29 @@ impl RedisConfig {
     /// A MARK, a SETTLE that only removes, and a DEL count once this many replicas have them.
     pub fn with_wait_replicas(self, wait_replicas: u32) -> Self {
         Self { wait_replicas, ..self }
+    }
+
+    /// With the certificates of who signed the servers' in place of the system's, and with a certificate and key of our own,
+    /// all as PEM; for `rediss` only.
+    pub fn with_certificates(
+        mut self,
+        ca: Option<Vec<u8>>,
+        own: Option<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<Self, InvalidRedisConfig> {
+        if !self.is_tls() {
+            return invalid("certificates are for TLS, so the Redis address must begin with rediss");
+        }
+        let client_tls = own.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+        let certificates = TlsCertificates { client_tls, root_cert: ca };
+        let with = |server: &ConnectionInfo| match Client::build_with_tls(server.clone(), certificates.clone()) {
+            Ok(client) => Ok(client.get_connection_info().clone()),
+            Err(error) => invalid(&format!("the certificates cannot be used: {error}")),
+        };
+        self.server = with(&self.server)?;
+        if let Place::Sentinel { sentinels, .. } = &mut self.place {
+            *sentinels = sentinels.iter().map(with).collect::<Result<_, _>>()?;
+        }
+        Ok(self)
     }
 
     /// redis, redis-sentinel or redis-cluster.
@@ -201,7 +226,9 @@ fn read(url: &str) -> Result<ConnectionInfo, InvalidRedisConfig> {
     // The library's own text may repeat the password.
     let Ok(server) = url.into_connection_info() else { return invalid("the Redis address cannot be read") };
     let tcp = server.tcp_settings().clone().set_nodelay(true);
-    Ok(server.set_tcp_settings(tcp))
+    // Naming the library would be one right more that the user needs.
+    let redis = server.redis_settings().clone().set_skip_set_lib_name();
+    Ok(server.set_tcp_settings(tcp).set_redis_settings(redis))
 }
 
 /// Beyond the brackets of an IPv6 address.

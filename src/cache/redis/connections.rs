@@ -18,8 +18,10 @@ use std::{
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use deadpool_redis::{
-    Connection, Manager, Pool,
-    redis::{AsyncConnectionConfig, ConnectionInfo, Pipeline, RedisResult, Value, aio::MultiplexedConnection},
+    Connection, Manager, Pool, PoolError,
+    redis::{
+        AsyncConnectionConfig, ConnectionInfo, ErrorKind, Pipeline, RedisResult, Value, aio::MultiplexedConnection,
+    },
 };
 use tokio::time::Instant;
 
@@ -150,7 +152,7 @@ impl Connections {
     async fn lane(&self, wanted: usize) -> Result<Box<[MultiplexedConnection]>, CacheError> {
         let mut all = Vec::with_capacity(wanted);
         for _ in 0..wanted {
-            let connection = self.pool.get().await.map_err(|e| CacheError::Unavailable(e.to_string().into()))?;
+            let connection = self.pool.get().await.map_err(|e| not_connected(&e))?;
             all.push(Connection::take(connection));
         }
         Ok(all.into())
@@ -237,6 +239,19 @@ fn string(value: Value) -> Option<Bytes> {
     match value {
         Value::BulkString(bytes) => Some(bytes.into()),
         _ => None,
+    }
+}
+
+/// Why there is no new connection; somebody has to mend a wrong password.
+fn not_connected(error: &PoolError) -> CacheError {
+    match error {
+        PoolError::Backend(e) if e.kind() == ErrorKind::AuthenticationFailed => CacheError::Unavailable(
+            "authentication failed: Redis does not take the user name and password (redis.url, or redis.username and \
+             redis.password)"
+                .into(),
+        ),
+        PoolError::Backend(e) => unavailable(e),
+        other => unavailable(other),
     }
 }
 

@@ -98,7 +98,7 @@ impl RedisCache {
             }
         };
         let look = async {
-            let (shared, present) = self.connect(master).await?;
+            let (shared, present, is_new) = self.connect(master).await?;
             let known = seen.get(&self.name(master));
             let memory = match known {
                 Some(identity) => Memory::This(identity),
@@ -114,6 +114,10 @@ impl RedisCache {
             } else {
                 self.marked(&shared, &keys, &present, memory).await?
             };
+            // Not before it has let us do what we must: that error would be told again and again.
+            if let Some(info) = is_new {
+                warn_of_settings(&shared, &info, &self.shown(master)).await?;
+            }
             Ok(Look { found, identity: present.identity, shared })
         };
         match look.await {
@@ -126,8 +130,8 @@ impl RedisCache {
         }
     }
 
-    /// The connections to a master, new ones if need be, and what it says of itself.
-    async fn connect(&self, master: &Master) -> Result<(Arc<Shared>, Present), CacheError> {
+    /// The connections to a master, new ones if need be, and what it says of itself; of new ones also its INFO.
+    async fn connect(&self, master: &Master) -> Result<(Arc<Shared>, Present, Option<Value>), CacheError> {
         let (shared, is_new) = match master.connections.verified() {
             Some(shared) if shared.ping().await.is_ok() => (shared, false),
             _ => {
@@ -141,12 +145,15 @@ impl RedisCache {
         let [role, server, replication, time, size] = &replies[..] else {
             return Err(CacheError::Refused("not one reply a command".into()));
         };
+        if let Value::ServerError(e) = size
+            && e.code() == "NOAUTH"
+        {
+            let why = "authentication failed: Redis asks for a password (redis.url, or redis.password)";
+            return Err(CacheError::Unavailable(why.into()));
+        }
         let by_role = if let Value::Array(role) = role { role.first().and_then(text) } else { None };
         if by_role.or(field(replication, "role")).is_some_and(|role| role != "master") {
             return Err(CacheError::Unavailable("it is a replica now".into()));
-        }
-        if is_new {
-            warn_of_settings(&shared, server, &self.shown(master)).await?;
         }
         if is_new
             && let Some(run) = field(server, "run_id")
@@ -163,7 +170,8 @@ impl RedisCache {
             uptime: field(server, "uptime_in_seconds").and_then(|s| s.parse::<i64>().ok()).unwrap_or(0) * 1000,
             holds_keys: *size != Value::Int(0),
         };
-        Ok((shared, present))
+        let server = is_new.then(|| server.clone());
+        Ok((shared, present, server))
     }
 
     /// Compares the epoch's marker with this server, and renews it where all is well. The first of the keys whose slot

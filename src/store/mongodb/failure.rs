@@ -142,9 +142,12 @@ impl From<Error> for Failure {
             ErrorKind::ConnectionPoolCleared { message, .. } if message.starts_with("Connection pool for") => {
                 of(Meaning::NotDone, true)
             }
+            ErrorKind::Authentication { .. } => Self::not_done(&format!(
+                "authentication failed: MongoDB does not take the user name and password in mongodb.uri, or its authSource \
+                 ({text})"
+            )),
             ErrorKind::ServerSelection { .. }
             | ErrorKind::DnsResolve { .. }
-            | ErrorKind::Authentication { .. }
             | ErrorKind::InvalidTlsConfig { .. }
             | ErrorKind::IncompatibleServer { .. }
             | ErrorKind::SessionsNotSupported

@@ -158,6 +158,8 @@ async fn epoch_new_needs_the_embedded_store_for_itself() {
     server.exit_code(crate::harness::binary::START);
     let epochs = [(), ()].map(|()| succeeded(run(&["epoch", "new"], &settings)));
     assert!(epochs[0].starts_with("epoch ") && epochs[0] != epochs[1], "{epochs:?}");
+    let audit = text(&run(&["epoch", "new"], &settings).stderr);
+    assert!(audit.contains("featurestore::audit") && audit.contains("a new epoch was made"), "{audit}");
     let nowhere = temp_dir().path().join("no store").display().to_string();
     let refused = failed(run(&["epoch", "new"], &[("FEATURESTORE_DATA_DIR", &nowhere)]), 1);
     assert!(refused.contains("no store"), "{refused}");

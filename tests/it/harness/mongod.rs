@@ -15,7 +15,7 @@ use std::{
 use mongodb::{
     Client,
     bson::{Document, doc},
-    options::ClientOptions,
+    options::{ClientOptions, Credential, TlsOptions},
 };
 use tempfile::TempDir;
 
@@ -30,19 +30,53 @@ pub struct Mongod {
     port: u16,
     replica_set: bool,
     dir: TempDir,
+    access: Access,
+}
+
+/// What a server asks of its clients.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// More options, as `mongod` takes them.
+    pub options: Vec<String>,
+    /// The file of who signed its certificate; None: no TLS.
+    pub ca_file: Option<PathBuf>,
+    /// A user that may do everything.
+    pub login: Option<(&'static str, &'static str)>,
 }
 
 impl Mongod {
+    /// A replica set of one node that asks something of its clients. With a login that user is made.
+    pub fn replica_set_with(access: Access) -> Self {
+        let (dir, port) = (data_dir(), free_port());
+        let login = access.login;
+        let process = spawn(port, true, &dir, &access.options);
+        let mut mongod = Self { process, port, replica_set: true, dir, access: Access { login: None, ..access } };
+        mongod.initiate();
+        if let Some((user, password)) = login {
+            // The first user may be made by anybody on this machine.
+            mongod.block_on(|admin| async move {
+                let user = doc! { "createUser": user, "pwd": password, "roles": ["root"] };
+                admin.run_command(user).await.unwrap();
+            });
+            mongod.access.login = login;
+        }
+        mongod
+    }
+
     /// A replica set of one node, which is its primary.
     pub fn replica_set() -> Self {
         let mongod = Self::start(true);
-        mongod.block_on(|admin| async move {
-            let member = format!("127.0.0.1:{}", mongod.port);
+        mongod.initiate();
+        mongod
+    }
+
+    fn initiate(&self) {
+        let member = format!("127.0.0.1:{}", self.port);
+        self.block_on(|admin| async move {
             let config = doc! { "_id": SET, "members": [{ "_id": 0, "host": member }] };
             admin.run_command(doc! { "replSetInitiate": config }).await.unwrap();
         });
-        mongod.wait_until_writable();
-        mongod
+        self.wait_until_writable();
     }
 
     /// A server without a replica set.
@@ -119,14 +153,14 @@ impl Mongod {
     /// Starts it again on its port and files.
     pub fn restart(&mut self) {
         self.process.kill();
-        self.process = spawn(self.port, self.replica_set, &self.dir);
+        self.process = spawn(self.port, self.replica_set, &self.dir, &self.access.options);
         self.wait_until_writable();
     }
 
     /// Starts a killed one on its port and files, and waits until it listens; a member of a larger set may be anything then.
     pub fn start_again(&mut self) {
         self.process.kill();
-        self.process = spawn(self.port, self.replica_set, &self.dir);
+        self.process = spawn(self.port, self.replica_set, &self.dir, &self.access.options);
         self.wait_until_listening();
     }
 
@@ -162,7 +196,8 @@ impl Mongod {
 
     pub(super) fn start(replica_set: bool) -> Self {
         let (dir, port) = (data_dir(), free_port());
-        Self { process: spawn(port, replica_set, &dir), port, replica_set, dir }
+        let access = Access::default();
+        Self { process: spawn(port, replica_set, &dir, &access.options), port, replica_set, dir, access }
     }
 
     fn wait_until_writable(&self) {
@@ -205,14 +240,20 @@ impl Mongod {
     }
 
     fn options(&self) -> ClientOptions {
-        ClientOptions::builder()
+        let mut options = ClientOptions::builder()
             .hosts(vec![mongodb::options::ServerAddress::Tcp { host: "127.0.0.1".to_owned(), port: Some(self.port) }])
             .direct_connection(true)
-            .build()
+            .build();
+        let tls = |ca_file: &PathBuf| TlsOptions::builder().ca_file_path(ca_file.clone()).build().into();
+        options.tls = self.access.ca_file.as_ref().map(tls);
+        options.credential = self.access.login.map(|(user, password)| {
+            Credential::builder().username(user.to_owned()).password(password.to_owned()).build()
+        });
+        options
     }
 }
 
-fn spawn(port: u16, replica_set: bool, dir: &TempDir) -> Process {
+fn spawn(port: u16, replica_set: bool, dir: &TempDir, more: &[String]) -> Process {
     let port = port.to_string();
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).unwrap();
@@ -225,6 +266,7 @@ fn spawn(port: u16, replica_set: bool, dir: &TempDir) -> Process {
     if replica_set {
         args.extend(["--replSet", SET, "--oplogSize", "50"]);
     }
+    args.extend(more.iter().map(String::as_str));
     Process::start(binary(), args, &dir.path().join("log"))
 }
 

@@ -1,0 +1,198 @@
+//! The tokens' file as it is now: it is read again and again, and a bad one keeps what was before.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    AUDIT, Access, Caller, Denied, Right,
+    rules::{self, Rule},
+    tokens::{self, Digest, Tokens},
+};
+
+/// How often the file is looked at. Its content is compared, as Kubernetes swaps links and editors keep times.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Denials that are told a second; the rest is counted. Strangers must not fill the disk.
+const TOLD_A_SECOND: u32 = 20;
+
+/// Lets calls in, or not.
+#[derive(Debug)]
+pub struct Gate {
+    path: PathBuf,
+    tokens: ArcSwap<Tokens>,
+    /// As it was read last, good or bad.
+    text: Mutex<String>,
+    told: Mutex<Told>,
+}
+
+/// How many denials were told in this second.
+#[derive(Debug)]
+struct Told {
+    since: Instant,
+    denials: u32,
+    untold: u64,
+}
+
+impl Gate {
+    /// Reads the file for the first time; the error says what is wrong with it.
+    pub fn open(path: &Path) -> Result<Arc<Self>, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
+        let tokens = Tokens::parse(&text)?;
+        let told = Told { since: Instant::now(), denials: 0, untold: 0 };
+        let (tokens, text, told) = (ArcSwap::from_pointee(tokens), Mutex::new(text), Mutex::new(told));
+        Ok(Arc::new(Self { path: path.to_owned(), tokens, text, told }))
+    }
+
+    /// Looks at the file until `stop`.
+    pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
+        let mut trouble = String::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+            let read = tokio::fs::read_to_string(&self.path).await;
+            let read = read.map_err(|error| format!("cannot be read: {error}")).and_then(|text| self.read(text));
+            match read {
+                Ok(()) => trouble.clear(),
+                // Once, until something else is wrong.
+                Err(error) if error == trouble => {}
+                Err(error) => {
+                    let file = self.path.display();
+                    let words = error.replace('\n', "; ");
+                    tracing::warn!(%file, error = words, "auth.tokens_file is bad: the tokens it held before still count");
+                    trouble = error;
+                }
+            }
+        }
+    }
+
+    /// Takes what the file says now.
+    fn read(&self, text: String) -> Result<(), String> {
+        let mut last = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == text {
+            return Ok(());
+        }
+        let new = Tokens::parse(&text)?;
+        *last = text;
+        let old = self.tokens.swap(Arc::new(new));
+        let names = |tokens: &Tokens| tokens.callers().map(|caller| caller.name().to_owned()).collect::<BTreeSet<_>>();
+        let (old, new) = (names(&old), names(&self.tokens.load()));
+        let (added, removed): (Vec<_>, Vec<_>) = (new.difference(&old).collect(), old.difference(&new).collect());
+        let file = self.path.display();
+        tracing::info!(target: AUDIT, %file, callers = new.len(), ?added, ?removed, "the tokens were read anew");
+        Ok(())
+    }
+
+    /// Whether a call of this path with this `authorization` may go on. None: nobody needs to know whose it is.
+    pub fn admit(
+        self: &Arc<Self>,
+        path: &str,
+        authorization: Option<&[u8]>,
+        peer: Option<SocketAddr>,
+    ) -> Result<Option<Access>, Denied> {
+        let (rpc, rule) = match rules::of(path) {
+            Some((_, Rule::Open)) => return Ok(None),
+            Some((rpc, rule)) => (rpc, Some(rule)),
+            None => ("(unknown)", None),
+        };
+        let Some(token) = authorization.and_then(bearer) else {
+            self.tell(&Denied::NoToken, rpc, peer);
+            return Err(Denied::NoToken);
+        };
+        let token = tokens::digest(token);
+        let caller = self.known(&token, rpc, peer)?;
+        let right = match rule {
+            Some(Rule::Needs(right)) => Some(right),
+            Some(Rule::AnyCaller | Rule::Open) => None,
+            None => {
+                self.tell(&Denied::NoRule, rpc, peer);
+                return Err(Denied::NoRule);
+            }
+        };
+        Ok(Some(Access { caller, right, rpc, token, peer, gate: self.clone() }))
+    }
+
+    /// Whose token this is now.
+    pub(super) fn known(
+        &self,
+        token: &Digest,
+        rpc: &'static str,
+        peer: Option<SocketAddr>,
+    ) -> Result<Arc<Caller>, Denied> {
+        let found = self.tokens.load().find(token).cloned();
+        found.ok_or_else(|| {
+            self.tell(&Denied::UnknownToken, rpc, peer);
+            Denied::UnknownToken
+        })
+    }
+
+    /// Puts a denial into the audit log.
+    pub(super) fn tell(&self, denied: &Denied, rpc: &'static str, peer: Option<SocketAddr>) {
+        let Some(untold) = self.may_tell() else { return };
+        let rpc = rpc.rsplit('/').next().unwrap_or_default();
+        let peer = peer.map(tracing::field::display);
+        match denied {
+            Denied::NoRight { caller, right, view } => {
+                let right = Right::name(*right);
+                tracing::warn!(target: AUDIT, rpc, caller, right, feature_view = view, peer, untold, "denied: no right");
+            }
+            Denied::NoToken => tracing::warn!(target: AUDIT, rpc, peer, untold, "denied: no token"),
+            Denied::UnknownToken => tracing::warn!(target: AUDIT, rpc, peer, untold, "denied: an unknown token"),
+            Denied::NoRule => tracing::warn!(target: AUDIT, rpc, peer, untold, "denied: no rule"),
+        }
+    }
+
+    /// None: enough were told in this second. Else how many were not told since the last one that was; None: none.
+    fn may_tell(&self) -> Option<Option<u64>> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.since.elapsed() >= Duration::from_secs(1) {
+            (told.since, told.denials) = (Instant::now(), 0);
+        }
+        if told.denials == TOLD_A_SECOND {
+            told.untold += 1;
+            return None;
+        }
+        told.denials += 1;
+        let untold = std::mem::take(&mut told.untold);
+        Some((untold > 0).then_some(untold))
+    }
+}
+
+/// The token in `authorization: Bearer <token>`.
+fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = authorization.split_at_checked("bearer ".len())?;
+    let token = token.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_follows_the_word_bearer() {
+        assert_eq!(bearer(b"Bearer abc"), Some(&b"abc"[..]));
+        assert_eq!(bearer(b"bearer  abc "), Some(&b"abc"[..]));
+        for other in [&b"abc"[..], b"Basic abc", b"Bearer", b"Bearer ", b"Bearerabc", b""] {
+            assert_eq!(bearer(other), None);
+        }
+    }
+
+    #[test]
+    fn strangers_fill_no_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tokens.toml");
+        std::fs::write(&file, format!("[[tokens]]\nname = \"a\"\nsha256 = [{:?}]", "0".repeat(64))).unwrap();
+        let gate = Gate::open(&file).unwrap();
+        let told = (0..1000).filter(|_| gate.may_tell().is_some()).count();
+        assert!(told < 500, "{told}");
+    }
+}

@@ -258,7 +258,10 @@ fn tls(p: &mut Parser) -> Option<Tls> {
         }
         (None, None) => {
             if client_ca.is_some() {
-                p.wrong("tls.client_ca_file", "needs tls.cert_file and tls.key_file: without TLS no client shows a certificate");
+                p.wrong(
+                    "tls.client_ca_file",
+                    "needs tls.cert_file and tls.key_file: without TLS no client shows a certificate",
+                );
             }
             None
         }

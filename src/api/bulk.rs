@@ -62,12 +62,7 @@ async fn receive(
     }
 }
 
-async fn write(
-    api: Api,
-    mut chunks: mpsc::Receiver<Received>,
-    answers: mpsc::Sender<Answer>,
-    arrived: Arrival,
-) {
+async fn write(api: Api, mut chunks: mpsc::Receiver<Received>, answers: mpsc::Sender<Answer>, arrived: Arrival) {
     let mut view = None;
     while let Some((request, _share)) = chunks.recv().await {
         let answer = match request {

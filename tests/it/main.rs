@@ -6,6 +6,7 @@ mod cache_contract;
 #[cfg(feature = "mongodb")]
 mod counting;
 mod durability;
+mod edge;
 #[cfg(feature = "mongodb")]
 mod elections;
 mod harness;

@@ -7,6 +7,7 @@ mod audit;
 mod bulk;
 mod convert;
 mod failure;
+mod in_flight;
 mod info;
 mod matrix;
 mod rows;
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -36,6 +37,8 @@ use crate::{
     tiered::{Consistency, Tiered},
 };
 use failure::Failure;
+
+pub use in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Share};
 
 /// What a request may hold at most.
 #[derive(Clone, Debug)]
@@ -70,18 +73,6 @@ pub struct Deadlines {
 /// When the client stops waiting; the server's deadline layer puts it into the request's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientDeadline(pub Instant);
-
-/// The place of a stream among the calls in flight, free again when the last clone is dropped; the server's guard puts it
-/// into the request's extensions.
-#[derive(Clone, Debug)]
-pub struct InFlight(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
-
-impl InFlight {
-    /// Holds this place.
-    pub fn new(place: OwnedSemaphorePermit) -> Self {
-        Self(Arc::new(place))
-    }
-}
 
 /// The service.
 #[derive(Clone)]

@@ -10,7 +10,10 @@ use crate::{
     cache::{Cache, Epoch, memory::MemoryCache},
     config::Config,
     record::Clock,
-    server::ServerSettings,
+    server::{
+        ServerSettings,
+        tls::{Tls, TlsFiles},
+    },
     store::{Store, WriteRules, embedded::EmbeddedStore},
     tiered::{Settings, Tiered, repair::RepairSettings},
 };
@@ -33,6 +36,7 @@ impl App {
     pub async fn new(config: &Config) -> Result<Self, StartError> {
         let clock = Clock::system();
         let gate = gate(config)?;
+        let tls = tls(config)?;
         let (cache, store) = (cache(config)?, store(config, rules(config), &clock)?);
         if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
@@ -59,10 +63,12 @@ impl App {
         let settings = ServerSettings {
             reflection: config.reflection,
             max_in_flight: config.max_in_flight,
+            max_bytes_in_flight: config.max_bytes_in_flight,
+            max_connections: config.max_connections,
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         };
-        Ok(Self { api, tiered, settings, gate })
+        Ok(Self { api, tiered, settings, gate, tls })
     }
 }
 
@@ -103,6 +109,17 @@ pub async fn new_epoch(config: &Config) -> Result<Epoch, StartError> {
     };
     store.close().await;
     renewed.map(|state| state.epoch).map_err(|error| machine(&error))
+}
+
+fn tls(config: &Config) -> Result<Option<Tls>, StartError> {
+    let Some(tls) = &config.tls else { return Ok(None) };
+    let files = TlsFiles {
+        cert_file: tls.cert_file.clone(),
+        key_file: tls.key_file.clone(),
+        client_ca_file: tls.client_ca_file.clone(),
+        reload_interval: tls.reload_interval,
+    };
+    Tls::load(files).map(Some).map_err(|error| StartError::Config(error.to_string()))
 }
 
 fn rules(config: &Config) -> WriteRules {

@@ -41,7 +41,7 @@ pub(crate) struct Command {
 enum Action {
     /// Serve (the default)
     Serve,
-    /// Ask the server on FEATURESTORE_LISTEN for its health; exit 0 if SERVING, 1 if not
+    /// Ask the server on FEATURESTORE_LISTEN (with TLS, FEATURESTORE_ADMIN_LISTEN) for its health; exit 0 if SERVING, 1 if not
     Health {
         /// "" (the process), featurestore.v1.FeatureStoreService (ready to serve), l1 or l2
         #[arg(default_value = SERVICE)]
@@ -101,7 +101,11 @@ impl Command {
             eprintln!("featurestore: warning: {warning}");
         }
         match self.action {
-            Some(Action::Health { service }) => block_on(health(config.listen, service)),
+            Some(Action::Health { service }) => {
+                // The admin port tells it in plaintext, and needs no certificate of a client.
+                let address = if config.tls.is_some() { config.admin_listen } else { config.listen };
+                block_on(health(address, service))
+            }
             Some(Action::Epoch(EpochAction::New)) => block_on(new_epoch(config)),
             Some(Action::Config { .. }) => {
                 print!("{effective}");

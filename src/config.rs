@@ -9,7 +9,7 @@ mod sources;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
-    api::{Deadlines, Limits},
+    api::{CONNECTION_PART, Deadlines, Limits},
     tiered::OnL1Loss,
 };
 use parse::Parser;
@@ -29,6 +29,8 @@ pub struct Config {
     pub reflection: bool,
     /// Who may call, by their tokens; None: everybody, everything.
     pub tokens_file: Option<PathBuf>,
+    /// TLS on the gRPC port; None: plaintext.
+    pub tls: Option<Tls>,
     /// L1 in Redis; None: in this process.
     pub redis: Option<Redis>,
     /// L2 in MongoDB; None: embedded.
@@ -57,6 +59,10 @@ pub struct Config {
     pub limits: Limits,
     /// Calls at once, over all connections.
     pub max_in_flight: usize,
+    /// Bytes of requests and answers at once, over all connections.
+    pub max_bytes_in_flight: usize,
+    /// Connections at once.
+    pub max_connections: usize,
     /// How long calls may take.
     pub deadlines: Deadlines,
     /// How long calls are taken after SIGTERM.
@@ -67,6 +73,19 @@ pub struct Config {
     pub json_log: bool,
     /// As in RUST_LOG.
     pub log_filter: String,
+}
+
+/// Where the certificates of the gRPC port are.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The server's certificate, and what leads from it to a root.
+    pub cert_file: PathBuf,
+    /// Its key.
+    pub key_file: PathBuf,
+    /// Who may sign clients' certificates; None: clients need none.
+    pub client_ca_file: Option<PathBuf>,
+    /// How often the files are looked at.
+    pub reload_interval: Duration,
 }
 
 /// How Redis is reached.
@@ -135,6 +154,7 @@ impl Config {
             data_dir: p.text("data_dir").into(),
             reflection: p.boolean("reflection"),
             tokens_file: p.optional("auth.tokens_file").map(PathBuf::from),
+            tls: tls(p),
             redis: redis(p),
             mongodb: mongodb(p),
             l1_ttl: p.duration("l1.ttl"),
@@ -157,6 +177,8 @@ impl Config {
                 max_ttl: p.duration("limits.max_ttl"),
             },
             max_in_flight: p.count("limits.max_in_flight"),
+            max_bytes_in_flight: p.size("limits.max_bytes_in_flight"),
+            max_connections: p.count("limits.max_connections"),
             deadlines: Deadlines {
                 read: p.duration("deadlines.read"),
                 strong: p.duration("deadlines.strong"),
@@ -171,9 +193,13 @@ impl Config {
         config
     }
 
-    /// What keeps strangers out where other machines reach the server, and is not configured.
+    /// What keeps strangers out where other machines reach the server, and those on the way from reading along, and is
+    /// not configured.
     fn missing_protection(&self) -> Vec<&'static str> {
         let mut missing = Vec::new();
+        if self.tls.is_none() {
+            missing.push("TLS (tls.cert_file, tls.key_file)");
+        }
         if self.tokens_file.is_none() {
             missing.push("tokens (auth.tokens_file)");
         }
@@ -197,6 +223,16 @@ impl Config {
             }
         }
         let limits = &self.limits;
+        let largest = limits.max_request_bytes.max(limits.max_response_bytes);
+        if self.max_bytes_in_flight / CONNECTION_PART < largest {
+            p.wrong(
+                "limits.max_bytes_in_flight",
+                format!(
+                    "must be at least {CONNECTION_PART} times limits.max_request_bytes and limits.max_response_bytes, as \
+                     a connection may have a part of 1/{CONNECTION_PART} of it"
+                ),
+            );
+        }
         if limits.max_record_bytes >= limits.max_request_bytes {
             p.wrong("limits.max_record_bytes", "must be below limits.max_request_bytes, as a request holds a record");
         }
@@ -216,6 +252,34 @@ impl Config {
         }
         if self.default_ttl > limits.max_ttl {
             p.wrong("ttl.default", "must not be above limits.max_ttl");
+        }
+    }
+}
+
+fn tls(p: &mut Parser) -> Option<Tls> {
+    let reload_interval = p.duration("tls.reload_interval");
+    let [cert, key, client_ca] =
+        ["tls.cert_file", "tls.key_file", "tls.client_ca_file"].map(|key| p.optional(key).map(PathBuf::from));
+    match (cert, key) {
+        (Some(cert_file), Some(key_file)) => {
+            Some(Tls { cert_file, key_file, client_ca_file: client_ca, reload_interval })
+        }
+        (Some(_), None) => {
+            p.wrong("tls.key_file", "must be set too: the key of the certificate in tls.cert_file");
+            None
+        }
+        (None, Some(_)) => {
+            p.wrong("tls.cert_file", "must be set too: the certificate of the key in tls.key_file");
+            None
+        }
+        (None, None) => {
+            if client_ca.is_some() {
+                p.wrong(
+                    "tls.client_ca_file",
+                    "needs tls.cert_file and tls.key_file: without TLS no client shows a certificate",
+                );
+            }
+            None
         }
     }
 }
@@ -384,6 +448,34 @@ mod tests {
         let told = load(&[wait]).unwrap_err();
         assert!(told.contains("l1.wait_replicas") && told.contains("redis.url"), "{told}");
         assert_eq!(load(&[]).unwrap().l1_wait_replicas, 0);
+    }
+
+    #[test]
+    fn tls_needs_both_files() {
+        let (cert, key) = (("FEATURESTORE_TLS_CERT_FILE", "/c"), ("FEATURESTORE_TLS_KEY_FILE", "/k"));
+        let ca = ("FEATURESTORE_TLS_CLIENT_CA_FILE", "/a");
+        let tls = load(&[cert, key, ca]).unwrap().tls.unwrap();
+        assert_eq!((tls.cert_file, tls.client_ca_file), ("/c".into(), Some("/a".into())));
+        for (given, missing) in [(cert, "tls.key_file"), (key, "tls.cert_file"), (ca, "tls.cert_file")] {
+            let told = load(&[given]).unwrap_err();
+            assert!(told.contains(missing), "{told}");
+        }
+    }
+
+    #[test]
+    fn beyond_loopback_it_listens_with_tls_or_when_it_is_told_to() {
+        let open = ("FEATURESTORE_LISTEN", "0.0.0.0:1");
+        let told = load(&[open]).unwrap_err();
+        assert!(told.contains("tls.cert_file") && told.contains("--insecure-bind"), "{told}");
+        load(&[open, ("FEATURESTORE_INSECURE_BIND", "true")]).unwrap();
+        load(&[open, ("FEATURESTORE_TLS_CERT_FILE", "/c"), ("FEATURESTORE_TLS_KEY_FILE", "/k")]).unwrap();
+    }
+
+    #[test]
+    fn a_connections_part_of_the_bytes_in_flight_holds_the_largest_answer() {
+        let told = load(&[("FEATURESTORE_LIMITS_MAX_BYTES_IN_FLIGHT", "63MiB")]).unwrap_err();
+        assert!(told.contains("limits.max_bytes_in_flight"), "{told}");
+        load(&[("FEATURESTORE_LIMITS_MAX_BYTES_IN_FLIGHT", "64MiB")]).unwrap();
     }
 
     #[test]

@@ -5,11 +5,15 @@
 
 pub mod admin;
 mod auth;
+mod bytes;
 mod connections;
 mod deadline;
 mod guard;
 mod health;
 mod load;
+mod opening;
+mod seldom;
+pub mod tls;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -22,10 +26,12 @@ use crate::{
     access::gate::Gate, api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered,
 };
 use auth::AuthLayer;
-use connections::Connections;
+use connections::{Bounds, Connections};
 use deadline::DeadlineLayer;
 use guard::GuardLayer;
 use health::Health;
+use seldom::Seldom;
+use tls::Tls;
 
 /// The target of the spans of calls, one a call; exported as traces where a collector is configured.
 pub const CALL_SPANS: &str = "featurestore::call";
@@ -37,6 +43,10 @@ pub struct ServerSettings {
     pub reflection: bool,
     /// Calls at once, over all connections; more are shed.
     pub max_in_flight: usize,
+    /// Bytes of requests and answers at once, over all connections; what does not fit is shed.
+    pub max_bytes_in_flight: usize,
+    /// Connections at once; more are closed.
+    pub max_connections: usize,
     /// How long calls are still taken after the shutdown was asked for.
     pub drain_delay: Duration,
     /// How long calls may take to finish after that.
@@ -53,6 +63,8 @@ pub struct App {
     pub settings: ServerSettings,
     /// Who may call; None: everybody, everything.
     pub gate: Option<Arc<Gate>>,
+    /// TLS on the gRPC port; None: plaintext.
+    pub tls: Option<Tls>,
 }
 
 /// Serves `app` on `listener` (and the admin endpoints on `admin`) until `shutdown`, then drains: health says
@@ -64,7 +76,7 @@ pub async fn run(
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let App { api, tiered, settings, gate } = app;
+    let App { api, tiered, settings, gate, tls } = app;
     let stop_watching = CancellationToken::new();
     let background = TaskTracker::new();
     background.spawn(tiered.clone().watch(stop_watching.clone()));
@@ -79,18 +91,35 @@ pub async fn run(
     let (health, health_service) = Health::new(tiered.reach()).await;
     let stop_accepting = CancellationToken::new();
     background.spawn(health.keep(shutdown.clone(), stop_accepting.clone()));
-    let guard = GuardLayer::new(settings.max_in_flight, api.limits().max_request_bytes);
+    let max_request_bytes = api.limits().max_request_bytes;
+    let guard = GuardLayer::new(settings.max_in_flight, settings.max_bytes_in_flight, max_request_bytes);
     if let Some(admin) = admin {
-        let (tiered, guard) = (tiered.clone(), guard.clone());
-        background.spawn(admin::serve(admin, tiered, guard, shutdown.clone(), stop_watching.clone()));
+        let shown = admin::Shown {
+            tiered: tiered.clone(),
+            calls: guard.clone(),
+            health: Routes::new(health_service.clone()).prepare(),
+            draining: shutdown.clone(),
+        };
+        background.spawn(admin::serve(admin, shown, stop_watching.clone()));
+    }
+    if let Some(tls) = &tls {
+        background.spawn(tls.clone().follow(stop_watching.clone()));
     }
 
     let routes = routes(&api, health_service, settings.reflection)?;
     let address = listener.local_addr()?;
     let (l1, l2) = (tiered.cache().info(), tiered.store().info());
     let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(version, %address, l1 = l1.kind, l1_address = l1.address, l2 = l2.kind, l2_address = l2.address, "serving");
-    let connections = Connections::new(guard.layer(AuthLayer(gate).layer(DeadlineLayer.layer(routes))));
+    let is_tls = tls.is_some();
+    tracing::info!(version, %address, tls = is_tls, l1 = l1.kind, l1_address = l1.address, l2 = l2.kind, l2_address = l2.address, "serving");
+    let bounds = Bounds {
+        tls,
+        max_connections: settings.max_connections,
+        bytes: guard.bytes().clone(),
+        refusals: Seldom::default(),
+        failures: Seldom::default(),
+    };
+    let connections = Connections::new(guard.layer(AuthLayer(gate).layer(DeadlineLayer.layer(routes))), bounds);
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 
     shutdown.cancelled().await;

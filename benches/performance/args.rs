@@ -48,7 +48,12 @@ pub(crate) struct Args {
 pub(crate) enum Part {
     /// The floor server.
     #[command(hide = true)]
-    Floor { port: u16, answers: PathBuf },
+    Floor {
+        port: u16,
+        answers: PathBuf,
+        /// A certificate and its key.
+        tls: Vec<PathBuf>,
+    },
 }
 
 impl Args {

@@ -67,7 +67,7 @@ impl Bench {
     /// that are learnt here.
     pub(crate) async fn against_floor(&self, plan: Plan, mut ours: Wire, slack: usize) -> Result<Outcome, String> {
         let answers = ours.learn(slack).await?;
-        let floor = Floor::start(&answers, &self.folder()?).await?;
+        let floor = Floor::start_over(&answers, &self.folder()?, ours.tls()).await?;
         let load = floor.under_the_load_of(&ours).await?;
         Ok(Outcome::Compared(compare(&self.args, plan, load, ours).await?))
     }

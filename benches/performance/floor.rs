@@ -4,16 +4,20 @@
 //! Allocator, HTTP/2 windows and limits are those of `src/server/connections.rs`.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tonic::{Request, Response, Status};
+use tonic::{
+    Request, Response, Status,
+    transport::{Identity, ServerTlsConfig},
+};
 
 use crate::{
     harness::process::{Process, free_port},
+    tls::Tls,
     wire::{self, Wire},
 };
 
@@ -35,6 +39,11 @@ pub(crate) struct Floor {
 impl Floor {
     /// Starts one that gives these answers in turn.
     pub(crate) async fn start(answers: &[Bytes], folder: &Path) -> Result<Self, String> {
+        Self::start_over(answers, folder, None).await
+    }
+
+    /// The same over TLS.
+    pub(crate) async fn start_over(answers: &[Bytes], folder: &Path, tls: Option<&Tls>) -> Result<Self, String> {
         let port = free_port();
         let (file, log) = (folder.join(format!("floor-{port}")), folder.join(format!("floor-{port}.log")));
         let (mut bytes, mut held) = (Vec::new(), 0);
@@ -47,7 +56,8 @@ impl Floor {
         }
         std::fs::write(&file, bytes).map_err(|e| format!("cannot write the floor's answers: {e}"))?;
         let this = std::env::current_exe().map_err(|e| e.to_string())?;
-        let args = ["floor".to_owned(), port.to_string(), file.display().to_string()];
+        let mut args = vec!["floor".to_owned(), port.to_string(), file.display().to_string()];
+        args.extend(tls.iter().flat_map(|tls| [&tls.cert, &tls.key]).map(|file| file.display().to_string()));
         let process = Process::start(this, args, &log);
         wire::until_listening(port, || process.is_running(), &log).await?;
         Ok(Self { process, port })
@@ -81,7 +91,7 @@ impl generated::floor_service_server::FloorService for Answers {
 }
 
 /// The process: serves until it is killed.
-pub(crate) async fn serve(port: u16, file: &Path) -> Result<(), String> {
+pub(crate) async fn serve(port: u16, file: &Path, tls: &[PathBuf]) -> Result<(), String> {
     let mut bytes = Bytes::from(std::fs::read(file).map_err(|e| e.to_string())?);
     let mut answers = Vec::new();
     while let Some(length) = bytes.first_chunk().copied().map(u64::from_le_bytes) {
@@ -92,7 +102,13 @@ pub(crate) async fn serve(port: u16, file: &Path) -> Result<(), String> {
     let service = generated::floor_service_server::FloorServiceServer::new(answers)
         .max_encoding_message_size(64 << 20)
         .max_decoding_message_size(64 << 20);
-    tonic::transport::Server::builder()
+    let mut server = tonic::transport::Server::builder();
+    if let [cert, key] = tls {
+        let read = |file: &PathBuf| std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()));
+        let tls = ServerTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?));
+        server = server.tls_config(tls).map_err(|e| e.to_string())?;
+    }
+    server
         .tcp_nodelay(true)
         .max_concurrent_streams(256)
         .http2_max_header_list_size(16 << 10)

@@ -23,6 +23,7 @@ mod report;
 mod rows;
 mod serve;
 mod server;
+mod tls;
 mod usage;
 mod wire;
 
@@ -52,8 +53,8 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
     };
-    if let Some(Part::Floor { port, answers }) = &args.part {
-        let served = runtime.block_on(floor::serve(*port, answers));
+    if let Some(Part::Floor { port, answers, tls }) = &args.part {
+        let served = runtime.block_on(floor::serve(*port, answers, tls));
         return served.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS);
     }
     let folder = match tempfile::Builder::new().prefix("performance-").tempdir() {

@@ -12,6 +12,7 @@ mod scaling;
 mod share;
 pub(crate) mod soak;
 mod streams;
+mod tls;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -43,13 +44,7 @@ fn groups() -> Vec<Group> {
             run: |bench| Box::pin(hit_ratio::run(bench, hits::L1::Redis)),
         },
         Group { names: scaling::names(), run: |bench| Box::pin(scaling::run(bench)) },
-        Group {
-            names: vec!["TLS".to_owned()],
-            run: |bench| {
-                bench.leave_out(&["TLS".to_owned()], "the server has none yet");
-                Box::pin(std::future::ready(Ok(())))
-            },
-        },
+        Group { names: tls::names(), run: |bench| Box::pin(tls::run(bench)) },
     ]
 }
 

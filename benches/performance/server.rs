@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
     data::{Chunks, Set},
     harness::process::{Process, free_port},
     pb,
+    tls::Tls,
     wire::{self, Wire},
 };
 
@@ -35,6 +36,7 @@ pub(crate) struct Server {
     data: PathBuf,
     log: PathBuf,
     settings: Settings,
+    tls: Option<Tls>,
     /// How long it took from its start until it said SERVING.
     pub(crate) start: Duration,
     channel: Channel,
@@ -43,6 +45,11 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one whose embedded store, if it has one, is in `data`, and waits until it serves.
     pub(crate) async fn start(data: &Path, settings: Settings) -> Result<Self, String> {
+        Self::start_over(data, settings, None).await
+    }
+
+    /// The same over TLS, which the settings ask for.
+    pub(crate) async fn start_over(data: &Path, settings: Settings, tls: Option<Tls>) -> Result<Self, String> {
         let (port, admin) = (free_port(), free_port());
         let log = data.with_extension(format!("log-{port}"));
         let mut command = vec![
@@ -57,7 +64,13 @@ impl Server {
         let started = Instant::now();
         let process = Process::start("env", command, &log);
         wire::until_listening(port, || process.is_running(), &log).await?;
-        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).map_err(text)?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://127.0.0.1:{port}")).map_err(text)?;
+        if let Some(tls) = &tls {
+            let cert = Certificate::from_pem(std::fs::read(&tls.cert).map_err(text)?);
+            let config = ClientTlsConfig::new().ca_certificate(cert).domain_name("localhost");
+            endpoint = endpoint.tls_config(config).map_err(text)?;
+        }
         let endpoint = endpoint.initial_stream_window_size(4 << 20).initial_connection_window_size(16 << 20);
         let channel = endpoint.connect().await.map_err(text)?;
         let mut health = HealthClient::new(channel.clone());
@@ -71,14 +84,14 @@ impl Server {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Ok(Self { process, port, data: data.to_owned(), log, settings, start: started.elapsed(), channel })
+        Ok(Self { process, port, data: data.to_owned(), log, settings, tls, start: started.elapsed(), channel })
     }
 
     /// Ends it as `kill -9` would, and starts it again over the same data.
     pub(crate) async fn crash_and_restart(self) -> Result<Self, String> {
-        let Self { process, data, settings, .. } = self;
+        let Self { process, data, settings, tls, .. } = self;
         drop(process);
-        Self::start(&data, settings).await
+        Self::start_over(&data, settings, tls).await
     }
 
     /// Ends it as `kill -9` would; its data stays.
@@ -114,7 +127,7 @@ impl Server {
     /// Measured calls of a method.
     pub(crate) async fn wire(&self, method: &str, connections: u32, requests: &[Bytes]) -> Result<Wire, String> {
         let path = format!("/{SERVICE}/{method}");
-        Wire::connect((self.port, &path, self.pid()), connections as usize, requests).await
+        Wire::connect((self.port, &path, self.pid()), connections as usize, requests, self.tls.clone()).await
     }
 
     /// What it says of itself.

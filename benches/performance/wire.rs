@@ -16,11 +16,15 @@ use http::{HeaderMap, Request, Uri, Version, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 use crate::{
     codec::{PREFIX_BYTES, framed},
     load::Call,
+    tls::Tls,
 };
 
 /// Requests whose answers are looked at before anything is measured.
@@ -37,6 +41,7 @@ pub(crate) struct Wire {
     size: RangeInclusive<usize>,
     next: AtomicUsize,
     pid: u32,
+    tls: Option<Tls>,
 }
 
 impl Wire {
@@ -45,21 +50,27 @@ impl Wire {
         (port, path, pid): (u16, &str, u32),
         connections: usize,
         requests: &[Bytes],
+        tls: Option<Tls>,
     ) -> Result<Self, String> {
         let uri = Uri::try_from(format!("http://127.0.0.1:{port}{path}")).map_err(text)?;
         let requests = requests.iter().map(|message| framed(message)).collect();
         let mut made = Vec::new();
         for _ in 0..connections {
-            made.push(connection(port).await?);
+            made.push(connection(port, tls.as_ref()).await?);
         }
-        Ok(Self { connections: made, uri, requests, size: 0..=usize::MAX, next: AtomicUsize::new(0), pid })
+        Ok(Self { connections: made, uri, requests, size: 0..=usize::MAX, next: AtomicUsize::new(0), pid, tls })
     }
 
     /// The same requests, sizes and number of connections for another server.
     pub(crate) async fn redirected(&self, port: u16, path: &str, pid: u32) -> Result<Self, String> {
         let (requests, size) = (self.requests.clone(), self.size.clone());
-        let new = Self::connect((port, path, pid), self.connections.len(), &[]).await?;
+        let new = Self::connect((port, path, pid), self.connections.len(), &[], self.tls.clone()).await?;
         Ok(Self { requests, size, ..new })
+    }
+
+    /// What it speaks; None: plaintext.
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     /// Makes the first requests once and gives the answers, whose sizes are what is expected from then on, give or take
@@ -146,9 +157,19 @@ fn check(headers: &HeaderMap, must_be_there: bool) -> Result<(), String> {
     }
 }
 
-async fn connection(port: u16) -> Result<Sender, String> {
+async fn connection(port: u16, tls: Option<&Tls>) -> Result<Sender, String> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(text)?;
     stream.set_nodelay(true).map_err(text)?;
+    match tls {
+        None => over(stream).await,
+        Some(tls) => over(tls.connect(stream).await?).await,
+    }
+}
+
+async fn over<S>(stream: S) -> Result<Sender, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut settings = http2::Builder::new(TokioExecutor::new());
     settings.initial_stream_window_size(4 << 20).initial_connection_window_size(16 << 20);
     let (sender, connection) = settings.handshake(TokioIo::new(stream)).await.map_err(text)?;

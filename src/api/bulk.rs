@@ -7,7 +7,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
 use super::{
-    Api, Arrival, InFlight, audit,
+    Api, Arrival, InFlight, Share, audit,
     convert::{self, Chunk},
     failure::Failure,
     status, within,
@@ -24,6 +24,9 @@ const ANSWERS: usize = 4;
 
 type Answer = Result<BulkUpsertResponse, Status>;
 
+/// A chunk, and the bytes that it came as: they are given back once it is answered.
+type Received = (Result<BulkUpsertRequest, Status>, Option<Share>);
+
 /// Serves a stream until its client ends it, or a chunk cannot be taken.
 pub(super) fn serve(
     api: Api,
@@ -34,7 +37,7 @@ pub(super) fn serve(
 ) -> ReceiverStream<Answer> {
     let (received, chunks) = mpsc::channel(1);
     let (answers, to_client) = mpsc::channel(ANSWERS);
-    tokio::spawn(receive(requests, received));
+    tokio::spawn(receive(requests, received, place.clone()));
     tokio::spawn(async move {
         write(api, chunks, answers, arrived, access).await;
         drop(place);
@@ -45,7 +48,8 @@ pub(super) fn serve(
 /// Reads ahead by one chunk. Ends when the writer is gone.
 async fn receive(
     mut requests: Streaming<BulkUpsertRequest>,
-    received: mpsc::Sender<Result<BulkUpsertRequest, Status>>,
+    received: mpsc::Sender<Received>,
+    place: Option<InFlight>,
 ) {
     loop {
         let next = tokio::select! {
@@ -54,7 +58,8 @@ async fn receive(
         };
         let Some(next) = next.transpose() else { return };
         let broken = next.is_err();
-        if received.send(next).await.is_err() || broken {
+        let share = place.as_ref().map(InFlight::take_received);
+        if received.send((next, share)).await.is_err() || broken {
             return;
         }
     }
@@ -62,13 +67,13 @@ async fn receive(
 
 async fn write(
     api: Api,
-    mut chunks: mpsc::Receiver<Result<BulkUpsertRequest, Status>>,
+    mut chunks: mpsc::Receiver<Received>,
     answers: mpsc::Sender<Answer>,
     arrived: Arrival,
     mut access: Option<Access>,
 ) {
     let mut view = None;
-    while let Some(request) = chunks.recv().await {
+    while let Some((request, _share)) = chunks.recv().await {
         let answer = match request {
             Ok(request) => match let_in(access.as_mut(), &request.feature_view, view.as_ref())
                 .and_then(|()| convert::chunk(request, view.as_ref(), &api.0.limits))

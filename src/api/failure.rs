@@ -92,6 +92,15 @@ impl Failure {
         Self::busy("more calls in flight than the server takes")
     }
 
+    pub(super) fn too_many_bytes() -> Self {
+        Self::busy("more bytes in flight than the server holds")
+    }
+
+    pub(super) fn request_too_slow() -> Self {
+        let message = "the request did not arrive in time";
+        Self { message: message.to_owned(), ..Self::deadline() }
+    }
+
     fn busy(what: &str) -> Self {
         Self::new(Code::ResourceExhausted, "TOO_BUSY", what).retry()
     }

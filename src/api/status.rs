@@ -22,6 +22,16 @@ pub fn denied(denied: Denied) -> Status {
     Failure::from(denied).into()
 }
 
+/// More bytes in flight than the server, or a connection, may hold.
+pub fn too_many_bytes() -> Status {
+    Failure::too_many_bytes().into()
+}
+
+/// A request that was begun and not ended.
+pub fn request_too_slow() -> Status {
+    Failure::request_too_slow().into()
+}
+
 /// A request message above `limits.max_request_bytes`. The codec refuses it before any handler sees it, as OUT_OF_RANGE
 /// and without details; nothing else here answers OUT_OF_RANGE.
 pub fn request_too_large(maximum: usize) -> Status {

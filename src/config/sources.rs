@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 pub const DEFAULTS: &str = include_str!("default.toml");
 
 /// Keys that the default file only shows in comments.
-const OPTIONAL: [&str; 9] = [
+const OPTIONAL: [&str; 12] = [
     "auth.tokens_file",
     "redis.url",
     "redis.host",
@@ -16,6 +16,9 @@ const OPTIONAL: [&str; 9] = [
     "redis.client_cert_file",
     "redis.client_key_file",
     "mongodb.uri",
+    "tls.cert_file",
+    "tls.key_file",
+    "tls.client_ca_file",
 ];
 
 /// Keys that are or may hold secrets: never shown, never taken from the command line.
@@ -44,15 +47,24 @@ pub struct Flags {
     /// Where gRPC is served [default: 127.0.0.1:50051]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub listen: Option<String>,
-    /// Where /livez, /readyz and /metrics are served [default: 127.0.0.1:9464]
+    /// Where /livez, /readyz, /metrics and grpc.health.v1 are served in plaintext [default: 127.0.0.1:9464]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub admin_listen: Option<String>,
     /// The folder of the embedded store [default: ./data]
     #[arg(long, global = true, value_name = "FOLDER")]
     pub data_dir: Option<String>,
-    /// Allow listening beyond loopback without tokens, where anybody can read and write
+    /// Allow listening beyond loopback without TLS and tokens, where anybody can read and write
     #[arg(long, global = true)]
     pub insecure_bind: bool,
+    /// Serve gRPC over TLS with this certificate and what leads from it to a root (PEM); needs --tls-key-file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tls_cert_file: Option<String>,
+    /// The key of that certificate (PEM)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tls_key_file: Option<String>,
+    /// Serve only clients with a certificate that one of these signed (PEM)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tls_client_ca_file: Option<String>,
     /// Set any other key, as in --set limits.max_entities=500; repeatable
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
@@ -198,10 +210,17 @@ fn from_environment(
 
 fn from_flags(flags: &Flags, errors: &mut Vec<String>) -> Settings {
     let mut settings = Settings::new();
-    let named = [("listen", &flags.listen), ("admin_listen", &flags.admin_listen), ("data_dir", &flags.data_dir)];
+    let named = [
+        ("listen", &flags.listen),
+        ("admin_listen", &flags.admin_listen),
+        ("data_dir", &flags.data_dir),
+        ("tls.cert_file", &flags.tls_cert_file),
+        ("tls.key_file", &flags.tls_key_file),
+        ("tls.client_ca_file", &flags.tls_client_ca_file),
+    ];
     for (key, text) in named {
         if let Some(text) = text {
-            let source = format!("--{}", key.replace('_', "-"));
+            let source = format!("--{}", key.replace(['_', '.'], "-"));
             settings.insert(key.to_owned(), Setting { text: text.clone(), source });
         }
     }

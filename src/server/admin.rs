@@ -1,34 +1,55 @@
-//! The admin port: plain HTTP for probes and dashboards that do not speak gRPC.
+//! The admin port: plaintext for probes and dashboards, which speak neither TLS nor tokens.
 //!
-//! `/livez`: the process is up. `/readyz`: L2 was reached once since start, and not draining. `/metrics`: what the tiers
-//! did, in Prometheus' text format.
+//! Over HTTP/1 or HTTP/2 `/livez`: the process is up. `/readyz`: L2 was reached once since start, and not draining.
+//! `/metrics`: what the tiers did, in Prometheus' text format. Over HTTP/2 also grpc.health.v1, for Kubernetes' gRPC probes.
 
-use std::{convert::Infallible, fmt::Write as _, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Write as _, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{net::TcpListener, sync::Semaphore};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
+use tonic::{body::Body, service::Routes};
+use tower::Service as _;
 
-use super::{guard::GuardLayer, load};
+use super::{
+    guard::{GuardLayer, HEALTH},
+    load,
+    opening::{self, Speaks},
+};
 use crate::tiered::{Tiered, meter::Meter};
 
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take over a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a connection over HTTP/2 is asked whether its client is still there, and how long that may take.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const MAX_CONCURRENT_STREAMS: u32 = 16;
+const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
+
+/// What is shown here.
+#[derive(Clone)]
+pub(super) struct Shown {
+    pub(super) tiered: Arc<Tiered>,
+    pub(super) calls: GuardLayer,
+    /// grpc.health.v1.
+    pub(super) health: Routes,
+    pub(super) draining: CancellationToken,
+}
 
 /// Serves the admin endpoints until `stop`.
-pub(super) async fn serve(
-    listener: TcpListener,
-    tiered: Arc<Tiered>,
-    calls: GuardLayer,
-    draining: CancellationToken,
-    stop: CancellationToken,
-) {
+pub(super) async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -42,21 +63,49 @@ pub(super) async fn serve(
                 }
             },
         };
-        let (tiered, calls, draining, stop) = (tiered.clone(), calls.clone(), draining.clone(), stop.clone());
+        let (shown, stop) = (shown.clone(), stop.clone());
         tokio::spawn(async move {
-            let answer = service_fn(|request: Request<Incoming>| {
-                let response = respond(request.uri().path(), &tiered, &calls, draining.is_cancelled());
-                std::future::ready(Ok::<_, Infallible>(response))
-            });
-            let mut settings = http1::Builder::new();
-            settings.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
             tokio::select! {
-                _ = settings.serve_connection(TokioIo::new(stream), answer) => {}
+                served = serve_one(stream, shown) => if let Err(error) = served {
+                    tracing::debug!(%error, "a connection to the admin port broke");
+                },
                 () = stop.cancelled() => {}
             }
             drop(place);
         });
     }
+}
+
+async fn serve_one(stream: TcpStream, shown: Shown) -> io::Result<()> {
+    let opened = tokio::time::timeout(HEADER_TIMEOUT, opening::open(stream)).await;
+    let (speaks, stream) = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+    let stream = TokioIo::new(stream);
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let shown = shown.clone();
+        async move { Ok::<_, Infallible>(answer(request, shown).await) }
+    });
+    if speaks == Speaks::Http2 {
+        let mut settings = http2::Builder::new(TokioExecutor::new());
+        settings
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+            .max_header_list_size(MAX_HEADER_LIST_BYTES);
+        return settings.serve_connection(stream, answer).await.map_err(io::Error::other);
+    }
+    let mut settings = http1::Builder::new();
+    settings.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    settings.serve_connection(stream, answer).await.map_err(io::Error::other)
+}
+
+async fn answer(request: Request<Incoming>, mut shown: Shown) -> Response<Body> {
+    if request.uri().path().starts_with(HEALTH) {
+        let Ok(answer) = shown.health.call(request).await;
+        return answer;
+    }
+    let Shown { tiered, calls, draining, .. } = &shown;
+    respond(request.uri().path(), tiered, calls, draining.is_cancelled()).map(Body::new)
 }
 
 fn respond(path: &str, tiered: &Tiered, calls: &GuardLayer, draining: bool) -> Response<Full<Bytes>> {
@@ -68,7 +117,7 @@ fn respond(path: &str, tiered: &Tiered, calls: &GuardLayer, draining: bool) -> R
         }
         "/readyz" => (StatusCode::OK, "ok\n".to_owned()),
         "/metrics" => (StatusCode::OK, metrics(tiered) + &load::metrics(tiered, calls)),
-        _ => (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics, and grpc.health.v1\n".to_owned()),
     };
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;

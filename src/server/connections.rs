@@ -1,6 +1,10 @@
 //! The accept loop and the connections it made. Every bound that tonic or hyper leave open at the edge is set here.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hyper::server::conn::http2;
 use hyper_util::{
@@ -8,11 +12,22 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use rand::RngExt as _;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
-use super::{auth::Auth, deadline::Deadline, guard::Guard};
+use super::{
+    auth::Auth,
+    deadline::Deadline,
+    guard::Guard,
+    opening::{self, Opened, Speaks},
+    seldom::Seldom,
+    tls::Tls,
+};
+use crate::api::{ByteBudget, ConnectionBytes};
 
 const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
@@ -27,20 +42,38 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Clients that connect again now and then find new replicas; jitter keeps them from doing so together.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+/// For the TLS handshake, and again until the client has said that it speaks HTTP/2.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a connection is looked at: for its age, and for whether its client reads.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// The connections of one listener.
 #[derive(Clone)]
 pub(super) struct Connections {
     service: Guard<Auth<Deadline<Routes>>>,
+    bounds: Arc<Bounds>,
     open: TaskTracker,
     go_away: CancellationToken,
     abort: CancellationToken,
 }
 
+/// What a listener's connections share.
+pub(super) struct Bounds {
+    /// None: plaintext.
+    pub(super) tls: Option<Tls>,
+    /// Connections at once; more are closed.
+    pub(super) max_connections: usize,
+    /// What all of them receive and send.
+    pub(super) bytes: Arc<ByteBudget>,
+    /// For what many clients could fill the log with.
+    pub(super) refusals: Seldom,
+    pub(super) failures: Seldom,
+}
+
 impl Connections {
-    pub(super) fn new(service: Guard<Auth<Deadline<Routes>>>) -> Self {
+    pub(super) fn new(service: Guard<Auth<Deadline<Routes>>>, bounds: Bounds) -> Self {
         let (go_away, abort) = (CancellationToken::new(), CancellationToken::new());
-        Self { service, open: TaskTracker::new(), go_away, abort }
+        Self { service, bounds: Arc::new(bounds), open: TaskTracker::new(), go_away, abort }
     }
 
     /// Accepts until `stop`.
@@ -51,12 +84,21 @@ impl Connections {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, _)) if self.open.len() < self.bounds.max_connections => {
                     self.open.spawn(self.clone().serve(stream));
+                }
+                Ok((stream, client)) => {
+                    drop(stream);
+                    if let Some(others) = self.bounds.refusals.is_due() {
+                        let max = self.bounds.max_connections;
+                        tracing::warn!(%client, others, max, "a connection beyond limits.max_connections was closed");
+                    }
                 }
                 Err(error) => {
                     // Out of file descriptors, or a connection that was gone at once.
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if let Some(others) = self.bounds.failures.is_due() {
+                        tracing::warn!(%error, others, "cannot accept a connection");
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -75,13 +117,47 @@ impl Connections {
     }
 
     async fn serve(self, stream: TcpStream) {
-        if let Err(error) = self.serve_http2(stream).await {
+        if let Err(error) = self.greet(stream).await {
             tracing::debug!(%error, "a connection broke");
         }
     }
 
-    async fn serve_http2(self, stream: TcpStream) -> io::Result<()> {
+    async fn greet(mut self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
+        self.service.inner_mut().set_peer(stream.peer_addr().ok());
+        match &self.bounds.tls {
+            None => {
+                let opened = self.in_time(opening::open(stream)).await?;
+                self.serve_http2(opened).await
+            }
+            Some(tls) => {
+                let stream = self.in_time(tls.accept(stream)).await?;
+                let opened = self.in_time(opening::open(stream)).await?;
+                self.serve_http2(opened).await
+            }
+        }
+    }
+
+    /// Waits for a client that must say something.
+    async fn in_time<T>(&self, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+        tokio::select! {
+            done = tokio::time::timeout(HANDSHAKE_TIMEOUT, step) => done.unwrap_or_else(|_| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the client did not greet in time"))
+            }),
+            () = self.go_away.cancelled() => {
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client had not greeted when the drain ended"))
+            }
+        }
+    }
+
+    async fn serve_http2<S>(self, (speaks, stream): (Speaks, Opened<S>)) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if speaks != Speaks::Http2 {
+            let what = "the client speaks no HTTP/2 with prior knowledge: it is TLS to a plaintext port, or HTTP/1";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
         let mut settings = http2::Builder::new(TokioExecutor::new());
         settings
             .timer(TokioTimer::new())
@@ -93,20 +169,51 @@ impl Connections {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let mut service = self.service;
-        service.inner_mut().set_peer(stream.peer_addr().ok());
-        let service = TowerToHyperService::new(service);
+        let bytes = Arc::new(ConnectionBytes::new(self.bounds.bytes.clone()));
+        let service = TowerToHyperService::new(self.service.of(bytes.clone()));
         let connection = settings.serve_connection(TokioIo::new(stream), service);
-        let age = MAX_AGE.mul_f64(rand::rng().random_range(0.9..=1.1));
+        let end = Instant::now() + MAX_AGE.mul_f64(rand::rng().random_range(0.9..=1.1));
+        let mut stall = Stall { bytes, before: None };
+        let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
         tokio::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return ended.map_err(io::Error::other),
-            () = self.go_away.cancelled() => connection.as_mut().graceful_shutdown(),
-            () = tokio::time::sleep(age) => connection.as_mut().graceful_shutdown(),
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => return ended.map_err(io::Error::other),
+                () = self.go_away.cancelled() => break,
+                _ = looks.tick() => {
+                    stall.look()?;
+                    if Instant::now() >= end {
+                        break;
+                    }
+                }
+            }
         }
-        tokio::select! {
-            ended = connection => ended.map_err(io::Error::other),
-            () = self.abort.cancelled() => Ok(()),
+        connection.as_mut().graceful_shutdown();
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => return ended.map_err(io::Error::other),
+                () = self.abort.cancelled() => return Ok(()),
+                _ = looks.tick() => stall.look()?,
+            }
         }
+    }
+}
+
+/// Finds clients that neither read nor send while bytes in flight are scarce. As long as there are enough, a client may
+/// take its time.
+struct Stall {
+    bytes: Arc<ConnectionBytes>,
+    before: Option<usize>,
+}
+
+impl Stall {
+    fn look(&mut self) -> io::Result<()> {
+        let now = self.bytes.keeps_scarce_bytes();
+        if now.is_some() && now == self.before {
+            tracing::warn!("a client that read nothing for 10 s while limits.max_bytes_in_flight was short is cut off");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));
+        }
+        self.before = now;
+        Ok(())
     }
 }

@@ -1,5 +1,5 @@
-//! Keeps one call from harming the others: calls beyond a bound are shed before any work, with RESOURCE_EXHAUSTED and
-//! when to try again; a panic in a handler becomes INTERNAL and the process lives; a message that the codec found too large
+//! Keeps one call from harming the others: calls beyond a bound, or while too many bytes are in flight, are shed before any
+//! work, with RESOURCE_EXHAUSTED and when to try again; a panic in a handler becomes INTERNAL and the process lives; a message that the codec found too large
 //! is refused in our own words. The health service is exempt from shedding, so that a busy server is not taken for a dead
 //! one.
 
@@ -18,29 +18,40 @@ use futures_util::{
 };
 use http::{Request, Response};
 use pin_project_lite::pin_project;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::api::{InFlight, status};
+use super::bytes::{Receiving, Sending};
+use crate::api::{ByteBudget, ConnectionBytes, InFlight, status};
 
-const HEALTH: &str = "/grpc.health.v1.Health/";
+pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
+const REFLECTION: &str = "/grpc.reflection.";
 /// The only call of ours whose answer begins long before its work ends.
 const BULK: &str = "/featurestore.v1.FeatureStoreService/BulkUpsert";
+/// The call whose answers are large, and may be refused when they are made: nothing was written.
+const READ: &str = "/featurestore.v1.FeatureStoreService/GetFeatures";
 
 /// Makes [`Guard`]s that share one bound.
 #[derive(Clone, Debug)]
 pub(super) struct GuardLayer {
     places: Arc<Semaphore>,
+    bytes: Arc<ByteBudget>,
     max_in_flight: usize,
     max_request_bytes: usize,
 }
 
 impl GuardLayer {
-    /// At most so many calls at once, over all connections.
-    pub(super) fn new(max_in_flight: usize, max_request_bytes: usize) -> Self {
+    /// At most so many calls and bytes at once, over all connections.
+    pub(super) fn new(max_in_flight: usize, max_bytes_in_flight: usize, max_request_bytes: usize) -> Self {
         let max_in_flight = max_in_flight.min(Semaphore::MAX_PERMITS);
-        Self { places: Arc::new(Semaphore::new(max_in_flight)), max_in_flight, max_request_bytes }
+        let (places, bytes) = (Semaphore::new(max_in_flight), ByteBudget::new(max_bytes_in_flight));
+        Self { places: Arc::new(places), bytes: Arc::new(bytes), max_in_flight, max_request_bytes }
+    }
+
+    /// What calls receive and send.
+    pub(super) fn bytes(&self) -> &Arc<ByteBudget> {
+        &self.bytes
     }
 
     /// Calls that hold a place now.
@@ -53,7 +64,8 @@ impl<S> Layer<S> for GuardLayer {
     type Service = Guard<S>;
 
     fn layer(&self, inner: S) -> Guard<S> {
-        Guard { inner, places: self.places.clone(), max_request_bytes: self.max_request_bytes }
+        let connection = Arc::new(ConnectionBytes::new(self.bytes.clone()));
+        Guard { inner, places: self.places.clone(), connection, max_request_bytes: self.max_request_bytes }
     }
 }
 
@@ -62,6 +74,7 @@ impl<S> Layer<S> for GuardLayer {
 pub(super) struct Guard<S> {
     inner: S,
     places: Arc<Semaphore>,
+    connection: Arc<ConnectionBytes>,
     max_request_bytes: usize,
 }
 
@@ -70,17 +83,23 @@ impl<S> Guard<S> {
     pub(super) fn inner_mut(&mut self) -> &mut S {
         &mut self.inner
     }
+
+    /// The same for calls of one connection.
+    pub(super) fn of(self, connection: Arc<ConnectionBytes>) -> Self {
+        Self { connection, ..self }
+    }
 }
 
 type Answer = Result<Response<Body>, Infallible>;
+type CountedAnswer = Result<Response<Sending>, Infallible>;
 
 impl<S, B> Service<Request<B>> for Guard<S>
 where
-    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+    S: Service<Request<Receiving<B>>, Response = Response<Body>, Error = Infallible>,
 {
-    type Response = Response<Body>;
+    type Response = Response<Sending>;
     type Error = Infallible;
-    type Future = Either<Guarded<S::Future>, Ready<Answer>>;
+    type Future = Either<Guarded<S::Future>, Ready<CountedAnswer>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -88,20 +107,35 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
-        let mut place = None;
+        let is_bulk = path == BULK;
+        let is_stream = is_bulk || path.starts_with(REFLECTION);
+        let may_be_refused = path == READ;
+        let mut permit = None;
         if !path.starts_with(HEALTH) {
-            let Ok(permit) = self.places.clone().try_acquire_owned() else {
-                return Either::Right(std::future::ready(Ok(status::too_busy().into_http())));
+            let refused = match self.places.clone().try_acquire_owned() {
+                Ok(_) if self.connection.is_full() => Some(status::too_many_bytes()),
+                Ok(place) => {
+                    permit = Some(place);
+                    None
+                }
+                Err(_) => Some(status::too_busy()),
             };
-            if path == BULK {
-                // Whoever serves the stream keeps its place.
-                request.extensions_mut().insert(InFlight::new(permit));
-            } else {
-                place = Some(permit);
+            if let Some(refused) = refused {
+                let connection = self.connection.clone();
+                let refused = refused.into_http().map(|body| Sending::new(body, connection, false));
+                return Either::Right(std::future::ready(Ok(refused)));
             }
         }
+        let place = InFlight::new(permit, self.connection.clone());
+        if is_bulk {
+            // Whoever serves the stream keeps its place.
+            request.extensions_mut().insert(place.clone());
+        }
+        let request = request.map(|body| Receiving::new(body, place.clone(), is_stream));
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
-        Either::Left(Guarded { answer, place, max_request_bytes: self.max_request_bytes })
+        let connection = self.connection.clone();
+        let (place, max_request_bytes) = (Some(place), self.max_request_bytes);
+        Either::Left(Guarded { answer, place, connection, may_be_refused, max_request_bytes })
     }
 }
 
@@ -110,19 +144,22 @@ pin_project! {
     pub(super) struct Guarded<F> {
         #[pin]
         answer: CatchUnwind<AssertUnwindSafe<F>>,
-        place: Option<OwnedSemaphorePermit>,
+        place: Option<InFlight>,
+        connection: Arc<ConnectionBytes>,
+        may_be_refused: bool,
         max_request_bytes: usize,
     }
 }
 
 impl<F: Future<Output = Answer>> Future for Guarded<F> {
-    type Output = Answer;
+    type Output = CountedAnswer;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CountedAnswer> {
         let call = self.project();
         let answer = ready!(call.answer.poll(cx)).unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
         *call.place = None;
-        Poll::Ready(answer.map(|answer| reworded(answer, *call.max_request_bytes)))
+        let counted = |body| Sending::new(body, call.connection.clone(), *call.may_be_refused);
+        Poll::Ready(answer.map(|answer| reworded(answer, *call.max_request_bytes).map(counted)))
     }
 }
 
@@ -148,7 +185,7 @@ mod tests {
     #[derive(Clone)]
     struct Handler;
 
-    impl Service<Request<()>> for Handler {
+    impl Service<Request<Receiving<()>>> for Handler {
         type Response = Response<Body>;
         type Error = Infallible;
         type Future = BoxFuture<'static, Answer>;
@@ -157,7 +194,7 @@ mod tests {
             Poll::Ready(Ok(()))
         }
 
-        fn call(&mut self, request: Request<()>) -> Self::Future {
+        fn call(&mut self, request: Request<Receiving<()>>) -> Self::Future {
             let path = request.uri().path().to_owned();
             Box::pin(async move {
                 match path.as_str() {
@@ -176,7 +213,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_too_much_is_shed_but_never_health() {
-        let mut guard = GuardLayer::new(2, 1).layer(Handler);
+        let mut guard = GuardLayer::new(2, 1 << 20, 1).layer(Handler);
         let hangs = |guard: &mut Guard<Handler>| guard.call(Request::builder().uri("/hang").body(()).unwrap());
         let (one, two) = (hangs(&mut guard), hangs(&mut guard));
         assert_eq!(code(&mut guard, "/read").await, Code::ResourceExhausted);
@@ -187,8 +224,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn while_too_many_bytes_are_in_flight_no_call_is_begun() {
+        let layer = GuardLayer::new(2, 1000, 1);
+        let mut guard = layer.layer(Handler);
+        let share = crate::api::Share::take(&Arc::new(ConnectionBytes::new(layer.bytes().clone())), 1000);
+        assert_eq!(code(&mut guard, "/read").await, Code::ResourceExhausted);
+        assert_eq!(code(&mut guard, "/grpc.health.v1.Health/Check").await, Code::Ok);
+        assert_eq!(layer.in_flight(), 0);
+        drop(share);
+        assert_eq!(code(&mut guard, "/read").await, Code::Ok);
+    }
+
+    #[tokio::test]
     async fn a_panic_is_internal_and_gives_its_place_back() {
-        let mut guard = GuardLayer::new(1, 1).layer(Handler);
+        let mut guard = GuardLayer::new(1, 1 << 20, 1).layer(Handler);
         assert_eq!(code(&mut guard, "/panic").await, Code::Internal);
         assert_eq!(code(&mut guard, "/read").await, Code::Ok);
     }

@@ -12,6 +12,7 @@ pub(super) fn metrics(tiered: &Tiered, calls: &GuardLayer) -> String {
     let (reads, writes) = (tiered.l2_reads(), tiered.writes());
     let gauges = [
         ("calls_in_flight", "Calls that hold a place among limits.max_in_flight.", calls.in_flight()),
+        ("bytes_in_flight", "Bytes of requests and answers, among limits.max_bytes_in_flight.", calls.bytes().held()),
         ("tasks_in_flight", "Tasks that no call can drop: writes, and what runs flights.", tiered.tasks()),
         ("writes_in_flight", "Writes, those included whose calls have gone.", writes.taken()),
         ("flights_in_flight", "Keys that are being read from L2 on behalf of their callers.", tiered.flights()),
@@ -23,6 +24,7 @@ pub(super) fn metrics(tiered: &Tiered, calls: &GuardLayer) -> String {
         let _ = writeln!(text, "featurestore_{name} {value}");
     }
     let shed = [
+        ("bytes_shed", "Calls and answers that were refused as bytes were short.", calls.bytes().refused()),
         ("l2_reads_shed", "Reads of L2 that found no place in time.", reads.shed()),
         ("writes_shed", "Writes that were refused as too many.", writes.shed()),
     ];

@@ -9,6 +9,7 @@ mod counting;
 #[cfg(feature = "mongodb")]
 mod deploy;
 mod durability;
+mod edge;
 #[cfg(feature = "mongodb")]
 mod elections;
 mod harness;

@@ -119,11 +119,18 @@ fn a_tokens_file_that_cannot_be_used_is_exit_code_64() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beyond_loopback_it_serves_only_those_who_have_tokens() {
+async fn beyond_loopback_it_serves_only_behind_tls_and_tokens() {
     let (code, line) = refused(&["--listen", "0.0.0.0:0"], &[]);
-    assert!(code == 64 && line.contains("auth.tokens_file") && line.contains("--insecure-bind"), "{line}");
+    assert!(code == 64 && line.contains("--insecure-bind"), "{line}");
+    assert!(line.contains("tls.cert_file") && line.contains("auth.tokens_file"), "{line}");
     let file = TokensFile::new(&[entry("a", &["t"], "")]);
-    let shown = run(&["config", "--listen", "0.0.0.0:0"], &[("FEATURESTORE_AUTH_TOKENS_FILE", &file.path())]);
+    let tokens = ("FEATURESTORE_AUTH_TOKENS_FILE", &*file.path());
+    let tls = [("FEATURESTORE_TLS_CERT_FILE", "tls.crt"), ("FEATURESTORE_TLS_KEY_FILE", "tls.key")];
+    for (one, other) in [(&[tokens][..], "tls.cert_file"), (&tls, "auth.tokens_file")] {
+        let (code, line) = refused(&["--listen", "0.0.0.0:0"], one);
+        assert!(code == 64 && line.contains(other), "{line}");
+    }
+    let shown = run(&["config", "--listen", "0.0.0.0:0"], &[tokens, tls[0], tls[1]]);
     assert!(shown.status.success(), "{shown:?}");
 }
 

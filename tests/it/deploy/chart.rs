@@ -94,7 +94,6 @@ async fn every_name_that_the_chart_sets_is_in_effect() {
 }
 
 #[tokio::test]
-#[ignore = "until tls.* and auth.tokens_file are keys"]
 async fn every_name_of_a_chart_with_tls_and_tokens_is_in_effect() {
     is_known(Some("secure.yaml"), &BACKENDS).await;
     is_known(Some("everything.yaml"), &BACKENDS).await;

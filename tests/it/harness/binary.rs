@@ -76,7 +76,16 @@ impl Binary {
 
     /// What its health service says; None: it cannot be reached.
     pub async fn health(&self, service: &str) -> Option<ServingStatus> {
-        let channel = Endpoint::from_shared(self.url()).unwrap().connect().await.ok()?;
+        Self::health_at(self.port, service).await
+    }
+
+    /// The same of the one on the admin port.
+    pub async fn admin_health(&self, service: &str) -> Option<ServingStatus> {
+        Self::health_at(self.admin_port, service).await
+    }
+
+    async fn health_at(port: u16, service: &str) -> Option<ServingStatus> {
+        let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect().await.ok()?;
         let mut client = HealthClient::new(channel);
         let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await.ok()?;
         Some(answer.into_inner().status())
@@ -111,6 +120,13 @@ impl Binary {
     /// Kills it at once, as `kill -9` would.
     pub fn kill(&mut self) {
         self.process.kill();
+    }
+
+    /// Bytes of memory that it has now.
+    pub fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
     }
 
     pub fn is_running(&self) -> bool {

@@ -118,3 +118,20 @@ async fn a_timeout_that_cannot_be_read_is_refused() {
         assert_eq!(status.code(), Code::InvalidArgument, "{bad}");
     }
 }
+
+#[cfg(feature = "mongodb")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_a_frozen_mongodb_50_ms_is_told_so_about_then() {
+    let backends = crate::harness::backends::Backends::start();
+    let server = backends.serve(&[]).await;
+    let mut plain = plain_client(&server);
+    plain.get_features(within("1H", get(["A"]))).await.unwrap();
+    backends.mongod.signal("STOP");
+    let start = std::time::Instant::now();
+    let answer = plain.get_features(within("50m", get(["B"]))).await;
+    let took = start.elapsed();
+    backends.mongod.signal("CONT");
+    assert_passed(answer, "a miss");
+    assert!((50..500).contains(&took.as_millis()), "{took:?}");
+    server.stop().await;
+}

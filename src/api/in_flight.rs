@@ -1,0 +1,217 @@
+//! What calls hold while they are on their way: a place among the calls at once, and bytes. Two counts bound the bytes, one
+//! over all connections and one for each, so that a client who sends without end or never reads takes its own part only.
+//!
+//! What is counted is told where it is counted: `server::bytes` and `bulk`.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+/// The part of all bytes that one connection may hold.
+pub const CONNECTION_PART: usize = 4;
+
+/// Bytes in flight over all connections.
+#[derive(Debug)]
+pub struct ByteBudget {
+    max: usize,
+    held: AtomicUsize,
+    refused: AtomicU64,
+}
+
+impl ByteBudget {
+    /// At most so many.
+    pub fn new(max: usize) -> Self {
+        Self { max, held: AtomicUsize::new(0), refused: AtomicU64::new(0) }
+    }
+
+    /// Bytes that are held now.
+    pub fn held(&self) -> usize {
+        self.held.load(Relaxed)
+    }
+
+    /// How often something was refused for want of bytes.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+
+    /// Whether those that hold bytes for nothing should give them back.
+    fn is_scarce(&self) -> bool {
+        self.held() > self.max / 2
+    }
+}
+
+/// Bytes in flight of one connection, which count among all.
+#[derive(Debug)]
+pub struct ConnectionBytes {
+    all: Arc<ByteBudget>,
+    held: AtomicUsize,
+    /// How often bytes were given back: by a client that reads, or a call that ended.
+    given_back: AtomicUsize,
+}
+
+impl ConnectionBytes {
+    /// Of a new connection.
+    pub fn new(all: Arc<ByteBudget>) -> Self {
+        Self { all, held: AtomicUsize::new(0), given_back: AtomicUsize::new(0) }
+    }
+
+    /// Whether no call should be begun, as it could not be answered.
+    pub fn is_full(&self) -> bool {
+        let is_full = self.all.held() >= self.all.max || self.held.load(Relaxed) >= self.all.max / CONNECTION_PART;
+        if is_full {
+            self.all.refused.fetch_add(1, Relaxed);
+        }
+        is_full
+    }
+
+    /// If bytes are scarce and this connection holds some: how often it gave some back. The same answer twice means that
+    /// its client neither reads nor sends.
+    pub fn keeps_scarce_bytes(&self) -> Option<usize> {
+        let keeps = self.all.is_scarce() && self.held.load(Relaxed) > 0;
+        keeps.then(|| self.given_back.load(Relaxed))
+    }
+
+    fn take(&self, bytes: usize) {
+        self.held.fetch_add(bytes, Relaxed);
+        self.all.held.fetch_add(bytes, Relaxed);
+    }
+
+    fn try_take(&self, bytes: usize) -> bool {
+        let held = self.held.fetch_add(bytes, Relaxed) + bytes;
+        let all = self.all.held.fetch_add(bytes, Relaxed) + bytes;
+        let fits = held <= self.all.max / CONNECTION_PART && all <= self.all.max;
+        if !fits {
+            self.give_back(bytes);
+            self.all.refused.fetch_add(1, Relaxed);
+        }
+        fits
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Relaxed);
+        self.all.held.fetch_sub(bytes, Relaxed);
+        self.given_back.fetch_add(1, Relaxed);
+    }
+}
+
+/// Bytes that are held until this is dropped.
+#[derive(Debug)]
+pub struct Share {
+    of: Arc<ConnectionBytes>,
+    bytes: usize,
+}
+
+impl Share {
+    /// Takes bytes; None: there are too few.
+    pub fn try_take(of: &Arc<ConnectionBytes>, bytes: usize) -> Option<Self> {
+        of.try_take(bytes).then(|| Self { of: of.clone(), bytes })
+    }
+
+    /// Takes bytes for what cannot be refused any more.
+    pub fn take(of: &Arc<ConnectionBytes>, bytes: usize) -> Self {
+        of.take(bytes);
+        Self { of: of.clone(), bytes }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.of.give_back(self.bytes);
+    }
+}
+
+/// The place of a call among the calls at once, and the bytes of what it received; free again when the last clone is
+/// dropped. The server's guard puts that of a stream into the request's extensions.
+#[derive(Clone, Debug)]
+pub struct InFlight(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    /// The health service needs none.
+    _place: Option<OwnedSemaphorePermit>,
+    received: AtomicUsize,
+    connection: Arc<ConnectionBytes>,
+}
+
+impl InFlight {
+    /// Holds this place.
+    pub fn new(place: Option<OwnedSemaphorePermit>, connection: Arc<ConnectionBytes>) -> Self {
+        Self(Arc::new(Held { _place: place, received: AtomicUsize::new(0), connection }))
+    }
+
+    /// Counts bytes that came in; false: they are too many.
+    pub fn receive(&self, bytes: usize) -> bool {
+        let fits = self.0.connection.try_take(bytes);
+        if fits {
+            self.0.received.fetch_add(bytes, Relaxed);
+        }
+        fits
+    }
+
+    /// What came in since this was asked last. Whoever holds the message holds this.
+    pub fn take_received(&self) -> Share {
+        Share { of: self.0.connection.clone(), bytes: self.0.received.swap(0, Relaxed) }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        match *self.received.get_mut() {
+            0 => {}
+            received => self.connection.give_back(received),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_connection_gets_its_part_and_all_of_them_no_more_than_there_is() {
+        let all = Arc::new(ByteBudget::new(400));
+        let connections = [(); 5].map(|()| Arc::new(ConnectionBytes::new(all.clone())));
+        assert!(Share::try_take(&connections[0], 101).is_none());
+        let shares = [0, 1, 2, 3].map(|i| Share::try_take(&connections[i], 100).unwrap());
+        assert!(connections[0].is_full());
+        assert!(Share::try_take(&connections[4], 1).is_none());
+        let more = Share::take(&connections[4], 1);
+        assert_eq!(all.held(), 401);
+        drop((shares, more));
+        assert_eq!(all.held(), 0);
+        assert!(!connections[0].is_full());
+        assert_eq!(all.refused(), 3);
+    }
+
+    #[test]
+    fn what_a_call_received_is_held_by_whoever_took_it_and_the_rest_by_the_call() {
+        let all = Arc::new(ByteBudget::new(400));
+        let call = InFlight::new(None, Arc::new(ConnectionBytes::new(all.clone())));
+        assert!(call.receive(60) && !call.receive(60));
+        let first = call.take_received();
+        assert!(call.receive(30));
+        drop(first);
+        assert_eq!(all.held(), 30);
+        drop(call);
+        assert_eq!(all.held(), 0);
+    }
+
+    #[test]
+    fn who_holds_on_is_seen_only_while_bytes_are_scarce() {
+        let all = Arc::new(ByteBudget::new(400));
+        let [idle, one, other, third] = [(); 4].map(|()| Arc::new(ConnectionBytes::new(all.clone())));
+        let (mine, others) = (Share::take(&one, 100), Share::take(&other, 100));
+        assert_eq!(one.keeps_scarce_bytes(), None);
+        let more = Share::take(&third, 100);
+        assert_eq!(idle.keeps_scarce_bytes(), None, "it holds none");
+        let before = one.keeps_scarce_bytes().unwrap();
+        assert_eq!(one.keeps_scarce_bytes(), Some(before));
+        drop(mine);
+        let mine = Share::take(&one, 100);
+        assert_ne!(one.keeps_scarce_bytes(), Some(before));
+        drop((mine, others, more));
+    }
+}

@@ -1,0 +1,195 @@
+//! TLS on the gRPC port: rustls with ring, HTTP/2 only. The files are looked at again and again, as Kubernetes swaps symlinks
+//! below them, and what they hold is used for new connections once it is a good pair; a bad one is told once, and the last
+//! good one stays in use.
+
+use std::{
+    fmt::Display,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    InconsistentKeys, RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
+
+const HTTP2: &[u8] = b"h2";
+/// Between two looks at files that make a bad pair: one of them may have been new and the other not yet.
+const SECOND_LOOK: Duration = Duration::from_millis(200);
+
+/// Where certificates are.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The server's certificate, and what leads from it to a root, as PEM.
+    pub cert_file: PathBuf,
+    /// Its key, as PEM.
+    pub key_file: PathBuf,
+    /// Who may sign clients' certificates, as PEM. None: clients need none.
+    pub client_ca_file: Option<PathBuf>,
+    /// How often they are looked at.
+    pub reload_interval: Duration,
+}
+
+/// What is wrong with the files, by the name of the key that names them.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TlsError(String);
+
+impl TlsError {
+    fn new(key: &str, file: &Path, what: impl Display) -> Self {
+        Self(format!("{key}: {}: {what}", file.display()))
+    }
+}
+
+/// TLS as it is now.
+#[derive(Clone)]
+pub struct Tls(Arc<Inner>);
+
+struct Inner {
+    files: TlsFiles,
+    provider: Arc<CryptoProvider>,
+    current: ArcSwap<ServerConfig>,
+    /// What `current` was made of.
+    first: Contents,
+}
+
+/// What the files hold.
+#[derive(Clone, PartialEq, Eq)]
+struct Contents {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+}
+
+impl Tls {
+    /// Reads the files, which must be good.
+    pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
+        let provider = Arc::new(ring::default_provider());
+        let first = read(&files)?;
+        let current = ArcSwap::from_pointee(server_config(&files, &first, &provider)?);
+        Ok(Self(Arc::new(Inner { files, provider, current, first })))
+    }
+
+    /// Greets a client. Who waits sets the bound.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let stream = TlsAcceptor::from(self.0.current.load_full()).accept(stream).await?;
+        // A client that names protocols and not this one was refused by rustls.
+        match stream.get_ref().1.alpn_protocol() {
+            Some(HTTP2) => Ok(stream),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the client does not ask for HTTP/2 (ALPN h2)")),
+        }
+    }
+
+    /// Follows the files until `stop`.
+    pub(super) async fn follow(self, stop: CancellationToken) {
+        let files = &self.0.files;
+        let mut seen = Ok(self.0.first.clone());
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(files.reload_interval) => {}
+            }
+            let mut now = self.look().await;
+            if now == seen {
+                continue;
+            }
+            let mut made = self.make(&now);
+            if made.is_err() {
+                tokio::time::sleep(SECOND_LOOK).await;
+                now = self.look().await;
+                made = self.make(&now);
+            }
+            match made {
+                Ok(made) => {
+                    self.0.current.store(Arc::new(made));
+                    tracing::info!(file = %files.cert_file.display(), "new certificates are in use for new connections");
+                }
+                Err(error) => tracing::warn!(%error, "the new certificates are bad: the ones before stay in use"),
+            }
+            seen = now;
+        }
+    }
+
+    async fn look(&self) -> Result<Contents, TlsError> {
+        let files = self.0.files.clone();
+        let looked = tokio::task::spawn_blocking(move || read(&files)).await;
+        looked.unwrap_or_else(|error| Err(TlsError(format!("the files were not read: {error}"))))
+    }
+
+    fn make(&self, contents: &Result<Contents, TlsError>) -> Result<ServerConfig, TlsError> {
+        match contents {
+            Ok(contents) => server_config(&self.0.files, contents, &self.0.provider),
+            Err(TlsError(error)) => Err(TlsError(error.clone())),
+        }
+    }
+}
+
+fn read(files: &TlsFiles) -> Result<Contents, TlsError> {
+    let read = |key: &str, file: &Path| {
+        std::fs::read(file).map_err(|error| TlsError::new(key, file, format_args!("it cannot be read: {error}")))
+    };
+    Ok(Contents {
+        cert: read("tls.cert_file", &files.cert_file)?,
+        key: read("tls.key_file", &files.key_file)?,
+        client_ca: files.client_ca_file.as_deref().map(|file| read("tls.client_ca_file", file)).transpose()?,
+    })
+}
+
+fn server_config(
+    files: &TlsFiles,
+    contents: &Contents,
+    provider: &Arc<CryptoProvider>,
+) -> Result<ServerConfig, TlsError> {
+    let chain = certificates("tls.cert_file", &files.cert_file, &contents.cert)?;
+    let wrong_key = |what: &dyn Display| TlsError::new("tls.key_file", &files.key_file, what);
+    let key = PrivateKeyDer::from_pem_slice(&contents.key).map_err(|error| match error {
+        pem::Error::NoItemsFound => wrong_key(&"there is no private key in it (PEM: PRIVATE KEY)"),
+        // Its words may quote what is there, and this is a secret.
+        _ => wrong_key(&"it is no PEM file"),
+    })?;
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError(format!("TLS: {error}")))?;
+    let builder = match (&files.client_ca_file, &contents.client_ca) {
+        (Some(file), Some(pem)) => {
+            let wrong_ca = |error: &dyn Display| TlsError::new("tls.client_ca_file", file, error);
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("tls.client_ca_file", file, pem)? {
+                roots.add(certificate).map_err(|error| wrong_ca(&error))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+            builder.with_client_cert_verifier(verifier.build().map_err(|error| wrong_ca(&error))?)
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => wrong_key(&format_args!(
+            "this is not the key of the certificate in {} (tls.cert_file)",
+            files.cert_file.display()
+        )),
+        rustls::Error::InvalidCertificate(error) => {
+            TlsError::new("tls.cert_file", &files.cert_file, format_args!("a certificate cannot be read: {error:?}"))
+        }
+        error => wrong_key(&error),
+    })?;
+    config.alpn_protocols = vec![HTTP2.to_vec()];
+    Ok(config)
+}
+
+fn certificates(key: &str, file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|_| TlsError::new(key, file, "it is no PEM file"))?;
+    if found.is_empty() {
+        return Err(TlsError::new(key, file, "there is no certificate in it (PEM: CERTIFICATE)"));
+    }
+    Ok(found)
+}

@@ -33,6 +33,7 @@ use crate::{
     record::Clock,
     tiered::{Consistency, Tiered},
 };
+use bulk::BulkRecords;
 use failure::Failure;
 
 /// What a request may hold at most.
@@ -94,18 +95,24 @@ struct Inner {
     clock: Clock,
     started: Instant,
     draining: AtomicBool,
+    bulk_records: BulkRecords,
 }
 
 impl Api {
     /// The service over these tiers.
     pub fn new(tiered: Arc<Tiered>, limits: Limits, deadlines: Deadlines, default_ttl: Duration, clock: Clock) -> Self {
-        let (started, draining) = (Instant::now(), AtomicBool::new(false));
-        Self(Arc::new(Inner { tiered, limits, deadlines, default_ttl, clock, started, draining }))
+        let (started, draining, bulk_records) = (Instant::now(), AtomicBool::new(false), BulkRecords::default());
+        Self(Arc::new(Inner { tiered, limits, deadlines, default_ttl, clock, started, draining, bulk_records }))
     }
 
     /// What a request may hold at most.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// Records of bulk streams since start, by what became of them.
+    pub fn bulk_records(&self) -> [(&'static str, u64); 3] {
+        self.0.bulk_records.reading()
     }
 
     /// From now on Info says that the server is shutting down.

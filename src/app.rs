@@ -12,6 +12,7 @@ use crate::{
     server::ServerSettings,
     store::{Store, WriteRules, embedded::EmbeddedStore},
     tiered::{Settings, Tiered, repair::RepairSettings},
+    trace::Traces,
 };
 
 pub use crate::server::App;
@@ -59,7 +60,8 @@ impl App {
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         };
-        Ok(Self { api, tiered, settings })
+        // Whoever set up the telemetry says where to.
+        Ok(Self { api, tiered, settings, traces: Traces::default() })
     }
 }
 

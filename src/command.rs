@@ -146,7 +146,7 @@ async fn serve(config: Config) -> ExitCode {
         Err(error) => return bad_config(&error),
     };
     let app = match App::new(&config).await {
-        Ok(app) => app,
+        Ok(app) => App { traces: telemetry.traces(), ..app },
         Err(StartError::Config(error)) => return bad_config(&error),
         Err(StartError::Machine(error)) => return failed(error),
     };

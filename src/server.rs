@@ -4,11 +4,12 @@
 //! as `drain` needs it; what is served on a connection is tonic's `Routes` all the same.
 
 pub mod admin;
+mod calls;
 mod connections;
 mod deadline;
 mod guard;
 mod health;
-mod load;
+mod metrics;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -17,14 +18,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes};
 use tower::Layer as _;
 
-use crate::{api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered};
+use crate::{
+    api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered, trace::Traces,
+};
+use calls::{CallMeter, Calls, CallsLayer};
 use connections::Connections;
-use deadline::DeadlineLayer;
-use guard::GuardLayer;
+use deadline::{Deadline, DeadlineLayer};
+use guard::{Guard, GuardLayer};
 use health::Health;
+use metrics::Metrics;
 
-/// The target of the spans of calls, one a call; exported as traces where a collector is configured.
-pub const CALL_SPANS: &str = "featurestore::call";
+/// What is served on a connection, the outermost first.
+type Layered = Calls<Guard<Deadline<Routes>>>;
 
 /// How the server behaves towards its clients.
 #[derive(Clone, Debug)]
@@ -47,6 +52,8 @@ pub struct App {
     pub tiered: Arc<Tiered>,
     /// How it behaves towards its clients.
     pub settings: ServerSettings,
+    /// Where the spans of calls go.
+    pub traces: Traces,
 }
 
 /// Serves `app` on `listener` (and the admin endpoints on `admin`) until `shutdown`, then drains: health says
@@ -58,7 +65,7 @@ pub async fn run(
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let App { api, tiered, settings } = app;
+    let App { api, tiered, settings, traces } = app;
     let stop_watching = CancellationToken::new();
     let background = TaskTracker::new();
     background.spawn(tiered.clone().watch(stop_watching.clone()));
@@ -70,9 +77,11 @@ pub async fn run(
     let stop_accepting = CancellationToken::new();
     background.spawn(health.keep(shutdown.clone(), stop_accepting.clone()));
     let guard = GuardLayer::new(settings.max_in_flight, api.limits().max_request_bytes);
+    let calls = Arc::new(CallMeter::default());
     if let Some(admin) = admin {
-        let (tiered, guard) = (tiered.clone(), guard.clone());
-        background.spawn(admin::serve(admin, tiered, guard, shutdown.clone(), stop_watching.clone()));
+        let (tiered, api, guard, calls) = (tiered.clone(), api.clone(), guard.clone(), calls.clone());
+        let metrics = Metrics { tiered: tiered.clone(), api, guard, calls };
+        background.spawn(admin::serve(admin, tiered, metrics, shutdown.clone(), stop_watching.clone()));
     }
 
     let routes = routes(&api, health_service, settings.reflection)?;
@@ -80,7 +89,8 @@ pub async fn run(
     let (l1, l2) = (tiered.cache().info(), tiered.store().info());
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, %address, l1 = l1.kind, l1_address = l1.address, l2 = l2.kind, l2_address = l2.address, "serving");
-    let connections = Connections::new(guard.layer(DeadlineLayer.layer(routes)));
+    let service = guard.layer(DeadlineLayer.layer(routes));
+    let connections = Connections::new(CallsLayer::new(calls, traces).layer(service));
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 
     shutdown.cancelled().await;

@@ -13,14 +13,38 @@ use super::{
     status, within,
 };
 use crate::{
+    metrics::Counter,
     proto::{BulkUpsertRequest, BulkUpsertResponse, WriteOutcome, WriteResult},
     tiered::{BulkAnswer, WriteError},
+    trace,
 };
 
 /// Answers that wait for a client which is slow to read them.
 const ANSWERS: usize = 4;
 
 type Answer = Result<BulkUpsertResponse, Status>;
+
+/// Records of all streams, by what became of them.
+#[derive(Debug, Default)]
+pub(super) struct BulkRecords {
+    written: Counter,
+    skipped_stale: Counter,
+    failed: Counter,
+}
+
+impl BulkRecords {
+    pub(super) fn reading(&self) -> [(&'static str, u64); 3] {
+        let Self { written, skipped_stale, failed } = self;
+        [("written", written.get()), ("skipped_stale", skipped_stale.get()), ("failed", failed.get())]
+    }
+
+    fn count(&self, answer: &BulkUpsertResponse) {
+        let BulkUpsertResponse { written, skipped_stale, failed, .. } = answer;
+        self.written.add(*written as usize);
+        self.skipped_stale.add(*skipped_stale as usize);
+        self.failed.add(*failed as usize);
+    }
+}
 
 /// Serves a stream until its client ends it, or a chunk cannot be taken.
 pub(super) fn serve(
@@ -32,10 +56,10 @@ pub(super) fn serve(
     let (received, chunks) = mpsc::channel(1);
     let (answers, to_client) = mpsc::channel(ANSWERS);
     tokio::spawn(receive(requests, received));
-    tokio::spawn(async move {
+    tokio::spawn(trace::carried(async move {
         write(api, chunks, answers, arrived).await;
         drop(place);
-    });
+    }));
     ReceiverStream::new(to_client)
 }
 
@@ -100,7 +124,8 @@ async fn write_chunk(api: &Api, chunk: Chunk, arrived: Arrival) -> Result<BulkUp
             None => Ok::<_, WriteError>(answer),
         }
     };
-    let answer = within(chunk_arrived.deadline(api.0.deadlines.write), writing).await?;
+    let answer = within(chunk_arrived.deadline(api.0.deadlines.write), writing).await;
+    let answer = answer.inspect_err(|_| _ = api.0.bulk_records.failed.add(entity_ids.len()))?;
 
     let mut response = BulkUpsertResponse { sequence, cached: true, ..BulkUpsertResponse::default() };
     let mut results: Vec<WriteResult> = Vec::new();
@@ -131,5 +156,6 @@ async fn write_chunk(api: &Api, chunk: Chunk, arrived: Arrival) -> Result<BulkUp
     }
     results.sort_by_key(|result| result.index);
     response.results = results;
+    api.0.bulk_records.count(&response);
     Ok(response)
 }

@@ -10,9 +10,8 @@ use hyper_util::{
 use rand::RngExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
 
-use super::{deadline::Deadline, guard::Guard};
+use super::Layered;
 
 const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
@@ -31,14 +30,14 @@ const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// The connections of one listener.
 #[derive(Clone)]
 pub(super) struct Connections {
-    service: Guard<Deadline<Routes>>,
+    service: Layered,
     open: TaskTracker,
     go_away: CancellationToken,
     abort: CancellationToken,
 }
 
 impl Connections {
-    pub(super) fn new(service: Guard<Deadline<Routes>>) -> Self {
+    pub(super) fn new(service: Layered) -> Self {
         let (go_away, abort) = (CancellationToken::new(), CancellationToken::new());
         Self { service, open: TaskTracker::new(), go_away, abort }
     }

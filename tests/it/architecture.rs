@@ -7,17 +7,19 @@ use std::{
 };
 
 /// Left imports right, never back.
-const MAY_IMPORT: [(&str, &[&str]); 12] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
+    ("metrics", &[]),
+    ("trace", &[]),
     ("proto", &[]),
     ("record", &["proto"]),
-    ("cache", &["record"]),
-    ("store", &["cache", "record", "proto"]),
-    ("tiered", &["store", "cache", "record"]),
-    ("api", &["tiered", "store", "record", "proto"]),
-    ("server", &["api", "tiered", "proto"]),
+    ("cache", &["record", "metrics", "trace"]),
+    ("store", &["cache", "record", "proto", "metrics", "trace"]),
+    ("tiered", &["store", "cache", "record", "metrics", "trace"]),
+    ("api", &["tiered", "store", "record", "proto", "metrics", "trace"]),
+    ("server", &["api", "tiered", "proto", "metrics", "trace"]),
     ("config", &["api", "tiered"]),
-    ("telemetry", &["server"]),
-    ("app", &["server", "config", "api", "tiered", "store", "cache", "record"]),
+    ("telemetry", &["trace"]),
+    ("app", &["server", "config", "api", "tiered", "store", "cache", "record", "trace"]),
     ("command", &["app", "server", "config", "telemetry"]),
     ("main", &["command"]),
 ];

@@ -6,6 +6,8 @@
 pub mod backends;
 pub mod binary;
 pub mod client;
+#[cfg(feature = "otel")]
+pub mod collector;
 pub mod faulty;
 #[cfg(feature = "mongodb")]
 pub mod mongod;

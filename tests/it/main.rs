@@ -17,6 +17,8 @@ mod model;
 #[cfg(feature = "mongodb")]
 mod mongodb_store;
 #[cfg(feature = "mongodb")]
+mod observability;
+#[cfg(feature = "mongodb")]
 mod outages;
 mod protocol;
 #[cfg(feature = "mongodb")]
@@ -25,3 +27,5 @@ mod service;
 mod store_contract;
 #[cfg(feature = "mongodb")]
 mod tour;
+#[cfg(all(feature = "mongodb", feature = "otel"))]
+mod traces;

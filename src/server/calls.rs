@@ -140,9 +140,10 @@ where
         let is_ours = name.starts_with(OURS);
         let trace = is_ours.then(|| self.shared.traces.call(name, request.headers())).flatten();
         let call = Call { shared: self.shared.clone(), method, code: None, began: Instant::now(), trace };
-        let entered = call.trace.as_deref().map(Trace::enter);
-        let answer = self.inner.call(request);
-        drop(entered);
+        let answer = {
+            let _entered = call.trace.as_deref().map(Trace::enter);
+            self.inner.call(request)
+        };
         Called { answer, call: Some(call) }
     }
 }

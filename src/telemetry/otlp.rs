@@ -1,11 +1,14 @@
 //! Sending spans to a collector, as the `OTEL_*` variables say.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use opentelemetry::{InstrumentationScope, KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::SpanExporter;
 use opentelemetry_sdk::{
     Resource,
+    error::OTelSdkResult,
     resource::{EnvResourceDetector, TelemetryResourceDetector},
-    trace::{Sampler as EachOne, SdkTracerProvider},
+    trace::{Sampler as EachOne, SdkTracerProvider, SpanData},
 };
 
 use crate::trace::{Sampler, Traces};
@@ -38,7 +41,8 @@ impl Exporter {
             tracing::warn!("{wrong}");
         }
         // Only what our sampler has picked ever becomes a span.
-        let provider = SdkTracerProvider::builder().with_sampler(EachOne::AlwaysOn).with_batch_exporter(exporter);
+        let provider =
+            SdkTracerProvider::builder().with_sampler(EachOne::AlwaysOn).with_batch_exporter(Told::new(exporter));
         Ok(Some(Self { provider: provider.with_resource(resource()).build(), sampler }))
     }
 
@@ -54,6 +58,38 @@ impl Drop for Exporter {
         if let Err(error) = self.provider.shutdown() {
             tracing::warn!(%error, "the last spans could not be sent to the collector");
         }
+    }
+}
+
+/// Tells the log when the collector is lost and when it is back, and not with every batch meanwhile.
+#[derive(Debug)]
+struct Told {
+    exporter: SpanExporter,
+    is_lost: AtomicBool,
+}
+
+impl Told {
+    fn new(exporter: SpanExporter) -> Self {
+        Self { exporter, is_lost: AtomicBool::new(false) }
+    }
+}
+
+impl opentelemetry_sdk::trace::SpanExporter for Told {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let sent = opentelemetry_sdk::trace::SpanExporter::export(&self.exporter, batch).await;
+        match (&sent, self.is_lost.swap(sent.is_err(), Relaxed)) {
+            (Ok(()), false) | (Err(_), true) => {}
+            (Ok(()), true) => tracing::info!("spans reach the collector again"),
+            (Err(error), false) => {
+                tracing::warn!(%error, "spans do not reach the collector (OTEL_EXPORTER_OTLP_ENDPOINT) and are lost until they do");
+            }
+        }
+        // It was told; the SDK would tell it each time.
+        Ok(())
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
     }
 }
 

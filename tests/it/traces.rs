@@ -151,7 +151,10 @@ async fn a_clients_span_is_the_parent_of_ours_and_ours_of_those_of_redis_and_mon
     assert_eq!(spans.iter().filter(|span| span.kind == SpanKind::Server).count(), 6, "{spans:#?}");
 
     let resource = collector.resource();
-    assert_eq!((&*resource["service.name"], &*resource["service.version"]), ("featurestore", env!("CARGO_PKG_VERSION")));
+    assert_eq!(
+        (&*resource["service.name"], &*resource["service.version"]),
+        ("featurestore", env!("CARGO_PKG_VERSION"))
+    );
     assert_eq!(resource["service.instance.id"].len(), 36);
     let everything = format!("{:?}", collector.received());
     assert!(!everything.contains("canary"), "{everything}");
@@ -215,7 +218,8 @@ async fn callers_without_a_span_are_traced_as_often_as_the_sampler_says_and_line
     let spans = collector.spans();
     assert_eq!(spans.iter().map(|span| span.trace_id.clone()).collect::<Vec<_>>(), [trace_id(1)]);
     let resource = collector.resource();
-    let told = ["service.name", "service.instance.id", "deployment.environment.name"].map(|name| resource[name].as_str());
+    let told =
+        ["service.name", "service.instance.id", "deployment.environment.name"].map(|name| resource[name].as_str());
     assert_eq!(told, ["features-of-the-shop", "replica-7", "test"]);
 
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

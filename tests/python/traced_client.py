@@ -4,6 +4,7 @@ import argparse
 import sys
 
 import grpc
+from opentelemetry import trace
 from opentelemetry.instrumentation.grpc import GrpcInstrumentorClient
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -22,7 +23,8 @@ def main() -> int:
     finished = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(finished))
-    GrpcInstrumentorClient().instrument(tracer_provider=provider)
+    trace.set_tracer_provider(provider)
+    GrpcInstrumentorClient().instrument()
     with grpc.insecure_channel(target) as channel:
         channel.unary_unary(METHOD)(REQUEST, timeout=10)
     (span,) = finished.get_finished_spans()

@@ -90,7 +90,7 @@ pub async fn run(
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, %address, l1 = l1.kind, l1_address = l1.address, l2 = l2.kind, l2_address = l2.address, "serving");
     let service = guard.layer(DeadlineLayer.layer(routes));
-    let connections = Connections::new(CallsLayer::new(calls, traces).layer(service));
+    let connections = Connections::new(CallsLayer::new(calls, traces, address).layer(service));
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 
     shutdown.cancelled().await;

@@ -257,7 +257,9 @@ impl Tiered {
             Ok(_) => self.l2_breaker.succeeded(),
             Err(error) => {
                 self.l2_meter.failed();
-                if let Some(unsaid) = self.l2_words.now() {
+                // Whoever answers for a record that cannot be read tells its cause.
+                let is_told = matches!(error, StoreError::Corrupt(_) | StoreError::DoneUnreadable(_));
+                if !is_told && let Some(unsaid) = self.l2_words.now() {
                     tracing::warn!(%error, unsaid, "L2 failed");
                 }
                 if error.is_outage() && budget >= Duration::from_millis(500) {

@@ -110,8 +110,8 @@ impl Distribution {
 
 fn bucket(duration: Duration) -> usize {
     // An edge belongs to the bucket that it ends.
-    let before = u128::from(nanos(duration).saturating_sub(1));
-    let grains = ((before << HALVINGS) / FIRST.as_nanos()).max(1) as u64;
+    let before = nanos(duration).saturating_sub(1).min(u64::MAX >> HALVINGS);
+    let grains = ((before << HALVINGS) / FIRST.as_nanos() as u64).max(1);
     let doubling = grains.ilog2();
     let quarter = if doubling >= 2 { (grains >> (doubling - 2)) & 3 } else { 0 };
     (4 * doubling as usize + quarter as usize).min(BUCKETS - 1)

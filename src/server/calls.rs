@@ -6,6 +6,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
@@ -95,6 +96,8 @@ impl CallMeter {
 struct Shared {
     meter: Arc<CallMeter>,
     traces: Traces,
+    /// Where we listen.
+    address: SocketAddr,
 }
 
 /// Makes [`Calls`] that count together.
@@ -102,8 +105,8 @@ struct Shared {
 pub(super) struct CallsLayer(Arc<Shared>);
 
 impl CallsLayer {
-    pub(super) fn new(meter: Arc<CallMeter>, traces: Traces) -> Self {
-        Self(Arc::new(Shared { meter, traces }))
+    pub(super) fn new(meter: Arc<CallMeter>, traces: Traces, address: SocketAddr) -> Self {
+        Self(Arc::new(Shared { meter, traces, address }))
     }
 }
 
@@ -138,7 +141,7 @@ where
         let method = method(request.uri().path());
         let name = METHODS[method];
         let is_ours = name.starts_with(OURS);
-        let trace = is_ours.then(|| self.shared.traces.call(name, request.headers())).flatten();
+        let trace = is_ours.then(|| self.shared.traces.call(name, request.headers(), self.shared.address)).flatten();
         let call = Call { shared: self.shared.clone(), method, code: None, began: Instant::now(), trace };
         let answer = {
             let _entered = call.trace.as_deref().map(Trace::enter);
@@ -320,12 +323,12 @@ mod tests {
     #[tokio::test]
     async fn a_call_ends_with_its_trailers_its_refusal_or_when_nobody_wants_it() {
         let meter = Arc::new(CallMeter::default());
-        let mut calls = CallsLayer::new(meter.clone(), Traces::default()).layer(Handler);
+        let mut calls = CallsLayer::new(meter.clone(), Traces::default(), ([127, 0, 0, 1], 1).into()).layer(Handler);
         let mut call = |path: &str| calls.call(Request::builder().uri(path).body(()).unwrap());
         let answer = call("/well").await.unwrap();
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "row");
         drop(call("/refused").await.unwrap());
-        drop(call("/left before the answer"));
+        drop(call("/left-before-the-answer"));
         let mut left = call("/left").await.unwrap().into_body();
         left.frame().await;
         drop(left);

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context as Waker, Poll},
@@ -46,18 +47,23 @@ impl Traces {
         Self(Some(Arc::new(Exported { tracer, sampler })))
     }
 
-    /// Begins the span of a call; None: it is not traced.
-    pub fn call(&self, method: &'static str, headers: &HeaderMap) -> Option<Box<Trace>> {
+    /// Begins the span of a call to us at an address; None: it is not traced.
+    pub fn call(&self, method: &'static str, headers: &HeaderMap, at: SocketAddr) -> Option<Box<Trace>> {
         let exported = self.0.as_deref()?;
-        exported.sampler.samples(Parent::of(headers)).then(|| exported.begin(method, headers))
+        exported.sampler.samples(Parent::of(headers)).then(|| exported.begin(method, headers, at))
     }
 }
 
 impl Exported {
-    fn begin(&self, method: &'static str, headers: &HeaderMap) -> Box<Trace> {
+    fn begin(&self, method: &'static str, headers: &HeaderMap, at: SocketAddr) -> Box<Trace> {
         let root = Context::new().with_value(Maker(self.tracer.clone()));
         let parent = TraceContextPropagator::new().extract_with_context(&root, &Headers(headers));
-        let attributes = [KeyValue::new("rpc.system.name", "grpc"), KeyValue::new("rpc.method", method)];
+        let attributes = [
+            KeyValue::new("rpc.system.name", "grpc"),
+            KeyValue::new("rpc.method", method),
+            KeyValue::new("server.address", at.ip().to_string()),
+            KeyValue::new("server.port", i64::from(at.port())),
+        ];
         let span = SpanBuilder::from_name(method).with_kind(SpanKind::Server).with_attributes(attributes);
         let context = root.with_span(self.tracer.build_with_context(span, &parent));
         let log = {

@@ -1,18 +1,18 @@
 //! What is left without the feature `otel`: nothing is traced, and nothing is paid.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, net::SocketAddr};
 
 use http::HeaderMap;
 
 use super::{Asked, Failed};
 
 /// Nowhere.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Traces;
+#[derive(Clone, Debug, Default)]
+pub struct Traces(());
 
 impl Traces {
     /// No call is traced.
-    pub fn call(&self, _: &'static str, _: &HeaderMap) -> Option<Box<Trace>> {
+    pub fn call(&self, _: &'static str, _: &HeaderMap, _: SocketAddr) -> Option<Box<Trace>> {
         None
     }
 }

@@ -240,6 +240,43 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_is_there() {
     assert!(untold.is_empty(), "not in README.md: {untold:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn many_readers_of_one_key_and_a_redis_that_is_gone_are_counted() {
+    let mut pair = Pair::real();
+    let server = Binary::start(&pair.settings());
+    server.until_serving().await;
+    let count = async |series: &str| -> f64 {
+        let metrics = server.metrics().await;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {series} in {metrics}")).parse().unwrap()
+    };
+    let healthy = "featurestore_tier_mode{tier=\"l1\",mode=\"healthy\"}";
+    eventually("L1 to be trusted", async || count(healthy).await == 1.0).await;
+    let client = server.client().await;
+    let mut key = 0;
+    eventually("reads to be coalesced", async || {
+        key += 1;
+        let mut readers = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let mut client = client.clone();
+            readers.spawn(async move { client.get_features(get([format!("cold {key}")])).await.unwrap() });
+        }
+        readers.join_all().await;
+        count("featurestore_coalesced_reads_total").await > 0.0
+    })
+    .await;
+    let (degraded, not_cached) = ("featurestore_degraded_reads_total", "featurestore_writes_not_cached_total");
+    let before = [count(degraded).await, count(not_cached).await];
+
+    pair.redis().kill();
+    eventually("its loss to be noticed", async || count("featurestore_tier_up{tier=\"l1\"}").await == 0.0).await;
+    let mut client = client;
+    let answer = client.get_features(get(["a"])).await.unwrap().into_inner();
+    assert!(answer.degraded && !put(&mut client, record("a", [])).await.cached);
+    assert_eq!([count(degraded).await, count(not_cached).await], before.map(|count| count + 1.0));
+    assert_eq!(count(healthy).await, 0.0);
+}
+
 #[test]
 fn every_alert_has_a_section_of_the_runbook_and_every_section_an_alert() {
     let runbook = text(RUNBOOK);

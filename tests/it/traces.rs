@@ -59,6 +59,9 @@ fn of_trace(spans: &[Seen], trace: u8) -> (Seen, Vec<Seen>) {
         spans.iter().filter(|span| span.trace_id == trace_id(trace)).cloned().partition(|s| s.kind == SpanKind::Server);
     assert_eq!(calls.len(), 1, "{calls:#?}");
     let call = calls.remove(0);
+    // On a busy machine a call may have to look at the epoch for itself.
+    let is_usual = |span: &Seen| span.attributes.get("db.collection.name").is_none_or(|name| name != "meta");
+    let asked: Vec<Seen> = asked.into_iter().filter(is_usual).collect();
     for span in &asked {
         assert_eq!((span.kind, &span.parent_id), (SpanKind::Client, &call.span_id), "{span:#?}");
         assert!(call.began <= span.began && span.began <= span.ended, "{span:#?}");
@@ -96,6 +99,7 @@ async fn a_clients_span_is_the_parent_of_ours_and_ours_of_those_of_redis_and_mon
     while answers.message().await.unwrap().is_some() {}
     client.delete_features(traced(7, true, delete(["canary-1", "canary-2"]))).await.unwrap();
     drop((answers, client));
+    let our_port = server.port.to_string();
     let log = stop(server);
 
     let (spans, redis) = (collector.spans(), pair.redis.as_ref().unwrap().port());
@@ -106,6 +110,8 @@ async fn a_clients_span_is_the_parent_of_ours_and_ours_of_those_of_redis_and_mon
         ("rpc.method", &*format!("{SERVICE}/UpsertFeatures")),
         ("rpc.response.status_code", "OK"),
         ("rpc.system.name", "grpc"),
+        ("server.address", "127.0.0.1"),
+        ("server.port", &our_port),
     ];
     assert_eq!(call.attributes, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
     assert_eq!(words(&asked), ["mark", "findAndModify", "put"]);
@@ -232,17 +238,34 @@ async fn callers_without_a_span_are_traced_as_often_as_the_sampler_says_and_line
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_collector_a_traced_client_is_served_and_one_that_is_gone_holds_nobody_up() {
-    let nobody = format!("http://127.0.0.1:{}", free_port());
-    let off = [("OTEL_EXPORTER_OTLP_ENDPOINT", nobody.as_str()), ("OTEL_SDK_DISABLED", "true")];
-    for settings in [&[][..], &[("OTEL_EXPORTER_OTLP_ENDPOINT", nobody.as_str())], &off] {
+async fn without_a_collector_a_traced_client_is_served() {
+    let off = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"), ("OTEL_SDK_DISABLED", "true")];
+    for settings in [&[][..], &off] {
         let server = Binary::start(settings);
         server.until_serving().await;
         let mut client = server.client().await;
         client.get_features(traced(1, true, get(["a"]))).await.unwrap();
         drop(client);
-        stop(server);
+        let log = stop(server);
+        assert!(!log.contains("collector"), "{log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_is_gone_holds_nobody_up_and_is_told_of_once() {
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let server = Binary::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", nobody.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "50")]);
+    server.until_serving().await;
+    let mut client = server.client().await;
+    client.get_features(traced(1, true, get(["a"]))).await.unwrap();
+    let words = "spans do not reach the collector";
+    eventually("it to be told", async || server.log().contains(words)).await;
+    // And once more, as the last ones are sent at the end.
+    client.get_features(traced(2, true, get(["a"]))).await.unwrap();
+    drop(client);
+    let log = stop(server);
+    assert_eq!(log.matches(words).count(), 1, "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

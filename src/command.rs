@@ -167,7 +167,7 @@ async fn serve(config: Config) -> ExitCode {
         return failed(format!("signals cannot be handled: {error}"));
     }
     let served = server::run(app, listener, Some(admin), shutdown).await;
-    drop(telemetry);
+    telemetry.close();
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(error),

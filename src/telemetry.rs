@@ -14,12 +14,11 @@ use tracing_subscriber::{
 
 use crate::trace::{CALL_SPANS, Traces};
 
-/// Flushes what is on its way when it is dropped.
+/// What was set up; `close` it at the end.
 #[derive(Default)]
 pub struct Telemetry {
     traces: Traces,
     #[cfg(feature = "otel")]
-    #[expect(dead_code, reason = "held for its end")]
     exporter: Option<otlp::Exporter>,
 }
 
@@ -27,6 +26,12 @@ impl Telemetry {
     /// Where the spans of calls go.
     pub fn traces(&self) -> Traces {
         self.traces.clone()
+    }
+
+    /// Sends what is still on its way; nothing is traced any more.
+    pub fn close(self) {
+        #[cfg(feature = "otel")]
+        drop(self.exporter);
     }
 }
 

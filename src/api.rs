@@ -36,6 +36,7 @@ use crate::{
     record::{Clock, DEFAULT_VIEW},
     tiered::{Consistency, Tiered},
 };
+use bulk::BulkRecords;
 use failure::Failure;
 
 pub use in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Share};
@@ -88,6 +89,7 @@ struct Inner {
     callers_are_known: bool,
     started: Instant,
     draining: AtomicBool,
+    bulk_records: BulkRecords,
 }
 
 impl Api {
@@ -100,8 +102,17 @@ impl Api {
         clock: Clock,
         callers_are_known: bool,
     ) -> Self {
-        let (started, draining) = (Instant::now(), AtomicBool::new(false));
-        Self(Arc::new(Inner { tiered, limits, deadlines, default_ttl, clock, callers_are_known, started, draining }))
+        Self(Arc::new(Inner {
+            tiered,
+            limits,
+            deadlines,
+            default_ttl,
+            clock,
+            callers_are_known,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            bulk_records: BulkRecords::default(),
+        }))
     }
 
     /// What a request may hold at most.
@@ -122,6 +133,11 @@ impl Api {
             false => Ok(None),
             true => request.extensions().get::<Access>().map(Some).ok_or_else(|| Failure::internal("nobody's call")),
         }
+    }
+
+    /// Records of bulk streams since start, by what became of them.
+    pub fn bulk_records(&self) -> [(&'static str, u64); 3] {
+        self.0.bulk_records.reading()
     }
 
     /// From now on Info says that the server is shutting down.

@@ -16,6 +16,7 @@ use crate::{
     },
     store::{Store, WriteRules, embedded::EmbeddedStore},
     tiered::{Settings, Tiered, repair::RepairSettings},
+    trace::Traces,
 };
 
 pub use crate::server::App;
@@ -68,7 +69,8 @@ impl App {
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         };
-        Ok(Self { api, tiered, settings, gate, tls })
+        // Whoever set up the telemetry says where to.
+        Ok(Self { api, tiered, settings, gate, tls, traces: Traces::default() })
     }
 }
 

@@ -17,7 +17,10 @@ use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::time::Instant;
 
-use crate::record::{Millis, RecordKey, Revision, State, encoding::StoredRecord};
+use crate::{
+    metrics::PoolReading,
+    record::{Millis, RecordKey, Revision, State, encoding::StoredRecord},
+};
 
 /// How long a read lease lives.
 pub const LEASE: Duration = Duration::from_secs(3);
@@ -319,4 +322,9 @@ pub trait Cache: Send + Sync + 'static {
 
     /// What and where it is.
     fn info(&self) -> CacheInfo;
+
+    /// How its connections are used; None: it has none.
+    fn pool(&self) -> Option<PoolReading> {
+        None
+    }
 }

@@ -171,7 +171,7 @@ async fn serve(config: Config) -> ExitCode {
         Err(error) => return bad_config(&error),
     };
     let app = match App::new(&config).await {
-        Ok(app) => app,
+        Ok(app) => App { traces: telemetry.traces(), ..app },
         Err(StartError::Config(error)) => return bad_config(&error),
         Err(StartError::Machine(error)) => return failed(error),
     };
@@ -192,7 +192,7 @@ async fn serve(config: Config) -> ExitCode {
         return failed(format!("signals cannot be handled: {error}"));
     }
     let served = server::run(app, listener, Some(admin), shutdown).await;
-    drop(telemetry);
+    telemetry.close();
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(error),

@@ -3,6 +3,7 @@
 //! The modules in reading order; each imports only from those above it, plus `config` and `telemetry` (a test holds
 //! it):
 //!
+//! - [`metrics`], [`trace`]: counters, histograms and their text; the spans of calls and of what they ask of backends.
 //! - [`proto`]: the generated code.
 //! - [`record`]: feature views, entity ids, records, revisions, and the stored bytes of a record.
 //! - [`cache`]: the contract of L1, the entry state machine, L1 in process and in Redis.
@@ -29,9 +30,11 @@ pub mod api;
 pub mod app;
 pub mod cache;
 pub mod config;
+pub mod metrics;
 pub mod proto;
 pub mod record;
 pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod tiered;
+pub mod trace;

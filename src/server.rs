@@ -6,11 +6,12 @@
 pub mod admin;
 mod auth;
 mod bytes;
+mod calls;
 mod connections;
 mod deadline;
 mod guard;
 mod health;
-mod load;
+mod metrics;
 mod opening;
 mod seldom;
 pub mod tls;
@@ -23,18 +24,21 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use tower::Layer as _;
 
 use crate::{
-    access::gate::Gate, api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer, tiered::Tiered,
+    access::gate::Gate, api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer,
+    tiered::Tiered, trace::Traces,
 };
-use auth::AuthLayer;
+use auth::{Auth, AuthLayer};
+use calls::{CallMeter, Calls, CallsLayer};
 use connections::{Bounds, Connections};
-use deadline::DeadlineLayer;
-use guard::GuardLayer;
+use deadline::{Deadline, DeadlineLayer};
+use guard::{Guard, GuardLayer};
 use health::Health;
+use metrics::Metrics;
 use seldom::Seldom;
 use tls::Tls;
 
-/// The target of the spans of calls, one a call; exported as traces where a collector is configured.
-pub const CALL_SPANS: &str = "featurestore::call";
+/// What is served on a connection, the outermost first.
+type Layered = Calls<Guard<Auth<Deadline<Routes>>>>;
 
 /// How the server behaves towards its clients.
 #[derive(Clone, Debug)]
@@ -65,6 +69,8 @@ pub struct App {
     pub gate: Option<Arc<Gate>>,
     /// TLS on the gRPC port; None: plaintext.
     pub tls: Option<Tls>,
+    /// Where the spans of calls go.
+    pub traces: Traces,
 }
 
 /// Serves `app` on `listener` (and the admin endpoints on `admin`) until `shutdown`, then drains: health says
@@ -76,7 +82,7 @@ pub async fn run(
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let App { api, tiered, settings, gate, tls } = app;
+    let App { api, tiered, settings, gate, tls, traces } = app;
     let stop_watching = CancellationToken::new();
     let background = TaskTracker::new();
     background.spawn(tiered.clone().watch(stop_watching.clone()));
@@ -93,10 +99,12 @@ pub async fn run(
     background.spawn(health.keep(shutdown.clone(), stop_accepting.clone()));
     let max_request_bytes = api.limits().max_request_bytes;
     let guard = GuardLayer::new(settings.max_in_flight, settings.max_bytes_in_flight, max_request_bytes);
+    let calls = Arc::new(CallMeter::default());
     if let Some(admin) = admin {
+        let (tiered, api, guard, calls) = (tiered.clone(), api.clone(), guard.clone(), calls.clone());
         let shown = admin::Shown {
             tiered: tiered.clone(),
-            calls: guard.clone(),
+            metrics: Metrics { tiered, api, guard, calls },
             health: Routes::new(health_service.clone()).prepare(),
             draining: shutdown.clone(),
         };
@@ -119,7 +127,8 @@ pub async fn run(
         refusals: Seldom::default(),
         failures: Seldom::default(),
     };
-    let connections = Connections::new(guard.layer(AuthLayer(gate).layer(DeadlineLayer.layer(routes))), bounds);
+    let service = guard.layer(AuthLayer(gate).layer(DeadlineLayer.layer(routes)));
+    let connections = Connections::new(CallsLayer::new(calls, traces, address).layer(service), bounds);
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 
     shutdown.cancelled().await;

@@ -20,6 +20,7 @@ pub use error::StoreError;
 
 use crate::{
     cache::Epoch,
+    metrics::PoolReading,
     record::{Millis, Record, RecordKey, Revision, State},
 };
 
@@ -207,6 +208,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// What and where it is.
     fn info(&self) -> StoreInfo;
+
+    /// How its connections are used; None: it has none.
+    fn pool(&self) -> Option<PoolReading> {
+        None
+    }
 }
 
 /// When the document may be collected: an absent time means never.

@@ -1,24 +1,37 @@
 //! Logs through tracing, and where a collector is configured traces over OTLP.
 
+#[cfg(feature = "otel")]
+mod otlp;
+
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
-/// Flushes what is on its way when it is dropped.
+use crate::trace::{CALL_SPANS, Traces};
+
+/// What was set up; `close` it at the end.
 #[derive(Default)]
 pub struct Telemetry {
+    traces: Traces,
     #[cfg(feature = "otel")]
-    traces: Option<opentelemetry_sdk::trace::SdkTracerProvider>,
+    exporter: Option<otlp::Exporter>,
 }
 
-impl Drop for Telemetry {
-    fn drop(&mut self) {
+impl Telemetry {
+    /// Where the spans of calls go.
+    pub fn traces(&self) -> Traces {
+        self.traces.clone()
+    }
+
+    /// Sends what is still on its way; nothing is traced any more.
+    pub fn close(self) {
         #[cfg(feature = "otel")]
-        if let Some(traces) = self.traces.take()
-            && let Err(error) = traces.shutdown()
-        {
-            eprintln!("traces could not be flushed: {error}");
-        }
+        drop(self.exporter);
     }
 }
 
@@ -27,50 +40,17 @@ impl Drop for Telemetry {
 /// within a runtime.
 pub fn init(json: bool, filter: &str) -> Result<Telemetry, String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {filter:?} is no filter: {error}"))?;
+    // Whatever the log's level, lines of a traced call tell its trace id. Calls that are not traced have no such span.
+    let filter = filter.or(Targets::new().with_target(CALL_SPANS, tracing::Level::INFO));
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    let logs = if json { logs.json().boxed() } else { logs.boxed() };
+    let logs = if json { logs.json().with_span_list(false).boxed() } else { logs.boxed() };
+    tracing_subscriber::registry().with(logs.with_filter(filter)).init();
     #[cfg(feature = "otel")]
     {
-        let traces = otel::provider()?;
-        let exported = traces.as_ref().map(otel::layer);
-        tracing_subscriber::registry().with(exported).with(logs.with_filter(filter)).init();
-        Ok(Telemetry { traces })
+        let exporter = otlp::Exporter::from_environment()?;
+        let traces = exporter.as_ref().map(otlp::Exporter::traces).unwrap_or_default();
+        Ok(Telemetry { traces, exporter })
     }
     #[cfg(not(feature = "otel"))]
-    {
-        tracing_subscriber::registry().with(logs.with_filter(filter)).init();
-        Ok(Telemetry::default())
-    }
-}
-
-#[cfg(feature = "otel")]
-mod otel {
-    use opentelemetry::trace::TracerProvider as _;
-    use opentelemetry_otlp::SpanExporter;
-    use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
-    use tracing::Subscriber;
-    use tracing_subscriber::{Layer, filter::Targets, registry::LookupSpan};
-
-    pub(super) fn provider() -> Result<Option<SdkTracerProvider>, String> {
-        let named = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        if !named("OTEL_EXPORTER_OTLP_ENDPOINT") && !named("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") {
-            return Ok(None);
-        }
-        let exporter = SpanExporter::builder().with_tonic().build();
-        let exporter = exporter.map_err(|error| {
-            format!("OTEL_EXPORTER_OTLP_ENDPOINT: must be as http://host:4317 or https://host:4317: {error}")
-        })?;
-        let resource = Resource::builder();
-        let resource = if named("OTEL_SERVICE_NAME") { resource } else { resource.with_service_name("featurestore") };
-        Ok(Some(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource.build()).build()))
-    }
-
-    /// Spans of calls only: one a call, never one a key.
-    pub(super) fn layer<S>(provider: &SdkTracerProvider) -> impl Layer<S> + use<S>
-    where
-        S: Subscriber + for<'span> LookupSpan<'span>,
-    {
-        let calls = Targets::new().with_target(crate::server::CALL_SPANS, tracing::Level::DEBUG);
-        tracing_opentelemetry::layer().with_tracer(provider.tracer("featurestore")).with_filter(calls)
-    }
+    Ok(Telemetry::default())
 }

@@ -21,10 +21,12 @@ mod flight;
 pub mod lane;
 pub mod meter;
 pub mod mode;
+pub mod outcomes;
 pub mod pace;
 mod patience;
 mod read;
 pub mod repair;
+mod seldom;
 mod told;
 mod trouble;
 pub mod trust;
@@ -45,17 +47,21 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     cache::{Cache, CacheError, CacheValue, Fill},
+    metrics::Counter,
     record::{Clock, State},
     store::{Store, StoreError},
+    trace,
 };
 use audit::Audit;
 use breaker::Breaker;
 use flight::Flights;
 use lane::Lane;
-use meter::Meter;
+use meter::{Meter, Operation};
+use outcomes::Outcomes;
 use pace::Pace;
 use patience::L1Patience;
 use repair::{RepairSettings, Repairs};
+use seldom::Seldom;
 use trouble::Trouble;
 use trust::Trust;
 
@@ -127,6 +133,14 @@ pub struct Tiered {
     pub l1_meter: Meter,
     /// What L2 did since start.
     pub l2_meter: Meter,
+    /// What became of the entries that L1 was told of.
+    pub outcomes: Outcomes,
+    /// Reads that were answered `degraded`.
+    pub degraded_reads: Counter,
+    /// Records that are durable, but that L1 did not confirm.
+    pub writes_not_cached: Counter,
+    l1_words: Seldom,
+    l2_words: Seldom,
 }
 
 impl Tiered {
@@ -159,8 +173,13 @@ impl Tiered {
             silent_l2: AtomicBool::new(false),
             repairs: Repairs::default(),
             audit: Audit::default(),
-            l1_meter: Meter::default(),
-            l2_meter: Meter::default(),
+            l1_meter: Meter::new(Operation::L1),
+            l2_meter: Meter::new(Operation::L2),
+            outcomes: Outcomes::default(),
+            degraded_reads: Counter::default(),
+            writes_not_cached: Counter::default(),
+            l1_words: Seldom::default(),
+            l2_words: Seldom::default(),
         })
     }
 
@@ -202,7 +221,7 @@ impl Tiered {
 
     /// A call's time for L1.
     fn l1_patience(&self) -> L1Patience<'_> {
-        L1Patience::new(self.settings.l1_timeout, &self.pace)
+        L1Patience::new(self.settings.l1_timeout, &self.pace, &self.l1_meter)
     }
 
     /// Does a step for which its call has no time left, so that nobody waits for it: what it is for was remembered, or
@@ -212,7 +231,7 @@ impl Tiered {
         F: Future<Output: Send> + Send + 'static,
     {
         let deadline = Instant::now() + self.settings.l1_timeout + patience::for_keys(keys);
-        self.tasks.spawn(step(self.cache.clone(), deadline));
+        self.tasks.spawn(trace::carried(step(self.cache.clone(), deadline)));
     }
 
     /// Counts a failed L1 command. A refusal says nothing about the connection, so it does not trip the breaker.
@@ -221,7 +240,12 @@ impl Tiered {
         match error {
             CacheError::Timeout => self.trust.breaker.failed(),
             CacheError::Unavailable(_) => self.trust.breaker.trip(),
-            CacheError::Refused(reason) => return tracing::warn!(%reason, "L1 refused a command"),
+            CacheError::Refused(reason) => {
+                if let Some(unsaid) = self.l1_words.now() {
+                    tracing::warn!(%reason, unsaid, "L1 refused a command");
+                }
+                return;
+            }
         }
         self.trust.wake();
     }
@@ -238,7 +262,11 @@ impl Tiered {
             Ok(_) => self.l2_breaker.succeeded(),
             Err(error) => {
                 self.l2_meter.failed();
-                tracing::warn!(%error, "L2 failed");
+                // Whoever answers for a record that cannot be read tells its cause.
+                let is_told = matches!(error, StoreError::Corrupt(_) | StoreError::DoneUnreadable(_));
+                if !is_told && let Some(unsaid) = self.l2_words.now() {
+                    tracing::warn!(%error, unsaid, "L2 failed");
+                }
                 if error.is_outage() && budget >= Duration::from_millis(500) {
                     self.l2_breaker.failed();
                 }

@@ -14,9 +14,11 @@ use super::{
 };
 use crate::{
     access::Access,
+    metrics::Counter,
     proto::{BulkUpsertRequest, BulkUpsertResponse, WriteOutcome, WriteResult},
     record::{DEFAULT_VIEW, FeatureView},
     tiered::{BulkAnswer, WriteError},
+    trace,
 };
 
 /// Answers that wait for a client which is slow to read them.
@@ -26,6 +28,28 @@ type Answer = Result<BulkUpsertResponse, Status>;
 
 /// A chunk, and the bytes that it came as: they are given back once it is answered.
 type Received = (Result<BulkUpsertRequest, Status>, Option<Share>);
+
+/// Records of all streams, by what became of them.
+#[derive(Debug, Default)]
+pub(super) struct BulkRecords {
+    written: Counter,
+    skipped_stale: Counter,
+    failed: Counter,
+}
+
+impl BulkRecords {
+    pub(super) fn reading(&self) -> [(&'static str, u64); 3] {
+        let Self { written, skipped_stale, failed } = self;
+        [("written", written.get()), ("skipped_stale", skipped_stale.get()), ("failed", failed.get())]
+    }
+
+    fn count(&self, answer: &BulkUpsertResponse) {
+        let BulkUpsertResponse { written, skipped_stale, failed, .. } = answer;
+        self.written.add(*written as usize);
+        self.skipped_stale.add(*skipped_stale as usize);
+        self.failed.add(*failed as usize);
+    }
+}
 
 /// Serves a stream until its client ends it, or a chunk cannot be taken.
 pub(super) fn serve(
@@ -38,10 +62,10 @@ pub(super) fn serve(
     let (received, chunks) = mpsc::channel(1);
     let (answers, to_client) = mpsc::channel(ANSWERS);
     tokio::spawn(receive(requests, received, place.clone()));
-    tokio::spawn(async move {
+    tokio::spawn(trace::carried(async move {
         write(api, chunks, answers, arrived, access).await;
         drop(place);
-    });
+    }));
     ReceiverStream::new(to_client)
 }
 
@@ -124,7 +148,8 @@ async fn write_chunk(api: &Api, chunk: Chunk, arrived: Arrival) -> Result<BulkUp
             None => Ok::<_, WriteError>(answer),
         }
     };
-    let answer = within(chunk_arrived.deadline(api.0.deadlines.write), writing).await?;
+    let answer = within(chunk_arrived.deadline(api.0.deadlines.write), writing).await;
+    let answer = answer.inspect_err(|_| _ = api.0.bulk_records.failed.add(entity_ids.len()))?;
 
     let mut response = BulkUpsertResponse { sequence, cached: true, ..BulkUpsertResponse::default() };
     let mut results: Vec<WriteResult> = Vec::new();
@@ -155,5 +180,6 @@ async fn write_chunk(api: &Api, chunk: Chunk, arrived: Arrival) -> Result<BulkUp
     }
     results.sort_by_key(|result| result.index);
     response.results = results;
+    api.0.bulk_records.count(&response);
     Ok(response)
 }

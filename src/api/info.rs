@@ -41,7 +41,7 @@ pub(super) fn response(api: &Inner) -> InfoResponse {
 fn tier(kind: &str, address: String, state: TierState, meter: &Meter) -> TierInfo {
     let reading = meter.reading();
     let hit_ratio = reading.hit_ratio();
-    let Reading { hits, misses, errors, p50, p99 } = reading;
+    let Reading { hits, negative_hits: _, misses, errors, p50, p99 } = reading;
     TierInfo {
         kind: kind.to_owned(),
         address,

@@ -30,6 +30,7 @@ use super::{
     Acquired, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, MAX_PERMITS, Marked, PermitId, Probe,
     Put, Settle, entry::Lifetimes,
 };
+use crate::metrics::PoolReading;
 
 /// L1 in Redis. Unusable until the first successful `probe`.
 #[derive(Debug)]
@@ -84,7 +85,7 @@ impl RedisCache {
         let write = |pipeline: &mut Pipeline, key: &CacheKey| {
             pipeline.cmd("GET").arg(key.as_bytes());
         };
-        let sending = Sending { key: |key: &CacheKey| key, write: &write, script: None, wait: 0 };
+        let sending = Sending { key: |key: &CacheKey| key, write: &write, command: "GET", script: None, wait: 0 };
         let reply = |reply| match reply {
             Ok(Value::BulkString(packed)) => Ok(Some(packed.into())),
             // MGET says nothing of a key of another type, and GET that.
@@ -103,7 +104,7 @@ impl RedisCache {
         let write = |pipeline: &mut Pipeline, key: &&CacheKey| {
             pipeline.cmd("DEL").arg(key.as_bytes());
         };
-        let sending = Sending { key: |key: &&CacheKey| key, write: &write, script: None, wait };
+        let sending = Sending { key: |key: &&CacheKey| key, write: &write, command: "DEL", script: None, wait };
         let removed = |reply| match reply {
             Ok(Value::ServerError(e)) => Err(CacheError::Refused(e.to_string().into())),
             other => other.map(drop),
@@ -236,6 +237,17 @@ impl Cache for RedisCache {
 
     fn info(&self) -> CacheInfo {
         self.info.clone()
+    }
+
+    fn pool(&self) -> Option<PoolReading> {
+        let layout = self.servers.layout();
+        let pools = layout.masters.iter().map(|master| master.connections.pool());
+        Some(pools.fold(PoolReading::default(), |all, one| PoolReading {
+            max: all.max + one.max,
+            used: all.used + one.used,
+            pending: all.pending + one.pending,
+            waits: None,
+        }))
     }
 }
 

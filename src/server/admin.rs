@@ -1,9 +1,10 @@
 //! The admin port: plaintext for probes and dashboards, which speak neither TLS nor tokens.
 //!
 //! Over HTTP/1 or HTTP/2 `/livez`: the process is up. `/readyz`: L2 was reached once since start, and not draining.
-//! `/metrics`: what the tiers did, in Prometheus' text format. Over HTTP/2 also grpc.health.v1, for Kubernetes' gRPC probes.
+//! `/metrics`: what is counted (`metrics`), in Prometheus' text format or, where the client prefers it, as OpenMetrics. Over
+//! HTTP/2 also grpc.health.v1, for Kubernetes' gRPC probes.
 
-use std::{convert::Infallible, fmt::Write as _, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -23,11 +24,11 @@ use tonic::{body::Body, service::Routes};
 use tower::Service as _;
 
 use super::{
-    guard::{GuardLayer, HEALTH},
-    load,
+    guard::HEALTH,
+    metrics::Metrics,
     opening::{self, Speaks},
 };
-use crate::tiered::{Tiered, meter::Meter};
+use crate::{metrics::Format, tiered::Tiered};
 
 /// Connections at once; more wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -42,7 +43,7 @@ const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 #[derive(Clone)]
 pub(super) struct Shown {
     pub(super) tiered: Arc<Tiered>,
-    pub(super) calls: GuardLayer,
+    pub(super) metrics: Metrics,
     /// grpc.health.v1.
     pub(super) health: Routes,
     pub(super) draining: CancellationToken,
@@ -104,11 +105,14 @@ async fn answer(request: Request<Incoming>, mut shown: Shown) -> Response<Body> 
         let Ok(answer) = shown.health.call(request).await;
         return answer;
     }
-    let Shown { tiered, calls, draining, .. } = &shown;
-    respond(request.uri().path(), tiered, calls, draining.is_cancelled()).map(Body::new)
+    let Shown { tiered, metrics, draining, .. } = &shown;
+    respond(&request, tiered, metrics, draining.is_cancelled()).map(Body::new)
 }
 
-fn respond(path: &str, tiered: &Tiered, calls: &GuardLayer, draining: bool) -> Response<Full<Bytes>> {
+fn respond<B>(request: &Request<B>, tiered: &Tiered, metrics: &Metrics, draining: bool) -> Response<Full<Bytes>> {
+    let accepted = request.headers().get(http::header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
+    let format = Format::accepted(accepted.unwrap_or_default());
+    let path = request.uri().path();
     let (status, body) = match path {
         "/livez" => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" if draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
@@ -116,65 +120,13 @@ fn respond(path: &str, tiered: &Tiered, calls: &GuardLayer, draining: bool) -> R
             (StatusCode::SERVICE_UNAVAILABLE, "L2 was not reached yet\n".to_owned())
         }
         "/readyz" => (StatusCode::OK, "ok\n".to_owned()),
-        "/metrics" => (StatusCode::OK, metrics(tiered) + &load::metrics(tiered, calls)),
+        "/metrics" => (StatusCode::OK, metrics.text(format)),
         _ => (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics, and grpc.health.v1\n".to_owned()),
     };
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     // Prometheus refuses a scrape that does not name its format.
-    let format =
-        if path == "/metrics" { "text/plain; version=0.0.4; charset=utf-8" } else { "text/plain; charset=utf-8" };
+    let format = if path == "/metrics" { format.content_type() } else { "text/plain; charset=utf-8" };
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(format));
     response
-}
-
-fn metrics(tiered: &Tiered) -> String {
-    let mut text = String::new();
-    let tiers: [(&str, &Meter); 2] = [("l1", &tiered.l1_meter), ("l2", &tiered.l2_meter)];
-    type Count = fn(&crate::tiered::meter::Reading) -> u64;
-    let counts: [(&str, &str, Count); 3] = [
-        ("hits", "Entities that a tier answered.", |reading| reading.hits),
-        ("misses", "Entities that a tier could not answer.", |reading| reading.misses),
-        ("errors", "Commands to a tier that failed.", |reading| reading.errors),
-    ];
-    for (name, help, count) in counts {
-        let _ = writeln!(
-            text,
-            "# HELP featurestore_tier_{name}_total {help}\n# TYPE featurestore_tier_{name}_total counter"
-        );
-        for (tier, meter) in tiers {
-            let _ = writeln!(text, "featurestore_tier_{name}_total{{tier=\"{tier}\"}} {}", count(&meter.reading()));
-        }
-    }
-    repairs(&mut text, tiered);
-    let reach = *tiered.reach().borrow();
-    let _ =
-        writeln!(text, "# HELP featurestore_tier_up Whether a tier answers now.\n# TYPE featurestore_tier_up gauge");
-    for (tier, up) in [("l1", reach.l1), ("l2", reach.l2)] {
-        let _ = writeln!(text, "featurestore_tier_up{{tier=\"{tier}\"}} {}", u8::from(up));
-    }
-    text
-}
-
-fn repairs(text: &mut String, tiered: &Tiered) {
-    let reading = tiered.repairs().reading();
-    let mut one = |name: &str, kind: &str, help: &str, value: f64| {
-        let _ = writeln!(text, "# HELP featurestore_{name} {help}\n# TYPE featurestore_{name} {kind}");
-        let _ = writeln!(text, "featurestore_{name} {value}");
-    };
-    one("repair_leader", "gauge", "Whether this server repairs L1 now.", f64::from(u8::from(reading.leading)));
-    let help = "From a change of L2 to when it was made good in L1, of the last ones.";
-    one("repair_lag_seconds", "gauge", help, reading.lag.as_secs_f64());
-    let help = "Writes of servers that were made good in L1, in both passes.";
-    one("repair_written_total", "counter", help, reading.written as f64);
-    let help = "Edits of L2 by others that were made good in L1, in both passes.";
-    one("repair_edited_total", "counter", help, reading.edited as f64);
-    let help = "Entries of L1 that the repairer found older than a write, and removed.";
-    one("repair_dropped_total", "counter", help, reading.dropped as f64);
-    let help = "Entries of L1 that were compared with L2.";
-    one("audit_checks_total", "counter", help, tiered.audit().checks() as f64);
-    let help = "Of those the ones that were older than L2, and still were after 1 s.";
-    one("audit_disagreements_total", "counter", help, tiered.audit().disagreements() as f64);
-    let help = "Times that L1 had to start cold, as changes could not be told one by one.";
-    one("repair_cold_starts_total", "counter", help, reading.epochs as f64);
 }

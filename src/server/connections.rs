@@ -17,12 +17,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
 
 use super::{
-    auth::Auth,
-    deadline::Deadline,
-    guard::Guard,
+    Layered,
     opening::{self, Opened, Speaks},
     seldom::Seldom,
     tls::Tls,
@@ -50,7 +47,7 @@ const LOOK: Duration = Duration::from_secs(10);
 /// The connections of one listener.
 #[derive(Clone)]
 pub(super) struct Connections {
-    service: Guard<Auth<Deadline<Routes>>>,
+    service: Layered,
     bounds: Arc<Bounds>,
     open: TaskTracker,
     go_away: CancellationToken,
@@ -71,7 +68,7 @@ pub(super) struct Bounds {
 }
 
 impl Connections {
-    pub(super) fn new(service: Guard<Auth<Deadline<Routes>>>, bounds: Bounds) -> Self {
+    pub(super) fn new(service: Layered, bounds: Bounds) -> Self {
         let (go_away, abort) = (CancellationToken::new(), CancellationToken::new());
         Self { service, bounds: Arc::new(bounds), open: TaskTracker::new(), go_away, abort }
     }
@@ -124,7 +121,7 @@ impl Connections {
 
     async fn greet(mut self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        self.service.inner_mut().set_peer(stream.peer_addr().ok());
+        self.service.inner_mut().inner_mut().set_peer(stream.peer_addr().ok());
         match &self.bounds.tls {
             None => {
                 let opened = self.in_time(opening::open(stream)).await?;
@@ -150,7 +147,7 @@ impl Connections {
         }
     }
 
-    async fn serve_http2<S>(self, (speaks, stream): (Speaks, Opened<S>)) -> io::Result<()>
+    async fn serve_http2<S>(mut self, (speaks, stream): (Speaks, Opened<S>)) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -170,7 +167,8 @@ impl Connections {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
         let bytes = Arc::new(ConnectionBytes::new(self.bounds.bytes.clone()));
-        let service = TowerToHyperService::new(self.service.of(bytes.clone()));
+        self.service.inner_mut().set_connection(bytes.clone());
+        let service = TowerToHyperService::new(self.service);
         let connection = settings.serve_connection(TokioIo::new(stream), service);
         let end = Instant::now() + MAX_AGE.mul_f64(rand::rng().random_range(0.9..=1.1));
         let mut stall = Stall { bytes, before: None };

@@ -13,7 +13,6 @@ use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
-use tracing::{Instrument as _, instrument::Instrumented};
 
 use crate::api::ClientDeadline;
 
@@ -41,7 +40,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<Instrumented<S::Future>, std::future::Ready<Result<Response<Body>, Infallible>>>;
+    type Future = Either<S::Future, std::future::Ready<Result<Response<Body>, Infallible>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -61,9 +60,7 @@ where
                 return Either::Right(std::future::ready(Ok(refused.into_http())));
             }
         }
-        // Costs nothing unless somebody listens: at the debug level, or a collector of traces.
-        let span = tracing::debug_span!(target: super::CALL_SPANS, "call", rpc = request.uri().path());
-        Either::Left(self.inner.call(request).instrument(span))
+        Either::Left(self.inner.call(request))
     }
 }
 

@@ -84,9 +84,9 @@ impl<S> Guard<S> {
         &mut self.inner
     }
 
-    /// The same for calls of one connection.
-    pub(super) fn of(self, connection: Arc<ConnectionBytes>) -> Self {
-        Self { connection, ..self }
+    /// For the calls of one connection.
+    pub(super) fn set_connection(&mut self, connection: Arc<ConnectionBytes>) {
+        self.connection = connection;
     }
 }
 

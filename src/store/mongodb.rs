@@ -29,7 +29,7 @@ use tokio::time::Instant;
 pub use address::InvalidUri;
 
 use self::{
-    connection::{Connection, Lane},
+    connection::{Command, Connection, Lane},
     failure::Failure,
 };
 use super::{
@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     cache::Epoch,
+    metrics::PoolReading,
     record::{RecordKey, State},
 };
 
@@ -166,7 +167,7 @@ impl Store for MongoStore {
     }
 
     async fn ping(&self, deadline: Instant) -> Result<(), StoreError> {
-        let read = self.connection.run(Lane::Reserved, deadline, |prepared, left| {
+        let read = self.connection.run(Command::new("find", META), Lane::Reserved, deadline, |prepared, left| {
             let meta = prepared.majority(META);
             async move { meta.find_one(doc! { "_id": "epoch" }).max_time(left).await }
         });
@@ -181,5 +182,9 @@ impl Store for MongoStore {
         let address = address::describe(self.connection.uri(), &self.connection.config().database);
         // A standalone server has no change streams, and one that was not reached may be standalone.
         StoreInfo { kind: "mongodb", address, exclusive: false, silent: self.connection.is_standalone() != Some(false) }
+    }
+
+    fn pool(&self) -> Option<PoolReading> {
+        Some(self.connection.pool())
     }
 }

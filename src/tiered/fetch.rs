@@ -8,6 +8,8 @@ use super::{
     Tiered,
     flight::{Crew, Flight, Landed},
     lane::Place,
+    meter::Operation,
+    outcomes::Step,
     patience::L1Patience,
     read::{Board, Row, RowError, Tier},
     trust::L1Use,
@@ -57,7 +59,7 @@ impl Tiered {
         // Before anything is asked: whatever L1 or L2 answers from here on may be older than a call that begins later.
         let l1_time = crew.close_doors().min(self.settings.l1_timeout);
         let mut l1 = if l1_time.is_zero() { L1Use::Bypassed } else { self.l1_for_read() };
-        let patience = L1Patience::new(l1_time, &self.pace);
+        let patience = L1Patience::new(l1_time, &self.pace, &self.l1_meter);
         let mut board = Board { rows: vec![None; keys.len()], degraded: false, patience };
         if let (L1Use::Trusted(epoch), true) = (l1, look_first) {
             self.look(epoch, keys, &mut board).await;
@@ -135,7 +137,8 @@ impl Tiered {
     /// Asks for leases. None: L1 failed.
     pub(super) async fn acquire(&self, keys: Vec<CacheKey>, patience: &mut L1Patience<'_>) -> Option<Vec<Ask>> {
         let asks: Vec<_> = keys.into_iter().map(|key| (key, PermitId::random())).collect();
-        let answers = patience.step(asks.len(), |by| self.cache.acquire(&asks, by)).await?;
+        let answers = patience.step(Operation::Acquire, asks.len(), |by| self.cache.acquire(&asks, by)).await?;
+        self.outcomes.acquired(&answers);
         let mut failure = None;
         let read = |((_, token), answer): (&(CacheKey, PermitId), _)| match answer {
             Ok(Acquired::Hit(value)) => Ask { hit: Some(value), ..Ask::default() },
@@ -193,13 +196,17 @@ impl Tiered {
         }
         let step = |by| self.cache.settle(&settles, by);
         let answers = match settles.iter().all(|settle| settle.fill.is_some()) {
-            true => patience.step(settles.len(), step).await,
-            false => patience.waiting_step(settles.len(), step).await,
+            true => patience.step(Operation::Settle, settles.len(), step).await,
+            false => patience.waiting_step(Operation::Settle, settles.len(), step).await,
         };
         let Some(answers) = answers else {
             self.trust.remember(keys.iter().copied());
             return false;
         };
+        for (step, is_fill) in [(Step::Fill, true), (Step::Settle, false)] {
+            let of_step = settles.iter().zip(&answers).filter(|(settle, _)| settle.fill.is_some() == is_fill);
+            self.outcomes.effects(step, of_step.map(|(_, answer)| answer));
+        }
         let lost: Vec<_> =
             keys.iter().zip(&answers).filter(|(_, answer)| answer.is_err()).map(|(key, _)| *key).collect();
         if lost.is_empty() {

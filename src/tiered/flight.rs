@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::read::{Row, RowError};
-use crate::record::RecordKey;
+use crate::{metrics::Counter, record::RecordKey};
 
 /// What a flight brings: a row, and whether a tier failed on the way.
 #[derive(Clone, Debug)]
@@ -87,6 +87,8 @@ struct Slot {
 #[derive(Default)]
 pub(super) struct Flights {
     slots: Mutex<HashMap<RecordKey, Slot, ahash::RandomState>>,
+    /// Keys that found a flight of another caller.
+    joined: Counter,
 }
 
 impl Flights {
@@ -112,7 +114,16 @@ impl Flights {
                 running
             }
         });
-        (boarded.collect(), to_start)
+        let boarded: Vec<_> = boarded.collect();
+        if boarded.len() > to_start.len() {
+            self.joined.add(boarded.len() - to_start.len());
+        }
+        (boarded, to_start)
+    }
+
+    /// Keys that needed no read of their own, since start.
+    pub(super) fn joined(&self) -> u64 {
+        self.joined.get()
     }
 
     /// Those that run or are queued, a key each.

@@ -72,6 +72,11 @@ impl Tiered {
         self.flights.count()
     }
 
+    /// Keys that were read from L2 for another caller too, since start.
+    pub fn coalesced_reads(&self) -> u64 {
+        self.flights.joined()
+    }
+
     /// Tasks that no call can drop: writes, and what runs flights.
     pub fn tasks(&self) -> usize {
         self.tasks.len()

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::Tiered;
+use super::{Tiered, meter::Operation};
 use crate::{
     cache::CacheKey,
     record::{EntityId, FeatureView, RecordKey},
@@ -112,7 +112,7 @@ impl Tiered {
         for i in 0..PROBES {
             let Ok(entity_id) = EntityId::parse(&format!("pace {i}")) else { return };
             let keys = [CacheKey::new(state.epoch, &RecordKey { view: view.clone(), entity_id })];
-            patience.step(1, |by| self.cache.get(&keys, by)).await;
+            patience.step(Operation::Get, 1, |by| self.cache.get(&keys, by)).await;
         }
     }
 }

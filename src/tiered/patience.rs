@@ -5,7 +5,10 @@ use std::{future::Future, time::Duration};
 
 use tokio::time::Instant;
 
-use super::pace::Pace;
+use super::{
+    meter::{Meter, Operation},
+    pace::Pace,
+};
 
 /// What each key may add to a step.
 const PER_KEY: Duration = Duration::from_micros(50);
@@ -17,12 +20,13 @@ const GRAIN: Duration = Duration::from_millis(1);
 pub(super) struct L1Patience<'a> {
     left: Duration,
     pace: &'a Pace,
+    meter: &'a Meter,
 }
 
 impl<'a> L1Patience<'a> {
-    /// That of a call which may still wait so long; its steps show L1's pace.
-    pub(super) fn new(left: Duration, pace: &'a Pace) -> Self {
-        Self { left, pace }
+    /// That of a call which may still wait so long; its steps show L1's pace, and are timed.
+    pub(super) fn new(left: Duration, pace: &'a Pace, meter: &'a Meter) -> Self {
+        Self { left, pace, meter }
     }
 
     /// What is left; zero where no step is begun any more.
@@ -38,10 +42,11 @@ impl<'a> L1Patience<'a> {
     /// Does a step of so many keys, which is told its deadline. None: nothing was left, and it was not begun.
     pub(super) async fn step<T, F: Future<Output = T>>(
         &mut self,
+        operation: Operation,
         keys: usize,
         step: impl FnOnce(Instant) -> F,
     ) -> Option<T> {
-        let (answer, took) = self.timed(keys, step).await?;
+        let (answer, took) = self.timed(operation, keys, step).await?;
         self.pace.took(took);
         Some(answer)
     }
@@ -50,15 +55,17 @@ impl<'a> L1Patience<'a> {
     /// their pace rather than L1's.
     pub(super) async fn waiting_step<T, F: Future<Output = T>>(
         &mut self,
+        operation: Operation,
         keys: usize,
         step: impl FnOnce(Instant) -> F,
     ) -> Option<T> {
-        Some(self.timed(keys, step).await?.0)
+        Some(self.timed(operation, keys, step).await?.0)
     }
 
     /// Does a step, and takes what it took from what is left.
     async fn timed<T, F: Future<Output = T>>(
         &mut self,
+        operation: Operation,
         keys: usize,
         step: impl FnOnce(Instant) -> F,
     ) -> Option<(T, Duration)> {
@@ -67,7 +74,9 @@ impl<'a> L1Patience<'a> {
         }
         let (began, extra) = (Instant::now(), for_keys(keys));
         let answer = step(began + self.left + extra).await;
-        let took = began.elapsed().saturating_sub(extra);
+        let elapsed = began.elapsed();
+        self.meter.took(operation, elapsed);
+        let took = elapsed.saturating_sub(extra);
         self.left = self.left.saturating_sub(took);
         Some((answer, took))
     }
@@ -86,19 +95,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_steps_of_a_call_share_one_timeout() {
         let (start, whole) = (Instant::now(), Duration::from_millis(50));
-        let pace = Pace::new(whole);
-        let mut patience = L1Patience::new(whole, &pace);
-        assert!(patience.step(1, |_| sleep(Duration::from_millis(20))).await.is_some());
-        assert!(patience.step(1, sleep_until).await.is_some());
-        assert!(patience.step(1, sleep_until).await.is_none());
+        let (pace, meter) = (Pace::new(whole), Meter::new(Operation::L1));
+        let mut patience = L1Patience::new(whole, &pace, &meter);
+        assert!(patience.step(Operation::Get, 1, |_| sleep(Duration::from_millis(20))).await.is_some());
+        assert!(patience.step(Operation::Get, 1, sleep_until).await.is_some());
+        assert!(patience.step(Operation::Get, 1, sleep_until).await.is_none());
         assert!(start.elapsed() <= whole + 2 * for_keys(1) + 2 * GRAIN, "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
     async fn keys_have_time_of_their_own() {
-        let pace = Pace::new(Duration::from_millis(20));
-        let mut patience = L1Patience::new(Duration::from_millis(50), &pace);
-        assert!(patience.step(1000, |_| sleep(Duration::from_millis(50))).await.is_some());
+        let (pace, meter) = (Pace::new(Duration::from_millis(20)), Meter::new(Operation::L1));
+        let mut patience = L1Patience::new(Duration::from_millis(50), &pace, &meter);
+        assert!(patience.step(Operation::Get, 1000, |_| sleep(Duration::from_millis(50))).await.is_some());
         assert_eq!(patience.left(), Duration::from_millis(50));
     }
 }

@@ -4,11 +4,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Tiered, flight::Landed, patience::L1Patience, trust::L1Use};
+use super::{Tiered, flight::Landed, meter::Operation, patience::L1Patience, trust::L1Use};
 use crate::{
     cache::{CacheKey, Epoch},
     record::{RecordKey, Revision, State},
     store::{ReadConcern, StoreError},
+    trace,
 };
 
 /// How many single reads a store makes at once for a linearizable batch.
@@ -134,6 +135,9 @@ impl Tiered {
             None => rows,
             Some(places) => places.into_iter().map(|place| rows[place].clone()).collect(),
         };
+        if board.degraded {
+            self.degraded_reads.add(1);
+        }
         ReadAnswer { rows, degraded: board.degraded }
     }
 
@@ -177,30 +181,30 @@ impl Tiered {
 
     /// Looks into L1: one MGET. Rows that it lacks stay empty.
     pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board<'_>) {
-        let (started, l1_keys) = (Instant::now(), CacheKey::all(epoch, keys));
-        let Some(found) = board.patience.step(keys.len(), |by| self.cache.get(&l1_keys, by)).await else {
+        let l1_keys = CacheKey::all(epoch, keys);
+        let look = |by| self.cache.get(&l1_keys, by);
+        let Some(found) = board.patience.step(Operation::Get, keys.len(), look).await else {
             board.degraded = true;
             return;
         };
-        let (mut hits, mut failure) = (0, None);
+        let (mut hits, mut negative_hits, mut failure) = (0, 0, None);
         for (row, found) in board.rows.iter_mut().zip(found) {
             match found {
                 Ok(Some(value)) => {
                     hits += 1;
-                    *row = Some(Ok(Row { state: value.into(), tier: Tier::L1 }));
+                    let state = State::from(value);
+                    negative_hits += usize::from(!matches!(state, State::Record(_)));
+                    *row = Some(Ok(Row { state, tier: Tier::L1 }));
                 }
                 Ok(None) => {}
                 Err(error) => failure = Some(error),
             }
         }
-        let before = self.l1_meter.read(hits, keys.len() - hits);
+        let before = self.l1_meter.read(hits, negative_hits, keys.len() - hits);
         let hit = || keys.iter().zip(&board.rows).find(|(_, row)| row.is_some()).map(|(key, _)| key);
         self.audit.hits(before, hits as u64, hit);
         match failure {
-            None => {
-                self.trust.breaker.succeeded();
-                self.l1_meter.took(started.elapsed());
-            }
+            None => self.trust.breaker.succeeded(),
             Some(error) => {
                 board.degraded = true;
                 self.note_l1(&error);
@@ -222,7 +226,7 @@ impl Tiered {
         let (boarded, to_start) = self.flights.board(&wanted, l1_time);
         if !to_start.is_empty() {
             let tiered = self.clone();
-            self.tasks.spawn(async move { tiered.fly(to_start).await });
+            self.tasks.spawn(trace::carried(async move { tiered.fly(to_start).await }));
         }
         for (i, flight) in missed.iter().zip(boarded) {
             let landed = tokio::time::timeout_at(deadline, flight.landed()).await;
@@ -278,8 +282,8 @@ impl Tiered {
         let started = Instant::now();
         let states = self.store.read(keys, concern, deadline).await;
         let hits = states.iter().filter(|state| matches!(state, Ok(State::Record(_)))).count();
-        self.l2_meter.read(hits, states.iter().filter(|state| state.is_ok()).count() - hits);
-        self.l2_meter.took(started.elapsed());
+        self.l2_meter.read(hits, 0, states.iter().filter(|state| state.is_ok()).count() - hits);
+        self.l2_meter.took(Operation::Read, started.elapsed());
         // One batch is one answer: its worst item tells how L2 is.
         if let Some(state) = states.iter().find(|state| state.is_err()).or(states.first()) {
             self.note_l2(state, deadline.saturating_duration_since(started));

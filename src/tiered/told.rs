@@ -3,7 +3,10 @@
 
 use tokio::time::Instant;
 
-use super::{OnL1Loss, Tiered, WriteError, patience::L1Patience, trust::L1Use, watch::PATIENCE, write::Prepared};
+use super::{
+    OnL1Loss, Tiered, WriteError, meter::Operation, outcomes::Step, patience::L1Patience, trust::L1Use,
+    watch::PATIENCE, write::Prepared,
+};
 use crate::{
     cache::{CacheKey, Epoch, PermitId, Put, Settle},
     record::{RecordKey, Revision, State},
@@ -91,10 +94,12 @@ impl Tiered {
                 fill: None,
             };
             let settles: Vec<_> = keys.iter().zip(revisions).map(settle).collect();
-            let Some(answers) = patience.waiting_step(settles.len(), |by| self.cache.settle(&settles, by)).await else {
+            let step = |by| self.cache.settle(&settles, by);
+            let Some(answers) = patience.waiting_step(Operation::Settle, settles.len(), step).await else {
                 self.go_on_alone(settles.len(), |cache, by| async move { cache.settle(&settles, by).await });
                 return told;
             };
+            self.outcomes.effects(Step::Settle, &answers);
             let failed = self.note_failed(&answers);
             let holds = self.holds(epoch).await;
             let stands = self.trust.fresh_epoch().is_some_and(|state| state.epoch == epoch);
@@ -132,8 +137,9 @@ impl Tiered {
         let mut failure = None;
         if !stands.is_empty() {
             let puts: Vec<_> = stands.iter().map(put).collect();
-            match patience.step(puts.len(), |by| self.cache.put(&puts, by)).await {
+            match patience.step(Operation::Put, puts.len(), |by| self.cache.put(&puts, by)).await {
                 Some(answers) => {
+                    self.outcomes.effects(Step::Put, &answers);
                     for (i, answer) in stands.into_iter().zip(answers) {
                         confirmed[i] = answer.is_ok();
                         failure = failure.or(answer.err());
@@ -144,7 +150,8 @@ impl Tiered {
         }
         if !gone.is_empty() && failure.is_none() {
             let removes: Vec<_> = gone.iter().map(|i| CacheKey::new(epoch, &keys[*i])).collect();
-            match patience.waiting_step(removes.len(), |by| self.cache.remove(&removes, by)).await {
+            let step = |by| self.cache.remove(&removes, by);
+            match patience.waiting_step(Operation::Remove, removes.len(), step).await {
                 Some(answers) => {
                     for (i, answer) in gone.into_iter().zip(answers) {
                         confirmed[i] = answer.is_ok();
@@ -171,6 +178,10 @@ impl Tiered {
                 // The writes are durable and answered as not cached; only a crash before L1 is back could hide them.
                 tracing::warn!(%error, "L2 could not be told that L1 may be stale");
             }
+        }
+        let not_cached = told.iter().filter(|told| **told != Told::Cached).count();
+        if not_cached > 0 {
+            self.writes_not_cached.add(not_cached);
         }
         let answer = |told: &Told| match (told, self.settings.on_l1_loss) {
             (Told::Cached, _) => Ok(true),

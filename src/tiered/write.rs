@@ -5,11 +5,15 @@ use std::{future::Future, slice, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::{OnL1Loss, Tiered, patience::L1Patience, told::Told, trust::BypassedWrite, trust::L1Use};
+use super::{
+    OnL1Loss, Tiered, meter::Operation, outcomes::Step, patience::L1Patience, told::Told, trust::BypassedWrite,
+    trust::L1Use,
+};
 use crate::{
     cache::{CacheKey, Epoch, Marked, PermitId},
     record::{RecordKey, State},
     store::{Outcome, Receipt, StoreError, Write},
+    trace,
 };
 
 /// What became of a write.
@@ -86,7 +90,7 @@ impl Tiered {
             drop(place);
             done
         };
-        self.tasks.spawn(work).await.map_err(|error| {
+        self.tasks.spawn(trace::carried(work)).await.map_err(|error| {
             tracing::error!(%error, "a detached write was lost");
             WriteError::Internal
         })
@@ -97,7 +101,7 @@ impl Tiered {
         let prepared = self.prepare(&keys, true, &mut patience).await?;
         let started = Instant::now();
         let answer = self.store.write(write, started + self.settings.write_deadline).await;
-        self.l2_meter.took(started.elapsed());
+        self.l2_meter.took(Operation::Write, started.elapsed());
         self.note_l2(&answer, self.settings.write_deadline);
         let (receipt, state) = match answer {
             Ok(answer) => answer,
@@ -161,12 +165,15 @@ impl Tiered {
     pub(super) async fn commit_batch(&self, writes: Vec<Write>) -> Vec<Result<Receipt, StoreError>> {
         let started = Instant::now();
         let deadline = started + self.settings.write_deadline;
-        let receipts = match <[Write; 1]>::try_from(writes) {
+        let (receipts, operation) = match <[Write; 1]>::try_from(writes) {
             // A batch of one is cheaper as a single write.
-            Ok([write]) => vec![self.store.write(write, deadline).await.map(|(receipt, _)| receipt)],
-            Err(writes) => self.store.write_batch(writes, deadline).await,
+            Ok([write]) => {
+                let receipt = self.store.write(write, deadline).await.map(|(receipt, _)| receipt);
+                (vec![receipt], Operation::Write)
+            }
+            Err(writes) => (self.store.write_batch(writes, deadline).await, Operation::WriteBatch),
         };
-        self.l2_meter.took(started.elapsed());
+        self.l2_meter.took(operation, started.elapsed());
         if let Some(receipt) = receipts.iter().find(|receipt| receipt.is_err()).or(receipts.first()) {
             self.note_l2(receipt, self.settings.write_deadline);
         }
@@ -211,7 +218,9 @@ impl Tiered {
 
     async fn mark(&self, epoch: Epoch, keys: &[RecordKey], patience: &mut L1Patience<'_>) -> Option<Vec<PermitId>> {
         let marks: Vec<_> = keys.iter().map(|key| (CacheKey::new(epoch, key), PermitId::random())).collect();
-        let answers = patience.waiting_step(marks.len(), |by| self.cache.mark(&marks, by)).await?;
+        let step = |by| self.cache.mark(&marks, by);
+        let answers = patience.waiting_step(Operation::Mark, marks.len(), step).await?;
+        self.outcomes.marked(&answers);
         if self.note_failed(&answers) {
             return None;
         }
@@ -241,8 +250,11 @@ impl Tiered {
         if unmarks.is_empty() {
             return;
         }
-        match patience.step(unmarks.len(), |by| self.cache.unmark(&unmarks, by)).await {
-            Some(answers) => _ = self.note_failed(&answers),
+        match patience.step(Operation::Unmark, unmarks.len(), |by| self.cache.unmark(&unmarks, by)).await {
+            Some(answers) => {
+                self.outcomes.effects(Step::Unmark, &answers);
+                self.note_failed(&answers);
+            }
             None => {
                 self.go_on_alone(unmarks.len(), |cache, by| async move { cache.unmark(&unmarks, by).await });
             }

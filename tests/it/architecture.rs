@@ -7,18 +7,20 @@ use std::{
 };
 
 /// Left imports right, never back.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 15] = [
+    ("metrics", &[]),
+    ("trace", &[]),
     ("proto", &[]),
     ("record", &["proto"]),
-    ("cache", &["record"]),
-    ("store", &["cache", "record", "proto"]),
-    ("tiered", &["store", "cache", "record"]),
+    ("cache", &["record", "metrics", "trace"]),
+    ("store", &["cache", "record", "proto", "metrics", "trace"]),
+    ("tiered", &["store", "cache", "record", "metrics", "trace"]),
     ("access", &["record"]),
-    ("api", &["access", "tiered", "store", "record", "proto"]),
-    ("server", &["access", "api", "tiered", "proto"]),
+    ("api", &["access", "tiered", "store", "record", "proto", "metrics", "trace"]),
+    ("server", &["access", "api", "tiered", "proto", "metrics", "trace"]),
     ("config", &["api", "tiered"]),
-    ("telemetry", &["server"]),
-    ("app", &["server", "config", "access", "api", "tiered", "store", "cache", "record"]),
+    ("telemetry", &["trace"]),
+    ("app", &["server", "config", "access", "api", "tiered", "store", "cache", "record", "trace"]),
     ("command", &["access", "app", "server", "config", "telemetry"]),
     ("main", &["command"]),
 ];

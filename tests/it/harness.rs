@@ -7,6 +7,8 @@ pub mod backends;
 pub mod binary;
 pub mod certificates;
 pub mod client;
+#[cfg(feature = "otel")]
+pub mod collector;
 pub mod faulty;
 #[cfg(feature = "mongodb")]
 pub mod guarded;

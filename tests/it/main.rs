@@ -21,6 +21,8 @@ mod model;
 #[cfg(feature = "mongodb")]
 mod mongodb_store;
 #[cfg(feature = "mongodb")]
+mod observability;
+#[cfg(feature = "mongodb")]
 mod outages;
 mod protocol;
 #[cfg(feature = "mongodb")]
@@ -31,3 +33,5 @@ mod store_contract;
 mod stored_bytes;
 #[cfg(feature = "mongodb")]
 mod tour;
+#[cfg(all(feature = "mongodb", feature = "otel"))]
+mod traces;

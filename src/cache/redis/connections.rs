@@ -20,7 +20,8 @@ use bytes::Bytes;
 use deadpool_redis::{
     Connection, Manager, Pool, PoolError,
     redis::{
-        AsyncConnectionConfig, ConnectionInfo, ErrorKind, Pipeline, RedisResult, Value, aio::MultiplexedConnection,
+        AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisResult, Value,
+        aio::MultiplexedConnection,
     },
 };
 use tokio::time::Instant;
@@ -29,7 +30,11 @@ use super::{
     config::InvalidRedisConfig,
     reader::{Reader, Reply},
 };
-use crate::cache::CacheError;
+use crate::{
+    cache::CacheError,
+    metrics::PoolReading,
+    trace::{self, Asked, Failed, Place},
+};
 
 pub(super) struct Connections {
     pool: Pool,
@@ -37,6 +42,8 @@ pub(super) struct Connections {
     /// How many of each kind.
     wanted: usize,
     kinds: Kinds,
+    /// For traces.
+    place: Place,
     verified: ArcSwapOption<Shared>,
 }
 
@@ -69,6 +76,15 @@ pub(super) enum Lane {
     Waiting,
 }
 
+/// What a pipeline is called in traces.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) command: &'static str,
+    /// The script that it calls, if any.
+    pub(super) procedure: Option<&'static str>,
+    pub(super) items: usize,
+}
+
 impl Connections {
     /// Does not connect.
     pub(super) fn new(server: ConnectionInfo, wanted: usize, kinds: Kinds) -> Result<Self, InvalidRedisConfig> {
@@ -79,7 +95,8 @@ impl Connections {
             .map_err(|e| InvalidRedisConfig(format!("Redis at {address}: {}", e.category())))?;
         let pool = Pool::builder(manager).max_size(wanted).build();
         let pool = pool.map_err(|e| InvalidRedisConfig(e.to_string()))?;
-        Ok(Self { pool, server, wanted, kinds, verified: ArcSwapOption::empty() })
+        let place = place(&server);
+        Ok(Self { pool, server, wanted, kinds, place, verified: ArcSwapOption::empty() })
     }
 
     /// Sends a pipeline; one reply a command, errors of the server among them.
@@ -87,10 +104,25 @@ impl Connections {
         &self,
         pipeline: Pipeline,
         lane: Lane,
+        sent: Sent,
         deadline: Instant,
     ) -> Result<Vec<Value>, CacheError> {
         let shared = self.in_use()?;
-        self.exchanged(&shared, deadline, shared.send(pipeline, lane)).await
+        let asked = || Asked {
+            place: &self.place,
+            operation: if sent.items > 1 { format!("PIPELINE {}", sent.command).into() } else { sent.command.into() },
+            collection: None,
+            procedure: sent.procedure,
+            operations: sent.items,
+        };
+        let failed = |replies: &Result<Vec<Value>, CacheError>| match replies {
+            Err(e) => Some(failed(e)),
+            Ok(replies) => replies.iter().find_map(|reply| match reply {
+                Value::ServerError(e) => Some(Failed::with_code(e.code())),
+                _ => None,
+            }),
+        };
+        trace::backend(asked, failed, self.exchanged(&shared, deadline, shared.send(pipeline, lane))).await
     }
 
     /// Reads keys by one MGET.
@@ -100,20 +132,39 @@ impl Connections {
         deadline: Instant,
     ) -> Result<Reply, CacheError> {
         let shared = self.in_use()?;
+        let asked =
+            || Asked { place: &self.place, operation: "MGET".into(), collection: None, procedure: None, operations: 1 };
         if let Some(reader) = shared.reader() {
-            let reply = self.exchanged(&shared, deadline, reader.ask(b"MGET", keys)).await?;
+            let failed = |reply: &Result<Option<Reply>, CacheError>| match reply {
+                Err(e) => Some(failed(e)),
+                Ok(None) => Some(failed(&CacheError::Timeout)),
+                Ok(Some(Reply::Error(why))) => Some(Failed::with_code(why.split(' ').next().unwrap_or_default())),
+                Ok(Some(_)) => None,
+            };
+            let exchange = self.exchanged(&shared, deadline, reader.ask(b"MGET", keys));
+            let reply = trace::backend(asked, failed, exchange).await?;
             // The server is silent, and that is what the caller would have found out.
             return reply.ok_or(CacheError::Timeout);
         }
         let mut pipeline = Pipeline::new();
         pipeline.cmd("MGET");
         keys.for_each(|key| _ = pipeline.arg(key));
-        let mut replies = self.exchanged(&shared, deadline, shared.send(pipeline, Lane::Swift)).await?;
+        let sent = Sent { command: "MGET", procedure: None, items: 1 };
+        let mut replies = self.send(pipeline, Lane::Swift, sent, deadline).await?;
         Ok(match replies.pop() {
             Some(Value::Array(values)) => Reply::Array(values.into_iter().map(string).collect()),
             Some(Value::ServerError(e)) => Reply::Error(format!("{} {}", e.code(), e.details().unwrap_or_default())),
             other => Reply::Line(format!("{other:?}")),
         })
+    }
+
+    /// How they are used. All calls share them, so what waits does so for a reply.
+    pub(super) fn pool(&self) -> PoolReading {
+        let Kinds { waiting, readers } = self.kinds;
+        let max = self.wanted * (1 + usize::from(waiting) + usize::from(readers));
+        let Some(shared) = self.verified() else { return PoolReading { max, ..PoolReading::default() } };
+        let used = shared.all.len() + shared.waiting.len() + shared.readers.len();
+        PoolReading { max, used, pending: shared.readers.iter().map(Reader::waiting).sum(), waits: None }
     }
 
     fn in_use(&self) -> Result<Arc<Shared>, CacheError> {
@@ -253,6 +304,23 @@ fn not_connected(error: &PoolError) -> CacheError {
         PoolError::Backend(e) => unavailable(e),
         other => unavailable(other),
     }
+}
+
+fn place(server: &ConnectionInfo) -> Place {
+    let (address, port) = match server.addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => (host.clone(), Some(*port)),
+        other => (other.to_string(), None),
+    };
+    Place { system: "redis", namespace: server.redis_settings().db().to_string(), address, port }
+}
+
+/// In a trace, where no text of Redis may go.
+fn failed(error: &CacheError) -> Failed {
+    Failed::because(match error {
+        CacheError::Timeout => "timeout",
+        CacheError::Unavailable(_) => "unavailable",
+        CacheError::Refused(_) => "refused",
+    })
 }
 
 pub(super) fn unavailable(e: &impl fmt::Display) -> CacheError {

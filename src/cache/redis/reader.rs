@@ -97,6 +97,11 @@ impl Reader {
         reply.await.map(Some).map_err(|_| broken())
     }
 
+    /// Callers who wait for replies, those included who gave up.
+    pub(super) fn waiting(&self) -> usize {
+        self.shared.lock().waiting.len()
+    }
+
     async fn expect_ok(&self, command: &[u8], arguments: &[&str]) -> io::Result<()> {
         match self.ask(command, arguments.iter().map(|word| word.as_bytes())).await? {
             Some(Reply::Line(line)) if line == "OK" => Ok(()),

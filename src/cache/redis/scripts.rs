@@ -14,7 +14,10 @@ use crate::cache::{Acquired, CacheError, CacheKey, Effect, Marked};
 
 macro_rules! script {
     ($name:literal) => {
-        Code::new(concat!(include_str!("../scripts/prelude.lua"), include_str!(concat!("../scripts/", $name, ".lua"))))
+        Code::new(
+            $name,
+            concat!(include_str!("../scripts/prelude.lua"), include_str!(concat!("../scripts/", $name, ".lua"))),
+        )
     };
 }
 
@@ -41,13 +44,14 @@ impl Scripts {
 
 #[derive(Debug)]
 pub(super) struct Code {
-    text: &'static str,
+    pub(super) name: &'static str,
+    pub(super) text: &'static str,
     sha: String,
 }
 
 impl Code {
-    fn new(text: &'static str) -> Self {
-        Self { text, sha: Script::new(text).get_hash().to_owned() }
+    fn new(name: &'static str, text: &'static str) -> Self {
+        Self { name, text, sha: Script::new(text).get_hash().to_owned() }
     }
 }
 
@@ -78,8 +82,13 @@ impl RedisCache {
             pipeline.cmd("EVALSHA").arg(&operation.code.sha).arg(1).arg((operation.key)(item).as_bytes());
             (operation.args)(pipeline, item);
         };
-        let sending =
-            Sending { key: operation.key, write: &write, script: Some(operation.code.text), wait: operation.wait };
+        let sending = Sending {
+            key: operation.key,
+            write: &write,
+            command: "EVALSHA",
+            script: Some(operation.code),
+            wait: operation.wait,
+        };
         let replies = self.servers.send_each(items, &sending, deadline).await;
 
         let read = |(item, reply): (&I, Result<Value, CacheError>)| reply.map(|reply| operation.read(item, reply));

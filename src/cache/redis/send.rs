@@ -12,7 +12,8 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use super::{
-    connections::Lane,
+    connections::{Lane, Sent},
+    scripts::Code,
     servers::{Layout, Servers, slots},
 };
 use crate::cache::{CacheError, CacheKey};
@@ -25,8 +26,10 @@ pub(super) struct Sending<'a, I> {
     pub(super) key: fn(&I) -> &CacheKey,
     /// Its one command.
     pub(super) write: &'a (dyn Fn(&mut Pipeline, &I) + Sync),
-    /// The text of the script that the commands call, if any.
-    pub(super) script: Option<&'a str>,
+    /// What that is called in traces.
+    pub(super) command: &'static str,
+    /// The script that the commands call, if any.
+    pub(super) script: Option<&'a Code>,
     /// How many replicas must have it before it counts.
     pub(super) wait: u32,
 }
@@ -105,7 +108,7 @@ impl Layout {
     ) -> Vec<Result<Value, CacheError>> {
         let mut pipeline = Pipeline::with_capacity(part.len() + 2);
         if let Some(script) = sending.script.filter(|_| part.iter().any(|step| step.load)) {
-            pipeline.cmd("SCRIPT").arg("LOAD").arg(script);
+            pipeline.cmd("SCRIPT").arg("LOAD").arg(script.text);
         }
         let mut wanted = Vec::with_capacity(part.len());
         for step in part {
@@ -123,7 +126,9 @@ impl Layout {
             pipeline.cmd("WAIT").arg(sending.wait).arg(u64::try_from(left).unwrap_or(u64::MAX));
         }
         let sent = pipeline.len();
-        let mut replies = match self.masters[part[0].place].connections.send(pipeline, lane, deadline).await {
+        let sent_as =
+            Sent { command: sending.command, procedure: sending.script.map(|script| script.name), items: part.len() };
+        let mut replies = match self.masters[part[0].place].connections.send(pipeline, lane, sent_as, deadline).await {
             Ok(replies) if replies.len() == sent => replies,
             Ok(_) => return vec![Err(CacheError::Refused("not one reply a command".into())); part.len()],
             Err(e) => return vec![Err(e); part.len()],

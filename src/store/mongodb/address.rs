@@ -1,6 +1,8 @@
 //! The connection string: checked at start, and never shown with its credentials.
 
-use mongodb::options::{ConnectionString, HostInfo};
+use mongodb::options::{ConnectionString, HostInfo, ServerAddress};
+
+use crate::trace::Place;
 
 /// A connection string that cannot be used. The text says why, without what may be secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +48,19 @@ pub(super) fn describe(uri: &ConnectionString, database: &str) -> String {
     }
 }
 
+/// The same, as traces name it: of several servers all, as the driver chooses one.
+pub(super) fn place(uri: &ConnectionString, database: &str) -> Place {
+    let (address, port) = match &uri.host_info {
+        HostInfo::DnsRecord(name) => (name.clone(), None),
+        HostInfo::HostIdentifiers(hosts) => match &hosts[..] {
+            [ServerAddress::Tcp { host, port }] => (host.clone(), Some(port.unwrap_or(27017))),
+            hosts => (hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(","), None),
+        },
+        _ => (String::new(), None),
+    };
+    Place { system: "mongodb", namespace: database.to_owned(), address, port }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +82,7 @@ mod tests {
         }
         let uri = parse("mongodb://user:hunter2@a:1,b:2/?replicaSet=rs").unwrap();
         assert_eq!(describe(&uri, "features"), "mongodb://a:1,b:2/features");
+        let place = place(&uri, "features");
+        assert_eq!((place.address.as_str(), place.port), ("a:1,b:2", None));
     }
 }

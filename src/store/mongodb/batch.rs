@@ -8,7 +8,7 @@ use bson::{RawArrayBuf, RawDocumentBuf, doc, raw::cstr, rawdoc};
 use tokio::time::Instant;
 
 use super::{
-    connection::{Connection, Lane},
+    connection::{Command, Connection, Lane},
     document,
     failure::Failure,
     pipeline::{self, Update},
@@ -165,7 +165,7 @@ async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instan
         updates.push(item.statement.clone());
     }
     let answer = connection
-        .run(Lane::Users, deadline, |prepared, left| {
+        .run(Command::new("update", super::FEATURES).of_many(items.len()), Lane::Users, deadline, |prepared, left| {
             let mut command = rawdoc! {
                 "update": super::FEATURES,
                 "ordered": false,

@@ -5,7 +5,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -19,12 +22,16 @@ use mongodb::{
     },
 };
 use tokio::{
-    sync::{OnceCell, Semaphore},
+    sync::{AcquireError, OnceCell, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{MongoConfig, failure::Failure};
+use super::{MongoConfig, address, failure::Failure};
+use crate::{
+    metrics::{Histogram, PoolReading},
+    trace::{self, Asked, Place},
+};
 
 /// Connections, and places among what runs, that the users' operations cannot take.
 const RESERVED: u32 = 2;
@@ -50,6 +57,26 @@ pub(super) enum Lane {
     Reserved,
 }
 
+/// What an operation is called in traces.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Command {
+    /// As MongoDB calls it.
+    name: &'static str,
+    collection: &'static str,
+    /// Writes in one command.
+    writes: usize,
+}
+
+impl Command {
+    pub(super) fn new(name: &'static str, collection: &'static str) -> Self {
+        Self { name, collection, writes: 1 }
+    }
+
+    pub(super) fn of_many(self, writes: usize) -> Self {
+        Self { writes, ..self }
+    }
+}
+
 /// The way to the server.
 pub(super) struct Connection {
     config: MongoConfig,
@@ -61,6 +88,12 @@ pub(super) struct Connection {
     streams: Arc<Semaphore>,
     running: TaskTracker,
     closing: CancellationToken,
+    /// Users' operations that wait for a place.
+    waiting: AtomicUsize,
+    /// How long they waited.
+    waits: Histogram,
+    /// For traces.
+    place: Place,
 }
 
 /// A database that was reached once and has its indexes.
@@ -108,7 +141,9 @@ impl Connection {
         let reserved = Arc::new(Semaphore::new(RESERVED as usize));
         let streams = Arc::new(Semaphore::new(STREAMS as usize));
         let (client, prepared, running) = (OnceCell::new(), OnceLock::new(), TaskTracker::new());
-        Self { config, uri, client, prepared, slots, reserved, streams, running, closing: CancellationToken::new() }
+        let (closing, waiting, waits) = (CancellationToken::new(), AtomicUsize::new(0), Histogram::default());
+        let place = address::place(&uri, &config.database);
+        Self { config, uri, client, prepared, slots, reserved, streams, running, closing, waiting, waits, place }
     }
 
     pub(super) fn config(&self) -> &MongoConfig {
@@ -117,6 +152,13 @@ impl Connection {
 
     pub(super) fn uri(&self) -> &ConnectionString {
         &self.uri
+    }
+
+    /// How the users' connections are used.
+    pub(super) fn pool(&self) -> PoolReading {
+        let max = self.config.max_pool.max(1) as usize;
+        let (used, pending) = (max - self.slots.available_permits(), self.waiting.load(Relaxed));
+        PoolReading { max, used, pending, waits: Some(self.waits.distribution()) }
     }
 
     /// Whether the server is no member of a replica set; None: it was not reached yet.
@@ -151,6 +193,7 @@ impl Connection {
     /// Runs one operation on the prepared database; it is told how much time it has.
     pub(super) async fn run<T, F>(
         &self,
+        command: Command,
         lane: Lane,
         deadline: Instant,
         operation: impl FnOnce(Prepared, Duration) -> F,
@@ -159,8 +202,18 @@ impl Connection {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let prepared = self.prepared(deadline).await?;
-        self.spawn(lane, deadline, |left| operation(prepared, left)).await
+        let asked = || Asked {
+            place: &self.place,
+            operation: command.name.into(),
+            collection: Some(command.collection),
+            procedure: None,
+            operations: command.writes,
+        };
+        let run = async {
+            let prepared = self.prepared(deadline).await?;
+            self.spawn(lane, deadline, |left| operation(prepared, left)).await
+        };
+        trace::backend(asked, |done: &Result<T, Failure>| done.as_ref().err().map(Failure::for_traces), run).await
     }
 
     /// Waits for what runs, and ends the driver's own tasks. Nothing is sent afterwards.
@@ -252,11 +305,11 @@ impl Connection {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let slots = match lane {
-            Lane::Users => &self.slots,
-            Lane::Reserved => &self.reserved,
+        let slot = match lane {
+            Lane::Users => timeout_at(deadline, self.slot()).await,
+            Lane::Reserved => timeout_at(deadline, self.reserved.clone().acquire_owned()).await,
         };
-        let slot = match timeout_at(deadline, slots.clone().acquire_owned()).await {
+        let slot = match slot {
             Ok(Ok(slot)) => slot,
             Ok(Err(_)) => return Err(Failure::not_done("the store is closed")),
             Err(_) => return Err(Failure::not_done("every connection was busy until the deadline")),
@@ -275,5 +328,38 @@ impl Connection {
             Ok(Err(_)) => Err(Failure::unknown("the operation's task ended without an answer")),
             Err(_) => Err(Failure::out_of_time()),
         }
+    }
+
+    /// A place among the users' operations.
+    async fn slot(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        if let Ok(slot) = self.slots.clone().try_acquire_owned() {
+            self.waits.note(Duration::ZERO);
+            return Ok(slot);
+        }
+        let waiting = Waiting::new(&self.waiting, &self.waits);
+        let slot = self.slots.clone().acquire_owned().await;
+        drop(waiting);
+        slot
+    }
+}
+
+/// One who waits for a place, until it is found or given up.
+struct Waiting<'a> {
+    count: &'a AtomicUsize,
+    waits: &'a Histogram,
+    since: Instant,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize, waits: &'a Histogram) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self { count, waits, since: Instant::now() }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Relaxed);
+        self.waits.note(self.since.elapsed());
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     META,
-    connection::{Connection, Lane},
+    connection::{Command, Connection, Lane},
     failure::Failure,
     write::TRIES,
 };
@@ -26,7 +26,7 @@ use crate::{
 /// majority reads with what was true before it lost its majority.
 pub(super) async fn read(connection: &Connection, deadline: Instant) -> Result<EpochState, StoreError> {
     let found = connection
-        .run(Lane::Reserved, deadline, |prepared, left| {
+        .run(Command::new("find", META), Lane::Reserved, deadline, |prepared, left| {
             let meta = prepared.linearizable(META);
             async move { meta.find_one(filter()).projection(with_age()).max_time(left).await }
         })
@@ -95,7 +95,7 @@ async fn update(
     let mut may_be_done = false;
     for tries_left in (0..TRIES).rev() {
         let (filter, change) = (filter.clone(), change.clone());
-        let done = connection.run(Lane::Reserved, deadline, |prepared, left| {
+        let done = connection.run(Command::new("findAndModify", META), Lane::Reserved, deadline, |prepared, left| {
             let meta = prepared.majority(META);
             async move {
                 let update = meta.find_one_and_update(filter, vec![doc! { "$set": change }]).upsert(upsert);

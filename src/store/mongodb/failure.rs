@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 
 use mongodb::error::{Error, ErrorKind, NO_WRITES_PERFORMED, SYSTEM_OVERLOADED_ERROR, WriteFailure};
 
-use crate::store::StoreError;
+use crate::{store::StoreError, trace::Failed};
 
 /// A failed operation.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub(super) struct Failure {
     meaning: Meaning,
     /// For the log.
     text: Arc<str>,
+    /// Of the server's answer.
+    code: Option<i32>,
     /// Another try may go better at once: a new primary, a new connection.
     pub(super) worth_repeating: bool,
 }
@@ -35,15 +37,15 @@ enum Meaning {
 
 impl Failure {
     pub(super) fn not_done(text: &str) -> Self {
-        Self { meaning: Meaning::NotDone, text: text.into(), worth_repeating: false }
+        Self { meaning: Meaning::NotDone, text: text.into(), code: None, worth_repeating: false }
     }
 
     pub(super) fn out_of_time() -> Self {
-        Self { meaning: Meaning::OutOfTime, text: "the deadline passed".into(), worth_repeating: false }
+        Self { meaning: Meaning::OutOfTime, text: "the deadline passed".into(), code: None, worth_repeating: false }
     }
 
     pub(super) fn unknown(text: &str) -> Self {
-        Self { meaning: Meaning::Unknown, text: text.into(), worth_repeating: false }
+        Self { meaning: Meaning::Unknown, text: text.into(), code: None, worth_repeating: false }
     }
 
     /// From the code of an answer.
@@ -63,13 +65,18 @@ impl Failure {
             13 | 18 => (Meaning::NotDone, false),
             _ => (Meaning::Rejected, false),
         };
-        Self { meaning, text: format!("{text} (code {code})").into(), worth_repeating }
+        Self { meaning, text: format!("{text} (code {code})").into(), code: Some(code), worth_repeating }
     }
 
     /// Done here, but not known to be safe with a majority.
     pub(super) fn not_confirmed(code: i32, text: &str) -> Self {
         let worth_repeating = !matches!(code, 50 | 64 | 100 | 79);
-        Self { meaning: Meaning::Unknown, text: format!("{text} (code {code})").into(), worth_repeating }
+        Self {
+            meaning: Meaning::Unknown,
+            text: format!("{text} (code {code})").into(),
+            code: Some(code),
+            worth_repeating,
+        }
     }
 
     /// It befell what had to be done first: the operation itself was never sent.
@@ -93,6 +100,17 @@ impl Failure {
             self.meaning = Meaning::Unknown;
         }
         self
+    }
+
+    /// In a trace, where no text of the driver may go.
+    pub(super) fn for_traces(&self) -> Failed {
+        match (self.code, self.meaning) {
+            (Some(code), _) => Failed::with_code(code.to_string()),
+            (None, Meaning::OutOfTime) => Failed::because("timeout"),
+            (None, Meaning::NotDone | Meaning::NotPrimary) => Failed::because("unavailable"),
+            (None, Meaning::Unknown) => Failed::because("outcome_unknown"),
+            (None, Meaning::Rejected) => Failed::because("rejected"),
+        }
     }
 
     /// For a read.
@@ -124,7 +142,7 @@ impl fmt::Display for Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let text = error.kind.to_string();
-        let of = |meaning, worth_repeating| Self { meaning, text: text.as_str().into(), worth_repeating };
+        let of = |meaning, worth_repeating| Self { meaning, text: text.as_str().into(), code: None, worth_repeating };
         match error.kind.as_ref() {
             ErrorKind::Command(answer) if error.contains_label(NO_WRITES_PERFORMED) => {
                 Self { meaning: Meaning::NotDone, ..Self::answered(answer.code, &answer.message) }

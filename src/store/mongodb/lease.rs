@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     META, changes,
-    connection::{Connection, Lane},
+    connection::{Command, Connection, Lane},
     failure::Failure,
 };
 use crate::store::{
@@ -53,7 +53,7 @@ pub(super) async fn lead(
             (change, true)
         }
     };
-    let done = connection.run(Lane::Reserved, deadline, |prepared, left| {
+    let done = connection.run(Command::new("findAndModify", META), Lane::Reserved, deadline, |prepared, left| {
         let meta = prepared.majority(META);
         async move {
             let update = meta.find_one_and_update(doc! { "_id": "repairer" }, vec![doc! { "$set": change }]);
@@ -79,7 +79,7 @@ fn with_age() -> Document {
 /// Gives the lease up.
 pub(super) async fn resign(connection: &Connection, me: &str, deadline: Instant) -> Result<(), StoreError> {
     let filter = doc! { "_id": "repairer", "holder": me };
-    let done = connection.run(Lane::Reserved, deadline, |prepared, left| {
+    let done = connection.run(Command::new("findAndModify", META), Lane::Reserved, deadline, |prepared, left| {
         let meta = prepared.majority(META);
         let change = doc! { "$set": { "holder": "", "until": bson::DateTime::from_millis(0) } };
         async move { meta.find_one_and_update(filter, change).max_time(left).await }

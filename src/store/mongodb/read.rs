@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     FEATURES,
-    connection::{Connection, Lane},
+    connection::{Command, Connection, Lane},
     document,
     failure::Failure,
 };
@@ -63,7 +63,7 @@ async fn read_majority(
 async fn read_linearizable(connection: &Connection, key: RecordKey, deadline: Instant) -> Result<State, StoreError> {
     let filter = doc! { "_id": document::id(&key) };
     let found = connection
-        .run(Lane::Users, deadline, |prepared, left| {
+        .run(Command::new("find", FEATURES), Lane::Users, deadline, |prepared, left| {
             let features = prepared.linearizable(FEATURES);
             async move { features.find_one(filter).max_time(left).await }
         })
@@ -86,7 +86,7 @@ pub(super) async fn find(
     let ids: Vec<Document> = keys.iter().map(document::id).collect();
     let batch_size = u32::try_from(ids.len()).unwrap_or(u32::MAX).saturating_add(1); // one more: no getMore for the end
     connection
-        .run(Lane::Users, deadline, |prepared, left| {
+        .run(Command::new("find", FEATURES), Lane::Users, deadline, |prepared, left| {
             let features = prepared.majority(FEATURES);
             async move {
                 let mut find = features.find(doc! { "_id": { "$in": ids } }).batch_size(batch_size).max_time(left);

@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::{
     FEATURES,
-    connection::{Connection, Lane},
+    connection::{Command, Connection, Lane},
     document,
     pipeline::{self, Update},
 };
@@ -29,7 +29,7 @@ pub(super) async fn write(
         let since = may_be_done.then_some(first_sent);
         let Update { filter, pipeline, on_nothing } = pipeline::update(&write, &connection.config().rules, since);
         let upsert = on_nothing.is_none();
-        let done = connection.run(Lane::Users, deadline, |prepared, left| {
+        let done = connection.run(Command::new("findAndModify", FEATURES), Lane::Users, deadline, |prepared, left| {
             let features = prepared.majority(FEATURES);
             async move {
                 features

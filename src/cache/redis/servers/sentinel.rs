@@ -13,7 +13,7 @@ use crate::cache::{
     CacheError,
     redis::{
         config::{Address, InvalidRedisConfig},
-        connections::{Connections, Kinds, Lane},
+        connections::{Connections, Kinds, Lane, Sent},
     },
 };
 
@@ -49,7 +49,8 @@ impl Sentinels {
             let connected = timeout_at(deadline, sentinel.connect()).await.ok()?.ok()?;
             sentinel.trust(Arc::new(connected));
         }
-        let replies = sentinel.send(pipeline, Lane::Swift, deadline).await;
+        let sent = Sent { command: "SENTINEL", procedure: None, items: 2 };
+        let replies = sentinel.send(pipeline, Lane::Swift, sent, deadline).await;
         let Ok(replies) = replies.inspect_err(|_| sentinel.lose()) else { return None };
         Some(answer(&replies))
     }

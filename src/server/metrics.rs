@@ -1,0 +1,51 @@
+//! `/metrics`: all that is counted anywhere, written down for Prometheus. The names are those of OpenTelemetry's semantic
+//! conventions 1.45 where there is one. README.md has the table of them.
+
+mod load;
+mod process;
+mod tiers;
+
+use std::sync::Arc;
+
+use super::{calls::CallMeter, guard::GuardLayer};
+use crate::{
+    api::Api,
+    metrics::{Format, Kind, Text},
+    tiered::Tiered,
+};
+
+/// Who counts.
+#[derive(Clone)]
+pub(super) struct Metrics {
+    pub(super) tiered: Arc<Tiered>,
+    pub(super) api: Api,
+    pub(super) guard: GuardLayer,
+    pub(super) calls: Arc<CallMeter>,
+}
+
+impl Metrics {
+    /// All of it, as it stands now.
+    pub(super) fn text(&self, format: Format) -> String {
+        let mut text = Text::new(format);
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("FEATURESTORE_GIT_COMMIT"))];
+        text.family("featurestore_build", Kind::Info, "Which build this is.").value(&build, 1.0);
+        self.calls(&mut text);
+        tiers::write(&mut text, &self.tiered);
+        load::write(&mut text, &self.tiered, &self.guard);
+        process::write(&mut text);
+        text.finish()
+    }
+
+    fn calls(&self, text: &mut Text) {
+        let help = "How long calls took, by method and code; a stream until its end.";
+        text.family("rpc_server_call_duration_seconds", Kind::Histogram, help);
+        for (method, code, took) in self.calls.durations() {
+            let labels = [("rpc_system_name", "grpc"), ("rpc_method", method), ("rpc_response_status_code", code)];
+            text.histogram(&labels, &took);
+        }
+        text.family("featurestore_bulk_records", Kind::Counter, "Records of bulk streams, by what became of them.");
+        for (outcome, count) in self.api.bulk_records() {
+            text.value(&[("outcome", outcome)], count as f64);
+        }
+    }
+}

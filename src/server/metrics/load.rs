@@ -1,0 +1,72 @@
+//! What is on its way now. All of the gauges named `.._in_flight` are zero when nobody calls: what stays above has leaked.
+
+use super::super::guard::GuardLayer;
+use crate::{
+    metrics::{Kind, Text},
+    tiered::Tiered,
+};
+
+pub(super) fn write(text: &mut Text, tiered: &Tiered, calls: &GuardLayer) {
+    let (reads, writes) = (tiered.l2_reads(), tiered.writes());
+    let gauges = [
+        ("featurestore_calls_in_flight", "Calls that hold a place among limits.max_in_flight.", calls.in_flight()),
+        (
+            "featurestore_bytes_in_flight",
+            "Bytes of requests and answers, among limits.max_bytes_in_flight.",
+            calls.bytes().held(),
+        ),
+        ("featurestore_tasks_in_flight", "Tasks that no call can drop: writes, and what runs flights.", tiered.tasks()),
+        ("featurestore_writes_in_flight", "Writes, those included whose calls have gone.", writes.taken()),
+        (
+            "featurestore_flights_in_flight",
+            "Keys that are being read from L2 on behalf of their callers.",
+            tiered.flights(),
+        ),
+        ("featurestore_l2_reads_in_flight", "Places taken among l2.max_reads.", reads.taken()),
+        ("featurestore_l2_reads_waiting", "Reads of L2 that wait for a place.", reads.waiting()),
+    ];
+    for (name, help, value) in gauges {
+        text.family(name, Kind::Gauge, help).value(&[], value as f64);
+    }
+    let shed = [
+        (
+            "featurestore_bytes_shed",
+            "Calls and answers that were refused as bytes were short.",
+            calls.bytes().refused(),
+        ),
+        ("featurestore_l2_reads_shed", "Reads of L2 that found no place in time.", reads.shed()),
+        ("featurestore_writes_shed", "Writes that were refused as too many.", writes.shed()),
+    ];
+    for (name, help, value) in shed {
+        text.family(name, Kind::Counter, help).value(&[], value as f64);
+    }
+    pools(text, tiered);
+}
+
+/// Connections to Redis and MongoDB; nothing where a tier has none.
+fn pools(text: &mut Text, tiered: &Tiered) {
+    let pools =
+        [(tiered.cache().info().kind, tiered.cache().pool()), (tiered.store().info().kind, tiered.store().pool())];
+    let pools: Vec<_> = pools.into_iter().filter_map(|(kind, pool)| Some((kind, pool?))).collect();
+    let name = |kind: &&'static str| ("db_client_connection_pool_name", *kind);
+    text.family("db_client_connection_count", Kind::Gauge, "Connections to a backend that are in use.");
+    for (kind, pool) in &pools {
+        text.value(&[name(kind), ("db_client_connection_state", "used")], pool.used as f64);
+    }
+    text.family("db_client_connection_max", Kind::Gauge, "Connections to a backend at most.");
+    for (kind, pool) in &pools {
+        text.value(&[name(kind)], pool.max as f64);
+    }
+    let help = "Operations that wait for a connection, or on a shared one for their answer.";
+    text.family("db_client_connection_pending_requests", Kind::Gauge, help);
+    for (kind, pool) in &pools {
+        text.value(&[name(kind)], pool.pending as f64);
+    }
+    let help = "How long operations waited for a connection.";
+    text.family("db_client_connection_wait_time_seconds", Kind::Histogram, help);
+    for (kind, pool) in &pools {
+        if let Some(waits) = &pool.waits {
+            text.histogram(&[name(kind)], waits);
+        }
+    }
+}

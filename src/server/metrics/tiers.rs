@@ -1,0 +1,127 @@
+//! What the tiers did, and how they are used: the protocol's own numbers.
+
+use crate::{
+    metrics::{Kind, Text},
+    tiered::{
+        Tiered,
+        meter::{Meter, Reading},
+        mode::TierMode,
+    },
+};
+
+pub(super) fn write(text: &mut Text, tiered: &Tiered) {
+    let tiers = [("l1", &tiered.l1_meter), ("l2", &tiered.l2_meter)];
+    reads(text, &tiers);
+    let help = "How long a tier took for one batch, by what it was asked to do.";
+    text.family("featurestore_tier_operation_duration_seconds", Kind::Histogram, help);
+    for (tier, meter) in tiers {
+        for (operation, took) in meter.durations() {
+            text.histogram(&[("tier", tier), ("operation", operation.name())], &took);
+        }
+    }
+    use_of_tiers(text, tiered);
+    let help = "Entries that calls told L1 of, by step of the protocol and by what became of them.";
+    text.family("featurestore_l1_entries", Kind::Counter, help);
+    for (step, outcome, count) in tiered.outcomes.reading() {
+        text.value(&[("step", step), ("outcome", outcome)], count as f64);
+    }
+    let counters = [
+        (
+            "featurestore_coalesced_reads",
+            "Keys that were read from L2 together with another caller's.",
+            tiered.coalesced_reads(),
+        ),
+        ("featurestore_degraded_reads", "Reads that were answered degraded.", tiered.degraded_reads.get()),
+        (
+            "featurestore_writes_not_cached",
+            "Records that are durable, but that L1 did not confirm.",
+            tiered.writes_not_cached.get(),
+        ),
+    ];
+    for (name, help, count) in counters {
+        text.family(name, Kind::Counter, help).value(&[], count as f64);
+    }
+    let help = "Keys that L1 may hold old values of, and that must be removed before it is trusted.";
+    text.family("featurestore_l1_doubted_keys", Kind::Gauge, help).value(&[], tiered.trust().remembered() as f64);
+    repairs(text, tiered);
+}
+
+fn reads(text: &mut Text, tiers: &[(&str, &Meter)]) {
+    let readings: Vec<_> = tiers.iter().map(|(tier, meter)| (*tier, meter.reading())).collect();
+    type Count = fn(&Reading) -> u64;
+    let counts: [(&str, &str, Count); 3] = [
+        ("featurestore_tier_hits", "Entities that a tier answered.", |reading| reading.hits),
+        ("featurestore_tier_misses", "Entities that a tier could not answer.", |reading| reading.misses),
+        ("featurestore_tier_errors", "Commands to a tier that failed.", |reading| reading.errors),
+    ];
+    for (name, help, count) in counts {
+        text.family(name, Kind::Counter, help);
+        for (tier, reading) in &readings {
+            text.value(&[("tier", tier)], count(reading) as f64);
+        }
+    }
+    let help = "Of the hits of L1 the ones that it knew to be absent.";
+    text.family("featurestore_tier_negative_hits", Kind::Counter, help);
+    text.value(&[("tier", "l1")], readings[0].1.negative_hits as f64);
+}
+
+fn use_of_tiers(text: &mut Text, tiered: &Tiered) {
+    let reach = *tiered.reach().borrow();
+    text.family("featurestore_tier_up", Kind::Gauge, "Whether a tier answers now.");
+    for (tier, up) in [("l1", reach.l1), ("l2", reach.l2)] {
+        text.value(&[("tier", tier)], f64::from(up));
+    }
+    let help = "How a tier is used now: 1 for one mode. Bypassed and probing: its breaker is open.";
+    text.family("featurestore_tier_mode", Kind::Gauge, help);
+    for (tier, now) in [("l1", tiered.l1_mode()), ("l2", tiered.l2_mode())] {
+        for mode in TierMode::ALL {
+            text.value(&[("tier", tier), ("mode", mode.name())], f64::from(mode == now));
+        }
+    }
+}
+
+fn repairs(text: &mut Text, tiered: &Tiered) {
+    let (reading, audit) = (tiered.repairs().reading(), tiered.audit());
+    let gauges = [
+        ("featurestore_repair_leader", "Whether this server repairs L1 now.", f64::from(reading.leading)),
+        (
+            "featurestore_repair_lag_seconds",
+            "From a change of L2 to when it was made good in L1, of the last ones.",
+            reading.lag.as_secs_f64(),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        text.family(name, Kind::Gauge, help).value(&[], value);
+    }
+    let counters = [
+        (
+            "featurestore_repair_written",
+            "Writes of servers that were made good in L1, in both passes.",
+            reading.written,
+        ),
+        (
+            "featurestore_repair_edited",
+            "Edits of L2 by others that were made good in L1, in both passes.",
+            reading.edited,
+        ),
+        (
+            "featurestore_repair_dropped",
+            "Entries of L1 that the repairer found older than a write, and removed.",
+            reading.dropped,
+        ),
+        (
+            "featurestore_repair_cold_starts",
+            "Times that L1 had to start cold, as changes could not be told one by one.",
+            reading.epochs,
+        ),
+        ("featurestore_audit_checks", "Entries of L1 that were compared with L2.", audit.checks()),
+        (
+            "featurestore_audit_disagreements",
+            "Of those the ones that were older than L2, and still were after 1 s.",
+            audit.disagreements(),
+        ),
+    ];
+    for (name, help, count) in counters {
+        text.family(name, Kind::Counter, help).value(&[], count as f64);
+    }
+}

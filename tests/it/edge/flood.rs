@@ -71,8 +71,10 @@ async fn a_request_that_is_begun_and_never_ended_does_not_keep_its_place() {
     let (answer, mut body) = send.send_request(raw::head("GetFeatures").body(()).unwrap(), false).unwrap();
     let message = raw::framed(&get(["a"]));
     body.send_data(message.slice(..3), false).unwrap();
+    // Not seen by another call: that could take the only place itself just then.
+    eventually("the place to be taken", async || another(&server, "calls_in_flight").await == 1.0).await;
     let mut client = server.client().await;
-    eventually("the place to be taken", async || client.get_features(get(["a"])).await.is_err()).await;
+    assert!(client.get_features(get(["a"])).await.is_err());
     let (code, _) = tokio::time::timeout(PATIENCE, raw::finish(answer)).await.unwrap().unwrap();
     assert_eq!(code, Code::DeadlineExceeded);
     client.get_features(get(["a"])).await.unwrap();

@@ -199,7 +199,9 @@ impl StoredRecord {
             let field = take_delimited(&mut rest).ok_or(Corrupt("segment 2 is cut off"))?;
             if tag == 7 {
                 let at = Timestamp::decode(field).map_err(|_| Corrupt("the write time cannot be read"))?;
-                return Ok(Millis(at.seconds * 1000 + i64::from(at.nanos) / 1_000_000));
+                let millis =
+                    at.seconds.checked_mul(1000).and_then(|ms| ms.checked_add(i64::from(at.nanos) / 1_000_000));
+                return millis.map(Millis).ok_or(Corrupt("the write time is out of bounds"));
             }
         }
         Err(Corrupt("there is no write time"))
@@ -363,6 +365,15 @@ mod tests {
         let bytes = StoredRecord::encode(&sample()).0;
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, include_str!("encoding/v1.hex").trim());
+    }
+
+    #[test]
+    fn a_write_time_beyond_all_times_is_corrupt() {
+        let mut bytes = StoredRecord::encode(&Snapshot { features: Features::new(), ..sample() }).0.to_vec();
+        bytes.truncate(HEADER_BYTES);
+        encoding::message::encode(7, &Timestamp { seconds: i64::MAX, nanos: 0 }, &mut bytes);
+        let record = StoredRecord::parse_summed(bytes.into()).unwrap();
+        assert_eq!(record.decode(), Err(Corrupt("the write time is out of bounds")));
     }
 
     #[test]

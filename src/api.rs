@@ -6,6 +6,8 @@
 mod bulk;
 mod convert;
 mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod info;
 mod matrix;
 mod rows;

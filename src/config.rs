@@ -3,6 +3,8 @@
 //! The defaults are a commented file, embedded in the binary, and that file is also the reference. All sources become
 //! texts by key (`sources`), which are parsed once, here, so that every error is told at once and by the key's name.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod parse;
 mod sources;
 

@@ -16,6 +16,8 @@
 //! The layout is final: a change gets a new format version, and this one is still read. Features are found by
 //! scanning tags, never by decoding values (`FeatureEntries`, `Projection`).
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod matrix;
 mod projection;
 #[cfg(test)]

@@ -9,12 +9,12 @@ usage() {
 fuzz/run.sh [--seconds N] [--minimize] [TARGET...]
 
 Runs each fuzz target (all of fuzz/fuzz_targets, unless some are named) under libFuzzer from the inputs in fuzz/corpus: first
-all of them, then what is made of them, for a few seconds in all. It needs a C++ compiler and a stable Rust; the targets are
-built into target/fuzz. What a target fails on is written to target/fuzz/artifacts; run that file again by
-`target/fuzz/TARGET FILE`. `cargo fuzz run --sanitizer none TARGET` does the same where cargo-fuzz is installed.
+each of them, then 20,000 that are made of them, which takes some seconds in all. It needs a C++ compiler, but no nightly Rust;
+all it writes is in target/fuzz. An input that a target fails on goes to target/fuzz/artifacts and is shown; put it into
+fuzz/corpus/TARGET, where `cargo test fuzzing` runs it without libFuzzer.
 
-  --seconds N   how long each target runs; new inputs that reach new code are collected in target/fuzz/corpus
-  --minimize    afterwards, make fuzz/corpus the fewest inputs that reach all the code reached by it and by what was collected
+  --seconds N   run each target so long instead; inputs that reach new code are collected in target/fuzz/corpus
+  --minimize    then make fuzz/corpus the fewest inputs that reach all that it and what was collected reach
 USAGE
 }
 
@@ -41,8 +41,9 @@ done
 # With a target named, the flags are not for build scripts and macros.
 host=$(rustc -vV | sed -n 's/^host: //p')
 built="target/fuzz/$host/release"
-if ! RUSTFLAGS="$flags" cargo build --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --target "$host" --release --locked; then
-  echo "If it is the lock file that needs an update: cargo update --workspace --manifest-path fuzz/Cargo.toml" >&2
+build=(cargo build --locked --release --manifest-path fuzz/Cargo.toml --target-dir target/fuzz --target "$host")
+if ! RUSTFLAGS="$flags" "${build[@]}"; then
+  echo "If fuzz/Cargo.lock is behind Cargo.lock: cp Cargo.lock fuzz && cargo update -w --manifest-path fuzz/Cargo.toml" >&2
   exit 1
 fi
 
@@ -50,10 +51,10 @@ mkdir -p target/fuzz/artifacts
 for target in "${targets[@]}"; do
   kept="fuzz/corpus/$target" found="target/fuzz/corpus/$target" log="target/fuzz/$target.log"
   mkdir -p "$kept" "$found"
-  # A few MiB of memory and 10 s for one input are far more than any needs.
-  options=(-artifact_prefix="target/fuzz/artifacts/$target-" -timeout=10 -rss_limit_mb=2048 -max_len=4096 -print_final_stats=1)
+  # 10 s for an input, and this memory, are far more than any needs.
+  options=(-artifact_prefix="target/fuzz/artifacts/$target-" -print_final_stats=1)
+  options+=(-timeout=10 -rss_limit_mb=2048 -max_len=4096)
   if ((seconds)); then options+=(-max_total_time="$seconds"); else options+=(-runs="$runs" -seed=1); fi
-  [[ -e fuzz/$target.dict ]] && options+=(-dict="fuzz/$target.dict")
   if ! "$built/$target" "${options[@]}" "$found" "$kept" >"$log" 2>&1; then
     tail -n 40 "$log" >&2
     echo "FAILED: the fuzz target $target; the input is in target/fuzz/artifacts" >&2

@@ -12,8 +12,8 @@ Lints, builds, runs the example against a fresh server, and runs all tests again
 they start themselves. Needs Rust, Python 3.11 with pip, and the package registries; what else it needs it gets into
 target/tools, once. It ends with cargo test's own lines; the exit code is 0 only if everything held.
 
-  --quick              leave out the lints: fmt, clippy, the slim build, instruction counts, cargo-deny, buf, shellcheck,
-                       hadolint, the image's plan, the Helm chart, compose
+  --quick              leave out the lints: fmt, clippy, the slim build, instruction counts, fuzz targets, cargo-deny, buf,
+                       shellcheck, hadolint, the image's plan, the Helm chart, compose
   REQUIRE_BACKENDS=0   in the environment: a missing redis-server or mongod is announced instead of being an error
   MONGOD_BIN=...       the mongod to use
 USAGE
@@ -87,6 +87,16 @@ image() {
   fi
 }
 
+# The kept inputs of the fuzz targets, and some made of them.
+fuzz() {
+  say "fuzz/run.sh"
+  if command -v "${CXX:-c++}" >/dev/null; then
+    fuzz/run.sh
+  else
+    left_out "the fuzz targets: there is no C++ compiler for libFuzzer (cargo test runs their kept inputs all the same)"
+  fi
+}
+
 lints() {
   say "cargo fmt"
   cargo fmt --check
@@ -95,10 +105,11 @@ lints() {
   say "cargo check, the slim build: no Redis, no MongoDB, no OpenTelemetry"
   cargo check --no-default-features --locked
   instruction_counts
+  fuzz
   lint cargo-deny --locked check bans licenses sources
   lint buf lint
-  lint shellcheck --external-sources test.sh tests/storm.sh benches/compare/run.sh benches/h2load.sh .ci/run \
-    deploy/helm/check.sh deploy/check-image.sh
+  lint shellcheck --external-sources test.sh tests/storm.sh benches/compare/run.sh benches/h2load.sh fuzz/run.sh \
+    .ci/run deploy/helm/check.sh deploy/check-image.sh
   lint hadolint deploy/Dockerfile
   image
   chart

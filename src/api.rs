@@ -7,6 +7,8 @@ mod audit;
 mod bulk;
 mod convert;
 mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod in_flight;
 mod info;
 mod matrix;

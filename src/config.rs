@@ -3,6 +3,8 @@
 //! The defaults are a commented file, embedded in the binary, and that file is also the reference. All sources become
 //! texts by key (`sources`), which are parsed once, here, so that every error is told at once and by the key's name.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod parse;
 mod sources;
 
@@ -250,6 +252,9 @@ impl Config {
         {
             p.wrong("mongodb.database", "may have 63 bytes and no space, /, \\, ., \" or $");
         }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log_filter) {
+            p.wrong("log.filter", format!("{:?} is no filter: {error}", self.log_filter));
+        }
         if self.default_ttl > limits.max_ttl {
             p.wrong("ttl.default", "must not be above limits.max_ttl");
         }
@@ -406,6 +411,43 @@ mod tests {
         let errors = load_with(&flags, &environment).unwrap_err();
         for part in ["lisen", "l1.timeout", "50ms", "limits.max_entities", "listen", "--insecure-bind"] {
             assert!(errors.contains(part), "{part} in {errors}");
+        }
+    }
+
+    fn load_file(text: &str) -> Result<(Config, Effective), String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("featurestore.toml");
+        std::fs::write(&file, text).unwrap();
+        Config::load(&Flags { config: Some(file), ..Flags::default() }, []).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_refused_by_its_line_and_without_its_text() {
+        let told = load_file("[redis]\npassword = \"canary\nport = 1\n").unwrap_err();
+        assert!(told.contains("featurestore.toml: line 2, column ") && !told.contains("canary"), "{told}");
+    }
+
+    #[test]
+    fn a_section_without_keys_must_be_one_of_ours_too() {
+        assert!(load_file("[limits]\n[l1]\n").is_ok());
+        let told = load_file("listen = {}\n[limit]\n").unwrap_err();
+        assert!(told.contains("listen: must not be empty") && told.contains("limit: there is no such key"), "{told}");
+    }
+
+    #[test]
+    fn what_is_in_effect_is_shown_as_toml_that_gives_the_same() {
+        let (config, effective) = load_file("data_dir = \"a\\u0001\\\"b\\n\"\n[l1]\nttl = \"2h\"\n").unwrap();
+        let (again, _) = load_file(&effective.to_string()).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{config:?}"));
+    }
+
+    #[test]
+    fn what_no_clock_counts_and_no_filter_are_told_with_the_rest() {
+        let told =
+            load(&[("FEATURESTORE_DEADLINES_READ", "1000000000years"), ("RUST_LOG", "a=b=c"), ("REDIS_PORT", "x")]);
+        let told = told.unwrap_err();
+        for key in ["deadlines.read: may be 10000 years", "log.filter: \"a=b=c\"", "redis.port"] {
+            assert!(told.contains(key), "{key} in {told}");
         }
     }
 

@@ -30,6 +30,9 @@ pub mod api;
 pub mod app;
 pub mod cache;
 pub mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod metrics;
 pub mod proto;
 pub mod record;

@@ -24,6 +24,15 @@ pub struct InvalidName(String);
 /// The feature view of requests that name none.
 pub const DEFAULT_VIEW: &str = "default";
 
+/// A name as errors show it, cut off where it is much longer than a feature's may be: nobody is sent megabytes of his own.
+pub(crate) fn quoted(name: &str) -> String {
+    const MAX_BYTES: usize = 136;
+    match name.floor_char_boundary(MAX_BYTES) {
+        end if end == name.len() => format!("{name:?}"),
+        end => format!("{:?}...", &name[..end]),
+    }
+}
+
 /// A feature view's name: `[a-z][a-z0-9_]{0,62}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeatureView(Arc<str>);
@@ -39,7 +48,8 @@ impl FeatureView {
         if good {
             Ok(Self(name.into()))
         } else {
-            Err(InvalidName(format!("feature view {name:?} must match [a-z][a-z0-9_]{{0,62}}")))
+            let name = quoted(name);
+            Err(InvalidName(format!("feature view {name} must match [a-z][a-z0-9_]{{0,62}}")))
         }
     }
 
@@ -113,8 +123,9 @@ impl FeatureName {
         if Self::is_allowed(name) {
             Ok(Self(name.into()))
         } else {
+            let name = quoted(name);
             Err(InvalidName(format!(
-                "feature name {name:?} must match [A-Za-z_][A-Za-z0-9_:-]* and have at most {MAX_FEATURE_NAME_BYTES} bytes"
+                "feature name {name} must match [A-Za-z_][A-Za-z0-9_:-]* and have at most {MAX_FEATURE_NAME_BYTES} bytes"
             )))
         }
     }
@@ -299,6 +310,14 @@ mod tests {
         for good in ["_", "a:b-c_9", "Z", &"a".repeat(128)] {
             assert_eq!(FeatureName::parse(good).unwrap().as_str(), good);
         }
+    }
+
+    #[test]
+    fn a_name_in_an_error_is_cut_where_it_is_longer_than_any_may_be() {
+        assert_eq!(quoted("mean \"radius"), r#""mean \"radius""#);
+        assert_eq!(quoted(&"a".repeat(136)).len(), 138);
+        assert_eq!(quoted(&format!("a{}", "é".repeat(90))), format!("\"a{}\"...", "é".repeat(67)));
+        assert!(FeatureName::parse(&"$".repeat(1 << 20)).unwrap_err().to_string().len() < 400);
     }
 
     #[test]

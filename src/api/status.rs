@@ -6,7 +6,7 @@ use std::fmt::Display;
 use tonic::Status;
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
-use super::failure::Failure;
+use super::failure::{Failure, told};
 use crate::{access::Denied, proto::Error};
 
 /// The domain of every ErrorInfo.
@@ -49,7 +49,8 @@ impl From<Failure> for Status {
         let mut details = ErrorDetails::new();
         details.set_error_info(reason, ERROR_DOMAIN, metadata.into_iter().collect::<std::collections::HashMap<_, _>>());
         if !violations.is_empty() {
-            let violations = violations.into_iter().map(|v| FieldViolation::new(v.field, v.message));
+            let told = told(&violations);
+            let violations = violations.into_iter().take(told).map(|v| FieldViolation::new(v.field, v.message));
             details.set_bad_request(violations.collect::<Vec<_>>());
         }
         if let Some(retry_after) = retry_after {

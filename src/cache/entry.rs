@@ -20,6 +20,9 @@
 //!   turns pending: as long as its value, at most `pending_ms`. MARK prolongs any of them to the end of its permit; nothing
 //!   else does, ACQUIRE least of all. So a pending entry never has more than `pending_ms` to live.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 use std::collections::BTreeMap;
 
 use super::{Acquired, Effect, LEASE, MAX_PERMITS, Marked, PENDING, PERMIT};

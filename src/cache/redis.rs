@@ -7,6 +7,8 @@
 mod config;
 mod connections;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod probe;
 mod reader;
 mod scripts;

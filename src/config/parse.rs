@@ -8,6 +8,9 @@ use super::{
     sources::{Settings, is_secret},
 };
 
+/// More than anybody means, and far from what a clock cannot count.
+const MAX_DURATION: Duration = Duration::from_secs(315_576_000_000);
+
 pub(super) struct Parser {
     settings: Settings,
     errors: Vec<String>,
@@ -25,8 +28,9 @@ impl Parser {
     /// What is in effect, as TOML, secrets redacted.
     pub(super) fn shown(&self) -> String {
         let shown = |(key, setting): (&String, &super::sources::Setting)| {
-            let text = if is_secret(key) { "<redacted>" } else { &setting.text };
-            format!("{key} = {text:?}  # from {}\n", setting.source)
+            let text = if is_secret(key) { "<redacted>" } else { setting.text.as_str() };
+            let text = toml::Value::String(text.to_owned());
+            format!("{key} = {text}  # from {}\n", setting.source)
         };
         self.settings.iter().map(shown).collect()
     }
@@ -98,7 +102,12 @@ impl Parser {
     pub(super) fn duration_or_zero(&mut self, key: &str) -> Duration {
         let text = self.text(key);
         let duration = self.parsed::<humantime::Duration>(key, &text, "a duration with its unit, as 50ms, 2s, 7days");
-        duration.map_or(Duration::from_millis(1), Duration::from)
+        let duration = duration.map_or(Duration::from_millis(1), Duration::from);
+        if duration > MAX_DURATION {
+            self.wrong(key, "may be 10000 years at most");
+            return MAX_DURATION;
+        }
+        duration
     }
 
     pub(super) fn one_of<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {

@@ -126,28 +126,40 @@ fn only_known(settings: Settings, known: &[String], errors: &mut Vec<String>) ->
         }
         is_known
     };
-    settings.into_iter().filter(|(key, setting)| is_known(key, setting, errors)).collect()
+    let is_empty_section = |key: &String, setting: &Setting| {
+        let holds = |of: &String| of.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+        setting.text.is_empty() && known.iter().any(holds)
+    };
+    let settings = settings.into_iter().filter(|(key, setting)| !is_empty_section(key, setting));
+    settings.filter(|(key, setting)| is_known(key, setting, errors)).collect()
 }
 
 fn from_toml(text: &str, source: &str, errors: &mut Vec<String>) -> Settings {
     let mut settings = Settings::new();
     match text.parse::<toml::Table>() {
         Ok(table) => flatten("", table, source, &mut settings),
-        Err(error) => {
-            // Its whole text quotes the line, which may hold a secret.
-            let line =
-                text.get(..error.span().map_or(0, |span| span.start)).unwrap_or_default().matches('\n').count() + 1;
-            errors.push(format!("{source}: line {line}: {}", error.message().replace('\n', ", ")));
-        }
+        Err(error) => errors.push(format!("{source}: {}", syntax_error(text, &error))),
     }
     settings
+}
+
+/// Where and why, without the line itself: it may hold a secret.
+fn syntax_error(text: &str, error: &toml::de::Error) -> String {
+    let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start.min(text.len()))];
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
+    format!("line {line}, column {column}: {}", error.message().replace('\n', ", "))
 }
 
 fn flatten(prefix: &str, table: toml::Table, source: &str, settings: &mut Settings) {
     for (name, value) in table {
         let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
         match value {
-            toml::Value::Table(table) => flatten(&key, table, source, settings),
+            toml::Value::Table(table) if !table.is_empty() => flatten(&key, table, source, settings),
+            // Its key must be known all the same.
+            toml::Value::Table(_) => {
+                settings.insert(key, Setting { text: String::new(), source: source.to_owned() });
+            }
             toml::Value::String(text) => {
                 settings.insert(key, Setting { text, source: source.to_owned() });
             }

@@ -16,6 +16,8 @@
 //! The layout is final: a change gets a new format version, and this one is still read. Features are found by
 //! scanning tags, never by decoding values (`FeatureEntries`, `Projection`).
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod matrix;
 mod projection;
 #[cfg(test)]
@@ -183,7 +185,9 @@ impl StoredRecord {
             let field = take_delimited(&mut rest).ok_or(Corrupt("segment 2 is cut off"))?;
             if tag == 7 {
                 let at = Timestamp::decode(field).map_err(|_| Corrupt("the write time cannot be read"))?;
-                return Ok(Millis(at.seconds * 1000 + i64::from(at.nanos) / 1_000_000));
+                let millis =
+                    at.seconds.checked_mul(1000).and_then(|ms| ms.checked_add(i64::from(at.nanos) / 1_000_000));
+                return millis.map(Millis).ok_or(Corrupt("the write time is out of bounds"));
             }
         }
         Err(Corrupt("there is no write time"))
@@ -430,6 +434,15 @@ mod tests {
         let newer = Err(Corrupt("a format version of a newer featurestore"));
         assert_eq!(StoredRecord::parse(bytes.clone().into()), newer);
         assert_eq!(StoredRecord::parse_summed(bytes.into()), newer);
+    }
+
+    #[test]
+    fn a_write_time_beyond_all_times_is_corrupt() {
+        let mut bytes = StoredRecord::encode(&Snapshot { features: Features::new(), ..sample() }).0.to_vec();
+        bytes.truncate(HEADER_BYTES);
+        encoding::message::encode(7, &Timestamp { seconds: i64::MAX, nanos: 0 }, &mut bytes);
+        let record = StoredRecord::parse_summed(bytes.into()).unwrap();
+        assert_eq!(record.decode(), Err(Corrupt("the write time is out of bounds")));
     }
 
     #[test]

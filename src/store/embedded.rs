@@ -8,6 +8,8 @@ mod chain;
 mod engine;
 mod envelope;
 mod epoch;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod group;
 mod open;
 mod queue;

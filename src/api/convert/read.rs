@@ -14,6 +14,7 @@ use crate::{
     record::{
         RecordKey, Revision,
         encoding::{Columns, Projection},
+        quoted,
     },
     tiered::{Consistency, ReadRequest},
 };
@@ -94,11 +95,10 @@ pub(in crate::api) fn read(request: GetFeaturesRequest, limits: &Limits) -> Resu
             None
         }
     });
-    for (id, revision) in &min_revisions {
-        if *revision < 0 {
-            let field = format!("min_revisions[{id:?}]");
-            wrong.push(Violation::new(field, "INVALID_REVISION", "a revision must not be negative"));
-        }
+    // No limit bounds their number; of many bad ones the first say enough.
+    for (id, _) in min_revisions.iter().filter(|(_, revision)| **revision < 0).take(limits.max_entities) {
+        let field = format!("min_revisions[{}]", quoted(id));
+        wrong.push(Violation::new(field, "INVALID_REVISION", "a revision must not be negative"));
     }
     if !wrong.is_empty() {
         return Err(Failure::invalid(wrong));

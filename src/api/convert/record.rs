@@ -10,7 +10,7 @@ use crate::{
         failure::{Failure, Violation},
     },
     proto::{FeatureRecord, Value, WriteMode as ProtoWriteMode, value::Kind},
-    record::{EntityId, FeatureName, Features, Lifetime, Millis, Record, Revision, WriteMode, encoding},
+    record::{EntityId, FeatureName, Features, Lifetime, Millis, Record, Revision, WriteMode, encoding, quoted},
 };
 
 use super::unknown_enum;
@@ -93,7 +93,7 @@ pub(super) fn parse_record(
 fn parse_features(features: std::collections::BTreeMap<String, Value>, wrong: &mut Vec<Violation>) -> Features {
     let mut parsed = Features::new();
     for (name, value) in features {
-        let field = || format!("features[{name:?}]");
+        let field = || format!("features[{}]", quoted(&name));
         match FeatureName::parse(&name) {
             Err(why) => wrong.push(Violation::new(field(), "INVALID_FEATURE_NAME", why)),
             Ok(_) if !has_kind(&value) => {

@@ -51,6 +51,14 @@ impl RedisConfig {
     /// `rediss` for TLS. Two connections.
     pub fn parse(url: &str) -> Result<Self, InvalidRedisConfig> {
         let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        // Then a part of the password would be taken for something else, and be shown.
+        let after_hosts = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
+        if after_hosts.contains('@') || rest.contains('#') {
+            return invalid(
+                "a Redis address holds an @ or a # where none can be: percent-encode what is special in a user or a \
+                 password (/ as %2F, ? as %3F, @ as %40, # as %23)",
+            );
+        }
         let tls = if scheme.starts_with("rediss") { "rediss" } else { "redis" };
         let (place, server) = match scheme {
             "redis" | "rediss" => (Place::One, read(url)?),
@@ -302,6 +310,9 @@ mod tests {
             ("http://:secret@host", "begins with"),
             ("secret@host", "begins with"),
             ("redis://:secret@host/nine", "cannot be read"),
+            ("redis-sentinel://user:9/secret@a,b/m", "percent-encode"),
+            ("redis://user:9/0?secret@host", "percent-encode"),
+            ("redis://user:x@secret@#@host", "percent-encode"),
         ] {
             let error = RedisConfig::parse(url).unwrap_err().to_string();
             assert!(error.contains(why) && !error.contains("secret@"), "{url}: {error}");

@@ -77,6 +77,17 @@ fn checksum(key: &CacheKey, packed: &[u8]) -> u32 {
     sum.finalize()
 }
 
+/// Bytes whose version and checksum were put right.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn summed(key: &CacheKey, mut packed: Vec<u8>) -> Bytes {
+    if packed.len() >= HEADER_BYTES {
+        packed[1] = FORMAT_VERSION;
+        let sum = checksum(key, &packed);
+        packed[2..6].copy_from_slice(&sum.to_le_bytes());
+    }
+    packed.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,8 +26,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-use self::reply::Replies;
-pub(super) use self::reply::Reply;
+pub(super) use self::reply::{NotRedis, Replies, Reply};
 
 /// Replies are read in pieces of about this size, so that a batch of rows takes few of them.
 const PIECE: usize = 128 << 10;
@@ -214,7 +213,7 @@ impl SharedState {
                         let _ = answer.send(reply);
                     }
                     Ok(None) => break,
-                    Err(reply::NotRedis) => return self.close(),
+                    Err(NotRedis) => return self.close(),
                 }
             }
         }

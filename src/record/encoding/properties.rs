@@ -6,18 +6,13 @@ use prost::Message as _;
 
 use super::*;
 use crate::{
+    fuzzing::client,
     proto::{
         BoolList, BytesList, DoubleList, EncodedRow, FloatList, Int32List, Int64List, RowStatus, Source, StringList,
         value::Kind,
     },
     record::FeatureName,
 };
-
-/// The row as any client decodes it.
-#[allow(missing_docs, unreachable_pub, dead_code, clippy::all, reason = "generated")]
-mod client {
-    include!(concat!(env!("OUT_DIR"), "/client/featurestore.v1.rs"));
-}
 
 fn kinds() -> impl Strategy<Value = Kind> {
     let doubles = || prop_oneof![any::<f64>(), Just(f64::NAN), Just(-0.0), Just(f64::INFINITY)];

@@ -208,6 +208,17 @@ fn checksum(key: &[u8], bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// Bytes whose version and checksum were put right.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn summed(key: &[u8], mut bytes: Vec<u8>) -> Bytes {
+    if bytes.len() >= HEADER_BYTES {
+        bytes[0] = FORMAT_VERSION;
+        let sum = checksum(key, &bytes);
+        bytes[4..8].copy_from_slice(&sum.to_le_bytes());
+    }
+    bytes.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

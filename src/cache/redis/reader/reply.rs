@@ -24,11 +24,11 @@ pub(in crate::cache::redis) enum Reply {
 
 /// What came is no reply that reads meet.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct NotRedis;
+pub(in crate::cache::redis) struct NotRedis;
 
 /// Takes replies off a stream of bytes.
 #[derive(Debug, Default)]
-pub(super) struct Replies {
+pub(in crate::cache::redis) struct Replies {
     /// The array that is being read, and how many of its strings are still to come.
     array: Option<(Vec<Option<Bytes>>, usize)>,
 }
@@ -38,7 +38,7 @@ type Taken<'a> = (&'a [u8], usize);
 
 impl Replies {
     /// The next whole reply, which is then gone from the buffer; None: more has to come.
-    pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Reply>, NotRedis> {
+    pub(in crate::cache::redis) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Reply>, NotRedis> {
         if self.array.is_none() {
             let Some((line, len)) = first_line(buffer)? else { return Ok(None) };
             let (kind, text) = line.split_first().ok_or(NotRedis)?;

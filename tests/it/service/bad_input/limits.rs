@@ -190,3 +190,32 @@ async fn a_request_message_larger_than_allowed_is_refused_and_the_connection_goe
     assert!(ended.as_ref().is_some_and(refuses), "{ended:?}");
     super::nothing_is_left(&mut client, "too large").await;
 }
+
+/// What is told of a call fits into what clients take of a header list: 16 KiB here, 8 KiB in Python and Java.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_very_much_that_is_wrong_clients_are_told_the_first_and_how_much_more() {
+    let server = Server::start(&[]).await;
+    let mut client = server.client().await;
+    let status = client.get_features(get([""; 1000])).await.unwrap_err();
+    let refused = Refusal::of(&status);
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::InvalidArgument, "INVALID_ENTITY_ID"));
+    assert_eq!(refused.fields[..2], ["entity_ids[0]", "entity_ids[1]"]);
+    let rest = format!("; and {} more", 1000 - refused.fields.len());
+    assert!(status.message().ends_with(&rest), "{}", status.message());
+
+    let name = |number| format!("\u{1}{number}{}", "é".repeat(10_000));
+    let features = (0..100).map(|number| (name(number), double(1.0))).collect();
+    let bad = FeatureRecord { features, ..record("LEFT", []) };
+    let status = client.upsert_features(upsert(bad)).await.unwrap_err();
+    let refused = Refusal::of(&status);
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::InvalidArgument, "INVALID_FEATURE_NAME"));
+    assert!(status.message().ends_with(" more") && !refused.fields.is_empty());
+
+    let view = GetFeaturesRequest { feature_view: "V".repeat(1 << 20), ..get(["A"]) };
+    let refused = Refusal::of(&client.get_features(view).await.unwrap_err());
+    assert_eq!((refused.code, refused.fields), (Code::InvalidArgument, vec!["feature_view".to_owned()]));
+    let negative = (0..100_000).map(|number| (format!("A{number}"), -1)).collect();
+    let refused = client.get_features(GetFeaturesRequest { min_revisions: negative, ..get(["A"]) }).await.unwrap_err();
+    assert_eq!(Refusal::of(&refused).reason, "INVALID_REVISION");
+    super::nothing_is_left(&mut client, "much that is wrong").await;
+}

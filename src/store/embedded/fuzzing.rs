@@ -1,0 +1,28 @@
+//! Fuzzes the envelope around a stored record: what the disk gives back never makes a reader panic, and the quick way to
+//! read it says what the whole way says.
+
+use bytes::Bytes;
+
+use super::envelope::{self, Stored};
+use crate::fuzzing::Input;
+
+/// A key and its bytes, whose version and checksum are put right.
+pub fn envelope(data: &[u8]) {
+    let mut input = Input::new(data);
+    let key = input.piece();
+    let raw = input.rest();
+    let _ = envelope::state(key, Bytes::copy_from_slice(raw));
+
+    let bytes = envelope::summed(key, raw.to_vec());
+    let state = envelope::state(key, bytes.clone());
+    let Ok(stored) = Stored::decode(key, bytes) else { return };
+    assert_eq!(state, Ok(stored.content.state()), "the quick way");
+    let again = Stored::decode(key, stored.encode(key).into());
+    assert_eq!(again, Ok(stored.clone()), "what is written is read");
+    // As a write reads it; records may be unreadable, tombstones and requests are not.
+    if let Ok(document) = stored.document(true) {
+        assert_eq!(document.requests, stored.requests);
+        assert_eq!(document.revision(), stored.content.state().revision());
+    }
+    stored.document(false).expect("without the features nothing is decoded");
+}

@@ -108,6 +108,7 @@ pub async fn run(
         bytes: guard.bytes().clone(),
         refusals: Seldom::default(),
         failures: Seldom::default(),
+        stalls: Seldom::default(),
     };
     let connections = Connections::new(guard.layer(DeadlineLayer.layer(routes)), bounds);
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));

@@ -126,6 +126,7 @@ pub async fn run(
         bytes: guard.bytes().clone(),
         refusals: Seldom::default(),
         failures: Seldom::default(),
+        stalls: Seldom::default(),
     };
     let service = guard.layer(AuthLayer(gate).layer(DeadlineLayer.layer(routes)));
     let connections = Connections::new(CallsLayer::new(calls, traces, address).layer(service), bounds);

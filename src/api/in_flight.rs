@@ -47,53 +47,73 @@ impl ByteBudget {
 #[derive(Debug)]
 pub struct ConnectionBytes {
     all: Arc<ByteBudget>,
-    held: AtomicUsize,
-    /// How often bytes were given back: by a client that reads, or a call that ended.
-    given_back: AtomicUsize,
+    /// Of requests that are not yet answered.
+    received: AtomicUsize,
+    /// Of answers that are not yet sent.
+    unsent: AtomicUsize,
+    /// How often something was sent.
+    sent: AtomicUsize,
+}
+
+/// What bytes belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Request,
+    Answer,
 }
 
 impl ConnectionBytes {
     /// Of a new connection.
     pub fn new(all: Arc<ByteBudget>) -> Self {
-        Self { all, held: AtomicUsize::new(0), given_back: AtomicUsize::new(0) }
+        Self { all, received: AtomicUsize::new(0), unsent: AtomicUsize::new(0), sent: AtomicUsize::new(0) }
     }
 
     /// Whether no call should be begun, as it could not be answered.
     pub fn is_full(&self) -> bool {
-        let is_full = self.all.held() >= self.all.max || self.held.load(Relaxed) >= self.all.max / CONNECTION_PART;
+        let is_full = self.all.held() >= self.all.max || self.held() >= self.all.max / CONNECTION_PART;
         if is_full {
             self.all.refused.fetch_add(1, Relaxed);
         }
         is_full
     }
 
-    /// If bytes are scarce and this connection holds some: how often it gave some back. The same answer twice means that
-    /// its client neither reads nor sends.
+    /// If bytes are scarce and this connection has answers to send: how often it sent something. The same number twice
+    /// means that its client does not read.
     pub fn keeps_scarce_bytes(&self) -> Option<usize> {
-        let keeps = self.all.is_scarce() && self.held.load(Relaxed) > 0;
-        keeps.then(|| self.given_back.load(Relaxed))
+        let keeps = self.all.is_scarce() && self.unsent.load(Relaxed) > 0;
+        keeps.then(|| self.sent.load(Relaxed))
     }
 
-    fn take(&self, bytes: usize) {
-        self.held.fetch_add(bytes, Relaxed);
+    fn held(&self) -> usize {
+        self.received.load(Relaxed) + self.unsent.load(Relaxed)
+    }
+
+    fn part(&self, part: Part) -> &AtomicUsize {
+        match part {
+            Part::Request => &self.received,
+            Part::Answer => &self.unsent,
+        }
+    }
+
+    fn take(&self, part: Part, bytes: usize) {
+        self.part(part).fetch_add(bytes, Relaxed);
         self.all.held.fetch_add(bytes, Relaxed);
     }
 
-    fn try_take(&self, bytes: usize) -> bool {
-        let held = self.held.fetch_add(bytes, Relaxed) + bytes;
+    fn try_take(&self, part: Part, bytes: usize) -> bool {
+        self.part(part).fetch_add(bytes, Relaxed);
         let all = self.all.held.fetch_add(bytes, Relaxed) + bytes;
-        let fits = held <= self.all.max / CONNECTION_PART && all <= self.all.max;
+        let fits = self.held() <= self.all.max / CONNECTION_PART && all <= self.all.max;
         if !fits {
-            self.give_back(bytes);
+            self.give_back(part, bytes);
             self.all.refused.fetch_add(1, Relaxed);
         }
         fits
     }
 
-    fn give_back(&self, bytes: usize) {
-        self.held.fetch_sub(bytes, Relaxed);
+    fn give_back(&self, part: Part, bytes: usize) {
+        self.part(part).fetch_sub(bytes, Relaxed);
         self.all.held.fetch_sub(bytes, Relaxed);
-        self.given_back.fetch_add(1, Relaxed);
     }
 }
 
@@ -101,25 +121,31 @@ impl ConnectionBytes {
 #[derive(Debug)]
 pub struct Share {
     of: Arc<ConnectionBytes>,
+    part: Part,
     bytes: usize,
 }
 
 impl Share {
-    /// Takes bytes; None: there are too few.
+    /// Takes bytes for an answer; None: there are too few.
     pub fn try_take(of: &Arc<ConnectionBytes>, bytes: usize) -> Option<Self> {
-        of.try_take(bytes).then(|| Self { of: of.clone(), bytes })
+        let part = Part::Answer;
+        of.try_take(part, bytes).then(|| Self { of: of.clone(), part, bytes })
     }
 
-    /// Takes bytes for what cannot be refused any more.
+    /// Takes bytes for an answer that cannot be refused any more.
     pub fn take(of: &Arc<ConnectionBytes>, bytes: usize) -> Self {
-        of.take(bytes);
-        Self { of: of.clone(), bytes }
+        let part = Part::Answer;
+        of.take(part, bytes);
+        Self { of: of.clone(), part, bytes }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.of.give_back(self.bytes);
+        self.of.give_back(self.part, self.bytes);
+        if self.part == Part::Answer {
+            self.of.sent.fetch_add(1, Relaxed);
+        }
     }
 }
 
@@ -144,7 +170,7 @@ impl InFlight {
 
     /// Counts bytes that came in; false: they are too many.
     pub fn receive(&self, bytes: usize) -> bool {
-        let fits = self.0.connection.try_take(bytes);
+        let fits = self.0.connection.try_take(Part::Request, bytes);
         if fits {
             self.0.received.fetch_add(bytes, Relaxed);
         }
@@ -153,7 +179,8 @@ impl InFlight {
 
     /// What came in since this was asked last. Whoever holds the message holds this.
     pub fn take_received(&self) -> Share {
-        Share { of: self.0.connection.clone(), bytes: self.0.received.swap(0, Relaxed) }
+        let bytes = self.0.received.swap(0, Relaxed);
+        Share { of: self.0.connection.clone(), part: Part::Request, bytes }
     }
 }
 
@@ -161,7 +188,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         match *self.received.get_mut() {
             0 => {}
-            received => self.connection.give_back(received),
+            received => self.connection.give_back(Part::Request, received),
         }
     }
 }
@@ -205,13 +232,15 @@ mod tests {
         let [idle, one, other, third] = [(); 4].map(|()| Arc::new(ConnectionBytes::new(all.clone())));
         let (mine, others) = (Share::take(&one, 100), Share::take(&other, 100));
         assert_eq!(one.keeps_scarce_bytes(), None);
-        let more = Share::take(&third, 100);
+        let waiting = InFlight::new(None, third.clone());
+        assert!(waiting.receive(100));
+        assert_eq!(third.keeps_scarce_bytes(), None, "it waits for us");
         assert_eq!(idle.keeps_scarce_bytes(), None, "it holds none");
         let before = one.keeps_scarce_bytes().unwrap();
         assert_eq!(one.keeps_scarce_bytes(), Some(before));
         drop(mine);
         let mine = Share::take(&one, 100);
         assert_ne!(one.keeps_scarce_bytes(), Some(before));
-        drop((mine, others, more));
+        drop((mine, others, waiting));
     }
 }

@@ -65,6 +65,7 @@ pub(super) struct Bounds {
     /// For what many clients could fill the log with.
     pub(super) refusals: Seldom,
     pub(super) failures: Seldom,
+    pub(super) stalls: Seldom,
 }
 
 impl Connections {
@@ -171,7 +172,7 @@ impl Connections {
         let service = TowerToHyperService::new(self.service);
         let connection = settings.serve_connection(TokioIo::new(stream), service);
         let end = Instant::now() + MAX_AGE.mul_f64(rand::rng().random_range(0.9..=1.1));
-        let mut stall = Stall { bytes, before: None };
+        let mut stall = Stall { bounds: self.bounds.clone(), bytes, before: None };
         let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
         tokio::pin!(connection);
         loop {
@@ -197,9 +198,10 @@ impl Connections {
     }
 }
 
-/// Finds clients that neither read nor send while bytes in flight are scarce. As long as there are enough, a client may
-/// take its time.
+/// Finds clients that do not read while bytes in flight are scarce. As long as there are enough, a client may take its
+/// time.
 struct Stall {
+    bounds: Arc<Bounds>,
     bytes: Arc<ConnectionBytes>,
     before: Option<usize>,
 }
@@ -208,7 +210,12 @@ impl Stall {
     fn look(&mut self) -> io::Result<()> {
         let now = self.bytes.keeps_scarce_bytes();
         if now.is_some() && now == self.before {
-            tracing::warn!("a client that read nothing for 10 s while limits.max_bytes_in_flight was short is cut off");
+            if let Some(others) = self.bounds.stalls.is_due() {
+                tracing::warn!(
+                    others,
+                    "a client that read nothing for 10 s while limits.max_bytes_in_flight was short is cut off"
+                );
+            }
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));
         }
         self.before = now;

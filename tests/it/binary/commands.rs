@@ -26,9 +26,18 @@ fn version_help_and_defaults_need_no_configuration() {
     assert!(version.starts_with(concat!("featurestore ", env!("CARGO_PKG_VERSION"))), "{version}");
     assert!(succeeded(run(&["--version"], &[])).contains(env!("CARGO_PKG_VERSION")));
     let help = succeeded(run(&["--help"], &[]));
-    for word in
-        ["serve", "health", "epoch", "config", "version", "--listen", "--insecure-bind", "REDIS_URL", "MONGO_URI"]
-    {
+    for word in [
+        "serve",
+        "health",
+        "epoch",
+        "config",
+        "version",
+        "--listen",
+        "--insecure-bind",
+        "--tls-cert-file",
+        "REDIS_URL",
+        "MONGO_URI",
+    ] {
         assert!(help.contains(word), "{word} is not in: {help}");
     }
     let defaults = succeeded(run(&["config", "--defaults"], &[]));

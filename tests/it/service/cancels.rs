@@ -14,8 +14,9 @@ const CALLS: usize = 1000;
 const AT_ONCE: usize = 64;
 const KEYS: usize = 20;
 
-const GAUGES: [&str; 6] = [
+const GAUGES: [&str; 7] = [
     "calls_in_flight",
+    "bytes_in_flight",
     "tasks_in_flight",
     "writes_in_flight",
     "flights_in_flight",

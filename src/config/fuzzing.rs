@@ -94,8 +94,8 @@ fn setting(name: &str, value: &str, file: &TextFile) -> (String, String) {
 
 /// What errors may begin with, but for the file's.
 fn keys_of(flags: &Flags) -> Vec<String> {
-    let mut keys = vec!["--set ".to_owned(), "redis.url".to_owned(), "redis.password".to_owned()];
-    keys.extend(["redis.host", "redis.username", "mongodb.uri"].map(str::to_owned));
+    let mut keys = vec!["--set".to_owned()];
+    keys.extend(sources::OPTIONAL.map(str::to_owned));
     let defaults = DEFAULTS.parse::<toml::Table>().expect("the defaults are TOML");
     leaves("", &defaults, &mut |key, _| keys.push(key.to_owned()));
     keys.extend(flags.set.iter().filter_map(|set| Some(set.split_once('=')?.0.to_owned())));

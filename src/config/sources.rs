@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 pub const DEFAULTS: &str = include_str!("default.toml");
 
 /// Keys that the default file only shows in comments.
-const OPTIONAL: [&str; 12] = [
+pub(super) const OPTIONAL: [&str; 12] = [
     "auth.tokens_file",
     "redis.url",
     "redis.host",

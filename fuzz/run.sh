@@ -63,7 +63,7 @@ for target in "${targets[@]}"; do
   echo "$target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs, none of them fails"
   if ((minimize)); then
     rm -rf "$kept.new" && mkdir "$kept.new"
-    "$built/$target" -merge=1 "$kept.new" "$kept" "$found" >>"$log" 2>&1
+    "$built/$target" -set_cover_merge=1 -use_counters=0 -max_len=4096 "$kept.new" "$kept" "$found" >>"$log" 2>&1
     rm -rf "$kept" && mv "$kept.new" "$kept"
     echo "$target: $(find "$kept" -type f | wc -l) inputs kept, $(du -sh --apparent-size "$kept" | cut -f1)"
   fi

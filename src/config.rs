@@ -505,12 +505,15 @@ mod tests {
     }
 
     #[test]
-    fn beyond_loopback_it_listens_with_tls_or_when_it_is_told_to() {
+    fn beyond_loopback_it_listens_with_tls_and_tokens_or_when_it_is_told_to() {
         let open = ("FEATURESTORE_LISTEN", "0.0.0.0:1");
         let told = load(&[open]).unwrap_err();
         assert!(told.contains("tls.cert_file") && told.contains("--insecure-bind"), "{told}");
         load(&[open, ("FEATURESTORE_INSECURE_BIND", "true")]).unwrap();
-        load(&[open, ("FEATURESTORE_TLS_CERT_FILE", "/c"), ("FEATURESTORE_TLS_KEY_FILE", "/k")]).unwrap();
+        let (cert, key) = (("FEATURESTORE_TLS_CERT_FILE", "/c"), ("FEATURESTORE_TLS_KEY_FILE", "/k"));
+        let told = load(&[open, cert, key]).unwrap_err();
+        assert!(told.contains("auth.tokens_file") && !told.contains("tls.cert_file"), "{told}");
+        load(&[open, cert, key, ("FEATURESTORE_AUTH_TOKENS_FILE", "/t")]).unwrap();
     }
 
     #[test]

@@ -24,13 +24,21 @@ pub struct InvalidName(String);
 /// The feature view of requests that name none.
 pub const DEFAULT_VIEW: &str = "default";
 
-/// A name as errors show it, cut off where it is much longer than a feature's may be: nobody is sent megabytes of his own.
+/// A name as errors show it, cut off where it is longer than a feature's may be, or too much of it had to be escaped: nobody is
+/// sent megabytes of his own.
 pub(crate) fn quoted(name: &str) -> String {
     const MAX_BYTES: usize = 136;
-    match name.floor_char_boundary(MAX_BYTES) {
-        end if end == name.len() => format!("{name:?}"),
-        end => format!("{:?}...", &name[..end]),
+    const MAX_SHOWN: usize = 320;
+    let mut end = name.floor_char_boundary(MAX_BYTES);
+    let mut shown = format!("{:?}", &name[..end]);
+    while shown.len() > MAX_SHOWN {
+        end = name.floor_char_boundary(end / 2);
+        shown = format!("{:?}", &name[..end]);
     }
+    if end < name.len() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 /// A feature view's name: `[a-z][a-z0-9_]{0,62}`.
@@ -317,6 +325,7 @@ mod tests {
         assert_eq!(quoted("mean \"radius"), r#""mean \"radius""#);
         assert_eq!(quoted(&"a".repeat(136)).len(), 138);
         assert_eq!(quoted(&format!("a{}", "é".repeat(90))), format!("\"a{}\"...", "é".repeat(67)));
+        assert_eq!(quoted(&"\u{1f}".repeat(136)).len(), 34 * 6 + 5);
         assert!(FeatureName::parse(&"$".repeat(1 << 20)).unwrap_err().to_string().len() < 400);
     }
 

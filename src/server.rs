@@ -13,7 +13,6 @@ mod guard;
 mod health;
 mod metrics;
 mod opening;
-mod seldom;
 pub mod tls;
 
 use std::{io, sync::Arc, time::Duration};
@@ -24,8 +23,12 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use tower::Layer as _;
 
 use crate::{
-    access::gate::Gate, api::Api, proto, proto::feature_store_service_server::FeatureStoreServiceServer,
-    tiered::Tiered, trace::Traces,
+    access::gate::Gate,
+    api::Api,
+    proto,
+    proto::feature_store_service_server::FeatureStoreServiceServer,
+    tiered::{Tiered, seldom::Seldom},
+    trace::Traces,
 };
 use auth::{Auth, AuthLayer};
 use calls::{CallMeter, Calls, CallsLayer};
@@ -34,8 +37,10 @@ use deadline::{Deadline, DeadlineLayer};
 use guard::{Guard, GuardLayer};
 use health::Health;
 use metrics::Metrics;
-use seldom::Seldom;
 use tls::Tls;
+
+/// Between two warnings of a sort that many clients could cause.
+const WARNINGS: Duration = Duration::from_secs(10);
 
 /// What is served on a connection, the outermost first.
 type Layered = Calls<Guard<Auth<Deadline<Routes>>>>;
@@ -124,9 +129,9 @@ pub async fn run(
         tls,
         max_connections: settings.max_connections,
         bytes: guard.bytes().clone(),
-        refusals: Seldom::default(),
-        failures: Seldom::default(),
-        stalls: Seldom::default(),
+        refusals: Seldom::every(WARNINGS),
+        failures: Seldom::every(WARNINGS),
+        stalls: Seldom::every(WARNINGS),
     };
     let service = guard.layer(AuthLayer(gate).layer(DeadlineLayer.layer(routes)));
     let connections = Connections::new(CallsLayer::new(calls, traces, address).layer(service), bounds);

@@ -26,7 +26,7 @@ pub mod pace;
 mod patience;
 mod read;
 pub mod repair;
-mod seldom;
+pub(crate) mod seldom;
 mod told;
 mod trouble;
 pub mod trust;
@@ -74,6 +74,8 @@ const SILENT_L2_TTL: Duration = Duration::from_secs(5 * 60);
 
 /// How many reads of L2 may wait for each that is made: with a quarter of their deadline, a herd is shed soon.
 const WAITING_READS: usize = 16;
+/// Between two words of the log about what each call meets anew.
+const WORDS: Duration = Duration::from_secs(1);
 
 /// What an operator can turn.
 #[derive(Clone, Debug)]
@@ -178,8 +180,8 @@ impl Tiered {
             outcomes: Outcomes::default(),
             degraded_reads: Counter::default(),
             writes_not_cached: Counter::default(),
-            l1_words: Seldom::default(),
-            l2_words: Seldom::default(),
+            l1_words: Seldom::every(WORDS),
+            l2_words: Seldom::every(WORDS),
         })
     }
 

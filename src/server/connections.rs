@@ -21,10 +21,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Layered,
     opening::{self, Opened, Speaks},
-    seldom::Seldom,
     tls::Tls,
 };
-use crate::api::{ByteBudget, ConnectionBytes};
+use crate::{
+    api::{ByteBudget, ConnectionBytes},
+    tiered::seldom::Seldom,
+};
 
 const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
@@ -87,14 +89,14 @@ impl Connections {
                 }
                 Ok((stream, client)) => {
                     drop(stream);
-                    if let Some(others) = self.bounds.refusals.is_due() {
+                    if let Some(others) = self.bounds.refusals.now() {
                         let max = self.bounds.max_connections;
                         tracing::warn!(%client, others, max, "a connection beyond limits.max_connections was closed");
                     }
                 }
                 Err(error) => {
                     // Out of file descriptors, or a connection that was gone at once.
-                    if let Some(others) = self.bounds.failures.is_due() {
+                    if let Some(others) = self.bounds.failures.now() {
                         tracing::warn!(%error, others, "cannot accept a connection");
                     }
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -210,7 +212,7 @@ impl Stall {
     fn look(&mut self) -> io::Result<()> {
         let now = self.bytes.keeps_scarce_bytes();
         if now.is_some() && now == self.before {
-            if let Some(others) = self.bounds.stalls.is_due() {
+            if let Some(others) = self.bounds.stalls.now() {
                 tracing::warn!(
                     others,
                     "a client that read nothing for 10 s while limits.max_bytes_in_flight was short is cut off"

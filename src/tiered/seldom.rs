@@ -1,5 +1,5 @@
-//! Words of the log that a dead backend would repeat with every call: one each second is enough, and it says how many there
-//! were meanwhile.
+//! Words of the log that a dead backend would repeat with every call, or that many clients could cause: one a while is
+//! enough, and it says how many there were meanwhile.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -8,29 +8,26 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Between two words.
-const INTERVAL: Duration = Duration::from_secs(1);
-
-/// Lets one word a second through.
+/// Lets one word a while through.
 #[derive(Debug)]
-pub(super) struct Seldom {
+pub(crate) struct Seldom {
+    interval: Duration,
     born: Instant,
     /// In ms since `born`; nothing before was said.
     next: AtomicU64,
     unsaid: AtomicU64,
 }
 
-impl Default for Seldom {
-    fn default() -> Self {
-        Self { born: Instant::now(), next: AtomicU64::new(0), unsaid: AtomicU64::new(0) }
-    }
-}
-
 impl Seldom {
+    /// With so long between two words.
+    pub(crate) fn every(interval: Duration) -> Self {
+        Self { interval, born: Instant::now(), next: AtomicU64::new(0), unsaid: AtomicU64::new(0) }
+    }
+
     /// Whether to say it now, and how many were left unsaid since the last time.
-    pub(super) fn now(&self) -> Option<u64> {
+    pub(crate) fn now(&self) -> Option<u64> {
         let (now, next) = (self.born.elapsed().as_millis() as u64, self.next.load(Relaxed));
-        let after = now + INTERVAL.as_millis() as u64;
+        let after = now + self.interval.as_millis() as u64;
         if now >= next && self.next.compare_exchange(next, after, Relaxed, Relaxed).is_ok() {
             return Some(self.unsaid.swap(0, Relaxed));
         }
@@ -45,7 +42,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_word_a_second_tells_of_those_left_unsaid() {
-        let seldom = Seldom::default();
+        const INTERVAL: Duration = Duration::from_secs(1);
+        let seldom = Seldom::every(INTERVAL);
         assert_eq!(seldom.now(), Some(0));
         assert_eq!((seldom.now(), seldom.now()), (None, None));
         tokio::time::advance(INTERVAL).await;

@@ -13,7 +13,6 @@ mod reply;
 use std::{
     collections::VecDeque,
     io::{self, Write as _},
-    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -30,6 +29,10 @@ pub(super) use self::reply::{NotRedis, Replies, Reply};
 
 /// Replies are read in pieces of about this size, so that a batch of rows takes few of them.
 const PIECE: usize = 128 << 10;
+/// Commands are written as long as those that are not yet answered are shorter than this together: many that ask for a key,
+/// one that asks for a hundred. Redis answers nothing before it has worked off all that it read, and replies of a megabyte
+/// are out of every cache by the time that they are sent.
+const WINDOW: usize = 4 << 10;
 /// Callers who may wait for replies, those included who gave up; far more than there are calls.
 const MAX_WAITING: usize = 1 << 16;
 /// Commands that a server which does not read may leave with us.
@@ -51,9 +54,38 @@ struct SharedState {
 struct Outbox {
     /// Not yet written.
     commands: Vec<u8>,
-    /// For replies, of what was written and what was not, in that order.
-    waiting: VecDeque<oneshot::Sender<Reply>>,
+    /// For replies, of what was written and what was not, in that order, each with its command's length.
+    waiting: VecDeque<(oneshot::Sender<Reply>, usize)>,
+    /// How many of those who wait have their command written, and how long these commands are together.
+    written: usize,
+    written_bytes: usize,
+    /// The writer has left commands here, as the window was full; the reader wakes it.
+    held: bool,
     closed: bool,
+}
+
+impl Outbox {
+    /// How much of the commands goes out now: whole ones, as long as the window is not full.
+    fn grant(&mut self) -> usize {
+        let mut bytes = 0;
+        while self.written_bytes < WINDOW
+            && let Some((_, len)) = self.waiting.get(self.written)
+        {
+            bytes += len;
+            self.written_bytes += len;
+            self.written += 1;
+        }
+        self.held = bytes < self.commands.len();
+        bytes
+    }
+
+    /// Whose reply the next one is; None: nobody has asked.
+    fn answered(&mut self) -> Option<oneshot::Sender<Reply>> {
+        self.written = self.written.checked_sub(1)?;
+        let (answer, len) = self.waiting.pop_front()?;
+        self.written_bytes -= len;
+        Some(answer)
+    }
 }
 
 impl Reader {
@@ -148,17 +180,25 @@ impl SharedState {
             return Ok(false);
         }
         // Then all that went before is written, and the writer is idle: who comes alone need not wake it.
-        let alone = outbox.waiting.is_empty();
+        let (alone, before) = (outbox.waiting.is_empty(), outbox.commands.len());
         put_command(command, arguments, &mut outbox.commands);
-        outbox.waiting.push_back(answer);
+        let len = outbox.commands.len() - before;
+        outbox.waiting.push_back((answer, len));
         if alone && let Ok(written) = self.stream.try_write(&outbox.commands) {
-            outbox.commands.drain(..written);
-            if outbox.commands.is_empty() {
+            if written == len {
+                outbox.commands.clear();
+                (outbox.written, outbox.written_bytes) = (1, len);
                 return Ok(true);
             }
+            outbox.commands.drain(..written);
+            outbox.waiting[0].1 -= written;
         }
+        let held = outbox.held;
         drop(outbox);
-        self.filled.notify_one();
+        // Else the reader wakes it.
+        if !held {
+            self.filled.notify_one();
+        }
         Ok(true)
     }
 
@@ -166,9 +206,16 @@ impl SharedState {
         let mut commands = Vec::new();
         loop {
             self.filled.notified().await;
-            // Others who are ready to run add theirs first, and all of them go out in one write.
-            tokio::task::yield_now().await;
-            mem::swap(&mut commands, &mut self.lock().commands);
+            let held = self.lock().held;
+            if !held {
+                // Others who are ready to run add theirs first, and all of them go out in one write.
+                tokio::task::yield_now().await;
+            }
+            {
+                let mut outbox = self.lock();
+                let granted = outbox.grant();
+                commands.extend(outbox.commands.drain(..granted));
+            }
             if self.write_all(&commands).await.is_err() {
                 return self.close();
             }
@@ -209,10 +256,16 @@ impl SharedState {
             loop {
                 match replies.next(&mut buffer) {
                     Ok(Some(reply)) => {
-                        let Some(answer) = self.lock().waiting.pop_front() else { return self.close() };
+                        let Some(answer) = self.lock().answered() else { return self.close() };
                         let _ = answer.send(reply);
                     }
-                    Ok(None) => break,
+                    Ok(None) => {
+                        let outbox = self.lock();
+                        if outbox.held && outbox.written_bytes < WINDOW {
+                            self.filled.notify_one();
+                        }
+                        break;
+                    }
                     Err(NotRedis) => return self.close(),
                 }
             }
@@ -236,4 +289,55 @@ fn put_command<'a>(command: &'a [u8], arguments: impl ExactSizeIterator<Item = &
 
 fn broken() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the connection to read by is closed")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, time::Duration};
+
+    use deadpool_redis::redis::IntoConnectionInfo as _;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// Answers nothing before nothing more comes, and then all, each with a number. Gives how many commands came at once.
+    async fn slow_server(listener: TcpListener, commands: usize) -> Vec<usize> {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut seen, mut answered, mut buffer) = (Vec::new(), 0, Vec::new());
+        while answered < commands {
+            while let Ok(read) = tokio::time::timeout(Duration::from_millis(50), stream.read_buf(&mut buffer)).await {
+                assert_ne!(read.unwrap(), 0, "it is not closed");
+            }
+            let came = buffer.windows(4).filter(|bytes| bytes == b"ECHO").count() - answered;
+            for number in answered..answered + came {
+                stream.write_all(format!(":{number}\r\n").as_bytes()).await.unwrap();
+            }
+            answered += came;
+            seen.push(came);
+        }
+        seen
+    }
+
+    async fn asked(commands: usize, bytes: usize) -> Vec<usize> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let server = format!("redis://{}", listener.local_addr().unwrap()).into_connection_info().unwrap();
+        let served = tokio::spawn(slow_server(listener, commands));
+        let reader = Reader::connect(&server).await.unwrap().unwrap();
+        let argument = vec![b'x'; bytes];
+        let asks = (0..commands).map(|_| reader.ask(b"ECHO", [argument.as_slice()].into_iter()));
+        for (number, reply) in futures_util::future::join_all(asks).await.into_iter().enumerate() {
+            assert_eq!(reply.unwrap(), Some(Reply::Line(number.to_string())));
+        }
+        served.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn of_large_commands_one_is_under_way_and_of_small_ones_many() {
+        assert_eq!(asked(5, WINDOW).await, [1; 5]);
+        let seen = asked(200, 8).await;
+        assert!(seen.len() <= 8, "{seen:?}");
+    }
 }

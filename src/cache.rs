@@ -14,12 +14,12 @@ pub mod redis;
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use crate::{
     metrics::PoolReading,
-    record::{Millis, RecordKey, Revision, State, encoding::StoredRecord},
+    record::{FeatureView, Millis, RecordKey, Revision, State, encoding::StoredRecord},
 };
 
 /// How long a read lease lives.
@@ -50,44 +50,37 @@ pub struct CacheKey(Bytes);
 impl CacheKey {
     /// The key of a record in an epoch.
     pub fn new(epoch: Epoch, key: &RecordKey) -> Self {
-        let mut buf = BytesMut::with_capacity(Self::most_bytes(key));
-        Self::write(epoch, key, &mut buf);
-        Self(buf.freeze())
+        let id = key.entity_id.as_str().as_bytes();
+        let mut bytes = prefix(epoch, &key.view, id.len());
+        bytes.extend_from_slice(id);
+        Self(bytes.into())
     }
 
     /// The keys of many records in an epoch; they share one buffer, which the last of them frees.
     pub fn all(epoch: Epoch, keys: &[RecordKey]) -> Vec<Self> {
-        let mut buf = BytesMut::with_capacity(keys.iter().map(Self::most_bytes).sum());
-        let one = |key: &RecordKey| {
-            Self::write(epoch, key, &mut buf);
-            Self(buf.split().freeze())
+        let first = match keys {
+            [] => return Vec::new(),
+            [one] => return vec![Self::new(epoch, one)],
+            [first, ..] => first,
         };
-        keys.iter().map(one).collect()
+        let (mut view, mut common) = (&first.view, prefix(epoch, &first.view, 0));
+        let ids = keys.iter().map(|key| key.entity_id.as_str().len()).sum::<usize>();
+        let mut buf = BytesMut::with_capacity(keys.len() * common.len() + ids);
+        let mut all = Vec::with_capacity(keys.len());
+        for RecordKey { view: of, entity_id } in keys {
+            if of != view {
+                (view, common) = (of, prefix(epoch, of, 0));
+            }
+            buf.extend_from_slice(&common);
+            buf.extend_from_slice(entity_id.as_str().as_bytes());
+            all.push(Self(buf.split().freeze()));
+        }
+        all
     }
 
     /// The same in a buffer of its own, for keeping.
     pub fn detached(&self) -> Self {
         Self(Bytes::copy_from_slice(&self.0))
-    }
-
-    fn most_bytes(key: &RecordKey) -> usize {
-        26 + key.view.as_str().len() + key.entity_id.as_str().len()
-    }
-
-    fn write(epoch: Epoch, key: &RecordKey, buf: &mut BytesMut) {
-        let (view, id) = (key.view.as_str(), key.entity_id.as_str());
-        buf.put_slice(b"{}fs:");
-        put_hex(epoch.0, buf);
-        // A view has at most 63 bytes, so its length has one or two digits.
-        buf.put_u8(b':');
-        if view.len() >= 10 {
-            buf.put_u8(b'0' + (view.len() / 10) as u8);
-        }
-        buf.put_u8(b'0' + (view.len() % 10) as u8);
-        buf.put_u8(b':');
-        buf.put_slice(view.as_bytes());
-        buf.put_u8(b':');
-        buf.put_slice(id.as_bytes());
     }
 
     /// The bytes of the key.
@@ -96,10 +89,23 @@ impl CacheKey {
     }
 }
 
-fn put_hex(number: u64, buf: &mut BytesMut) {
-    for shift in (0..16).rev() {
-        buf.put_u8(b"0123456789abcdef"[(number >> (shift * 4)) as usize & 15]);
+/// What the keys of a view's records begin with; there is room for so much more.
+fn prefix(epoch: Epoch, view: &FeatureView, room: usize) -> Vec<u8> {
+    let view = view.as_str().as_bytes();
+    let mut bytes = Vec::with_capacity(25 + view.len() + room);
+    bytes.extend_from_slice(b"{}fs:");
+    let digit = |at: u32| b"0123456789abcdef"[(epoch.0 >> (60 - 4 * at)) as usize & 15];
+    bytes.extend_from_slice(&std::array::from_fn::<u8, 16, _>(|at| digit(at as u32)));
+    bytes.push(b':');
+    // A view has at most 63 bytes, so its length has one or two digits.
+    if view.len() >= 10 {
+        bytes.push(b'0' + (view.len() / 10) as u8);
     }
+    bytes.push(b'0' + (view.len() % 10) as u8);
+    bytes.push(b':');
+    bytes.extend_from_slice(view);
+    bytes.push(b':');
+    bytes
 }
 
 impl fmt::Debug for CacheKey {

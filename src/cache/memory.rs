@@ -5,12 +5,12 @@
 //! replaced or evicted. Not here: what an operation does (`entry`).
 
 use std::{
-    hash::BuildHasher,
+    hash::{BuildHasher, Hash, Hasher},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
-use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter, unsync};
+use quick_cache::{DefaultHashBuilder, Equivalent, OptionsBuilder, Weighter, unsync};
 use tokio::time::Instant;
 
 use super::{
@@ -20,7 +20,64 @@ use super::{
 };
 
 type Entry = entry::Entry<CacheValue, PermitId>;
-type Shard = unsync::Cache<CacheKey, Entry, Weight>;
+type Shard = unsync::Cache<Hashed, Entry, Weight, AsHashed>;
+
+/// A key and its hash, which chooses the shard and the place in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hashed {
+    key: CacheKey,
+    hash: u64,
+}
+
+impl Hash for Hashed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// The same, as it is looked for.
+struct Sought<'a> {
+    key: &'a CacheKey,
+    hash: u64,
+}
+
+impl Hash for Sought<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl Equivalent<Hashed> for Sought<'_> {
+    fn equivalent(&self, other: &Hashed) -> bool {
+        *self.key == other.key
+    }
+}
+
+/// Hashes what has its hash already.
+#[derive(Debug, Clone, Copy, Default)]
+struct AsHashed(u64);
+
+impl BuildHasher for AsHashed {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        Self(0)
+    }
+}
+
+impl Hasher for AsHashed {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("keys write their hash alone");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// What an entry costs beside its bytes: its slot, the table's, the allocations' heads.
 const OVERHEAD_BYTES: u64 = 288;
@@ -61,21 +118,23 @@ impl MemoryCache {
         self.started.elapsed().as_millis() as u64
     }
 
-    fn shard(&self, key: &CacheKey) -> MutexGuard<'_, Shard> {
-        // The upper half: within a shard the lower bits still tell the keys apart.
-        let hash = self.hasher.hash_one(key) >> 32;
-        lock(&self.shards[hash as usize % self.shards.len()])
+    fn shard<'a>(&self, key: &'a CacheKey) -> (MutexGuard<'_, Shard>, Sought<'a>) {
+        let hash = self.hasher.hash_one(key.as_bytes());
+        // Some bits in the middle: within a shard the others, of which the table uses the lowest and the highest, still
+        // tell the keys apart.
+        let shard = (hash >> 32) as usize % self.shards.len();
+        (lock(&self.shards[shard]), Sought { key, hash })
     }
 
     /// Runs one operation on one entry, whatever becomes of it.
     fn change<T>(&self, key: &CacheKey, operation: impl FnOnce(&mut Option<Entry>) -> T) -> T {
-        let mut shard = self.shard(key);
-        let mut slot = shard.get(key).cloned();
+        let (mut shard, sought) = self.shard(key);
+        let mut slot = shard.get(&sought).cloned();
         let was_there = slot.is_some();
         let reply = operation(&mut slot);
         match slot {
-            Some(entry) => shard.insert(key.detached(), entry),
-            None if was_there => drop(shard.remove(key)),
+            Some(entry) => shard.insert(Hashed { key: key.detached(), hash: sought.hash }, entry),
+            None if was_there => drop(shard.remove(&sought)),
             None => {}
         }
         reply
@@ -94,14 +153,14 @@ fn new_shard(bytes: u64) -> Shard {
         .ghost_allocation(0.25)
         .build()
         .expect("capacities are given");
-    Shard::with_options(options, Weight, DefaultHashBuilder::default(), unsync::DefaultLifecycle::default())
+    Shard::with_options(options, Weight, AsHashed::default(), unsync::DefaultLifecycle::default())
 }
 
 #[derive(Debug)]
 struct Weight;
 
-impl Weighter<CacheKey, Entry> for Weight {
-    fn weight(&self, key: &CacheKey, entry: &Entry) -> u64 {
+impl Weighter<Hashed, Entry> for Weight {
+    fn weight(&self, Hashed { key, .. }: &Hashed, entry: &Entry) -> u64 {
         let value = match entry.value() {
             Some(CacheValue::Record(record)) => record.as_bytes().len(),
             _ => 0,
@@ -118,7 +177,11 @@ fn install(fill: &Fill) -> Install<CacheValue> {
 impl Cache for MemoryCache {
     async fn get(&self, keys: &[CacheKey], _: Instant) -> Vec<Result<Option<CacheValue>, CacheError>> {
         let now = self.now();
-        keys.iter().map(|key| Ok(self.shard(key).get(key).and_then(|entry| entry.hit(now)).cloned())).collect()
+        let hit = |key| {
+            let (shard, sought) = self.shard(key);
+            Ok(shard.get(&sought).and_then(|entry| entry.hit(now)).cloned())
+        };
+        keys.iter().map(hit).collect()
     }
 
     async fn acquire(&self, asks: &[(CacheKey, PermitId)], _: Instant) -> Vec<Result<Acquired, CacheError>> {
@@ -159,7 +222,8 @@ impl Cache for MemoryCache {
 
     async fn remove(&self, keys: &[CacheKey], _: Instant) -> Vec<Result<(), CacheError>> {
         for key in keys {
-            self.shard(key).remove(key);
+            let (mut shard, sought) = self.shard(key);
+            shard.remove(&sought);
         }
         vec![Ok(()); keys.len()]
     }

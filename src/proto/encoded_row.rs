@@ -88,22 +88,57 @@ impl EncodedRow {
     }
 }
 
+/// A few small fields beside each other: a buffer takes them at once in a fraction of the time that it takes single bytes.
+#[derive(Default)]
+struct Fields {
+    bytes: [u8; 24],
+    len: usize,
+}
+
+impl Fields {
+    /// A field's key, which is one byte up to field 15, and a number. Two of them fit, whatever the numbers.
+    fn put(&mut self, key: u8, mut number: u64) {
+        self.push(key);
+        while number >= 0x80 {
+            self.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.push(number as u8);
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 impl Message for EncodedRow {
     fn encode_raw(&self, buf: &mut impl BufMut) {
         if !self.entity_id.is_empty() {
-            encoding::string::encode(1, &self.entity_id, buf);
+            let mut head = Fields::default();
+            head.put(1 << 3 | WireType::LengthDelimited as u8, self.entity_id.len() as u64);
+            buf.put_slice(head.bytes());
+            buf.put_slice(self.entity_id.as_bytes());
         }
         if self.status != 0 {
-            encoding::int32::encode(2, &self.status, buf);
+            let mut status = Fields::default();
+            status.put(2 << 3, self.status as u64);
+            buf.put_slice(status.bytes());
         }
         buf.put_slice(&self.projected);
         buf.put_slice(&self.stored);
+        let mut tail = Fields::default();
         if self.revision != 0 {
-            encoding::int64::encode(5, &self.revision, buf);
+            tail.put(5 << 3, self.revision as u64);
         }
         if self.source != 0 {
-            encoding::int32::encode(9, &self.source, buf);
+            tail.put(9 << 3, self.source as u64);
         }
+        buf.put_slice(tail.bytes());
         encoding::string::encode_repeated(10, &self.missing_features, buf);
         if let Some(error) = &self.error {
             encoding::message::encode(11, error.as_ref(), buf);

@@ -87,7 +87,9 @@ impl Caller {
     /// Writes all records that it alone writes.
     pub async fn fill(&mut self) {
         let keys: Vec<usize> = (self.me..RECORDS).step_by(CALLERS).collect();
-        self.bulk(keys, true).await;
+        for chunk in keys.chunks(CHUNK) {
+            self.bulk(chunk.to_vec(), true).await;
+        }
         assert!(self.seen.failed.is_empty(), "{:?}", self.seen.failed);
     }
 

@@ -13,9 +13,12 @@ mod report;
 mod world;
 
 use std::{
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
+
+use futures_util::FutureExt as _;
 
 use crate::{
     history::{
@@ -55,10 +58,14 @@ async fn a_soak_answers_nothing_wrong_and_fails_only_where_operations_allows_it(
     let memory = Memory::watch(&shared);
     let mut conductor = Conductor::new(load.clone(), memory.clone());
     let begun = shared.now();
-    tokio::select! {
-        () = conductor.conduct(&mut world, length, length >= TWICE) => {}
-        never = progress(&shared, &load, &memory) => never,
-    }
+    let night = async {
+        tokio::select! {
+            () = conductor.conduct(&mut world, length, length >= TWICE) => {}
+            never = progress(&shared, &load, &memory) => never,
+        }
+    };
+    // What was seen until then is told even so.
+    let broken = AssertUnwindSafe(night).catch_unwind().await.err();
     let ended = shared.now();
     let seen = paced.stop().await;
     let log = crowd.stop().await;
@@ -72,6 +79,7 @@ async fn a_soak_answers_nothing_wrong_and_fails_only_where_operations_allows_it(
         judged: verdict.judged + load.checked.load(SeqCst),
         wrong: verdict.violations.len() as u64 + load.wrong.load(SeqCst),
         older_while_electing: load.older.load(SeqCst),
+        answered_electing: load.answered_electing.load(SeqCst),
         spans: world.collector.take() + conductor.spans,
         failures: judge::failures(&seen.failed, &log.calls, &windows),
         memory: memory.judge(),
@@ -80,12 +88,16 @@ async fn a_soak_answers_nothing_wrong_and_fails_only_where_operations_allows_it(
         seen,
     };
     println!("{report}");
+    if let Some(broken) = broken {
+        resume_unwind(broken);
+    }
     assert_eq!(report.wrong, 0, "seed {seed}: {:?}\n{}", load.first_wrong(), explain(&verdict, &log.events));
     let bad: Vec<_> = report.failures.iter().filter(|failure| !failure.allowed).collect();
     assert!(bad.is_empty(), "failed where nothing may fail: {bad:#?}");
     let grown: Vec<_> = report.memory.iter().filter(|instance| !instance.is_flat()).collect();
     assert!(grown.is_empty(), "memory grew: {grown:#?}");
     assert!(report.spans > 0, "no spans came");
+    assert!(report.answered_electing > 0, "not even what is cached was read while MongoDB elected");
     // A checker that cannot see is worth nothing.
     let mut lie = log.events;
     let stale = stale_read(&lie);

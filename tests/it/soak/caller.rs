@@ -146,7 +146,7 @@ impl Caller {
                 .unwrap_or_else(|_| Err("no answer".to_owned()));
             let returned = self.load.shared.now();
             let Err(reason) = answered else {
-                self.load.done.fetch_add(1, SeqCst);
+                self.load.answered();
                 self.seen.took(what).record((returned - begun) / 1000).unwrap();
                 return;
             };

@@ -57,6 +57,9 @@ pub struct Load {
     told: Mutex<Vec<String>>,
     /// Older than promised, and said so, or while MongoDB elected.
     pub older: AtomicU64,
+    /// Whether MongoDB elects, and how many calls were answered meanwhile.
+    electing: AtomicBool,
+    pub answered_electing: AtomicU64,
 }
 
 /// Callers at work.
@@ -79,6 +82,8 @@ impl Load {
             wrong: AtomicU64::new(0),
             told: Mutex::default(),
             older: AtomicU64::new(0),
+            electing: AtomicBool::new(false),
+            answered_electing: AtomicU64::new(0),
         })
     }
 
@@ -133,10 +138,20 @@ impl Load {
     pub fn window_opens(&self, fault: &'static str, class: Class) {
         let window = Window { fault, class, from: self.shared.now(), until: Nanos::MAX };
         self.windows.lock().unwrap().push(window);
+        self.electing.store(class == Class::Election, SeqCst);
     }
 
     pub fn window_closes(&self) {
+        self.electing.store(false, SeqCst);
         self.windows.lock().unwrap().last_mut().unwrap().until = self.shared.now();
+    }
+
+    /// A call was answered.
+    pub fn answered(&self) {
+        self.done.fetch_add(1, SeqCst);
+        if self.electing.load(SeqCst) {
+            self.answered_electing.fetch_add(1, SeqCst);
+        }
     }
 
     pub fn windows(&self) -> Vec<Window> {

@@ -13,6 +13,7 @@ pub struct Report {
     pub judged: u64,
     pub wrong: u64,
     pub older_while_electing: u64,
+    pub answered_electing: u64,
     pub spans: usize,
     pub failures: Vec<Failures>,
     pub memory: Vec<Instance>,
@@ -33,6 +34,7 @@ impl fmt::Display for Report {
         writeln!(f, "| answers checked (rows, results of writes) | {} |", self.judged)?;
         writeln!(f, "| wrong answers | {} |", self.wrong)?;
         writeln!(f, "| older answers, degraded or while MongoDB elected | {} |", self.older_while_electing)?;
+        writeln!(f, "| calls answered while MongoDB elected | {} |", self.answered_electing)?;
         writeln!(f, "| calls sent again to the other server | {again} |")?;
         writeln!(f, "| calls failed | {failed} |")?;
         writeln!(f, "| spans received, 1 % of the calls | {} |", self.spans)?;

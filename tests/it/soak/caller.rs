@@ -40,16 +40,11 @@ pub struct Failed {
 }
 
 /// What callers bring home.
+#[derive(Default)]
 pub struct Seen {
     /// Microseconds of each sort of call, retries included.
     pub took: BTreeMap<&'static str, Histogram<u64>>,
     pub failed: Vec<Failed>,
-}
-
-impl Default for Seen {
-    fn default() -> Self {
-        Self { took: BTreeMap::new(), failed: Vec::new() }
-    }
 }
 
 impl Seen {

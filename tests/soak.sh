@@ -10,7 +10,7 @@ tests/soak.sh [--seconds 1800] [--seed 1] [--debug]
 
 Starts two servers with TLS, tokens, traces (1 %) and metrics over a Redis and a MongoDB set of three of its own, measures
 how many calls a second they can bear, and puts half of that on them. Meanwhile certificates are rotated, Redis is killed,
-MongoDB elects and both servers are restarted one after the other; each twice from 240 s on. It ends with tables, and its
+MongoDB elects and both servers are restarted one after the other; each twice from 120 s on. It ends with tables, and its
 exit code is 0 only if no answer was wrong, no call failed but where docs/operations.md allows it, and memory stayed flat.
 What it needs it gets as ./test.sh does.
 

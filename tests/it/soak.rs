@@ -34,8 +34,8 @@ use crate::{
 /// How long the maximal load is measured.
 const MEASURE: Duration = Duration::from_secs(10);
 const PROGRESS: Duration = Duration::from_secs(30);
-/// What a soak of minutes has twice.
-const TWICE: Duration = Duration::from_secs(240);
+/// From this length on everything happens twice.
+const TWICE: Duration = Duration::from_secs(120);
 
 /// `tests/soak.sh` sets what it reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

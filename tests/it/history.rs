@@ -4,15 +4,15 @@
 
 #![allow(unreachable_pub, reason = "as in the harness")]
 
-mod check;
-mod client;
-mod event;
+pub(crate) mod check;
+pub(crate) mod client;
+pub(crate) mod event;
 mod nemesis;
-mod report;
+pub(crate) mod report;
 mod scenarios;
 mod settled;
-mod storm;
-mod world;
+pub(crate) mod storm;
+pub(crate) mod world;
 
 use std::time::Duration;
 

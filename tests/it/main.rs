@@ -28,6 +28,8 @@ mod protocol;
 #[cfg(feature = "mongodb")]
 mod repair;
 mod service;
+#[cfg(all(feature = "mongodb", feature = "otel"))]
+mod soak;
 mod store_contract;
 #[cfg(all(feature = "redis", feature = "mongodb"))]
 mod stored_bytes;

@@ -2,7 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use tonic::transport::Channel;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
 
 #[allow(missing_docs, clippy::all, reason = "generated")]
 pub mod pb {
@@ -12,6 +17,33 @@ pub mod pb {
 pub use pb::*;
 
 pub type Client = pb::feature_store_service_client::FeatureStoreServiceClient<Channel>;
+
+/// A client that shows a token with each call, if it has one.
+pub type Caller = pb::feature_store_service_client::FeatureStoreServiceClient<InterceptedService<Channel, Bearer>>;
+
+#[derive(Clone, Debug, Default)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Bearer {
+    pub fn new(token: &str) -> Self {
+        Self(Some(format!("Bearer {token}").parse().unwrap()))
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(bearer) = &self.0 {
+            request.metadata_mut().insert("authorization", bearer.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Connects with the first call.
+pub fn caller(endpoint: &Endpoint, bearer: &Bearer) -> Caller {
+    let channel = endpoint.clone().connect_timeout(std::time::Duration::from_secs(1)).connect_lazy();
+    Caller::new(InterceptedService::new(channel, bearer.clone()))
+}
 
 /// A value of one kind.
 pub fn value(kind: value::Kind) -> Value {

@@ -65,6 +65,13 @@ impl Collector {
         self.received.0.lock().unwrap().clone()
     }
 
+    /// Forgets everything that was sent, and says how many spans that were.
+    pub fn take(&self) -> usize {
+        let received = std::mem::take(&mut *self.received.0.lock().unwrap());
+        let scopes = received.iter().flat_map(|request| &request.resource_spans).flat_map(|spans| &spans.scope_spans);
+        scopes.map(|scope| scope.spans.len()).sum()
+    }
+
     /// The spans, in the order of their beginning.
     pub fn spans(&self) -> Vec<Seen> {
         let resources = self.received().into_iter().flat_map(|request| request.resource_spans);

@@ -14,9 +14,10 @@ use std::{
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use tonic::transport::Endpoint;
 
 use super::event::{Call, Event, Kind, Nanos};
-use crate::harness::client::Client;
+use crate::harness::client::{Bearer, Caller, caller};
 
 /// What all clients of a run share.
 pub struct Shared {
@@ -29,12 +30,13 @@ pub struct Shared {
     pub failed: AtomicU64,
     /// How many clients dropped before they were answered.
     pub dropped: AtomicU64,
-    /// Where the servers are.
-    pub urls: Vec<String>,
+    /// Where the servers are, and what they are shown.
+    pub servers: Vec<Endpoint>,
+    pub bearer: Bearer,
 }
 
 impl Shared {
-    pub fn new(urls: Vec<String>) -> Arc<Self> {
+    pub fn new(servers: Vec<Endpoint>, bearer: Bearer) -> Arc<Self> {
         Arc::new(Self {
             start: Instant::now(),
             stop: AtomicBool::new(false),
@@ -42,7 +44,8 @@ impl Shared {
             ended: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
-            urls,
+            servers,
+            bearer,
         })
     }
 
@@ -134,7 +137,7 @@ pub struct Worker {
     habits: Habits,
     me: u16,
     dice: StdRng,
-    servers: Vec<Client>,
+    servers: Vec<Caller>,
     /// The newest revision of each key that it was told of.
     known: BTreeMap<u16, i64>,
     log: Log,
@@ -142,11 +145,7 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(shared: Arc<Shared>, habits: Habits, me: u16, seed: u64) -> Self {
-        let connect = |url: &String| {
-            let endpoint = tonic::transport::Endpoint::from_shared(url.clone()).unwrap();
-            Client::new(endpoint.connect_timeout(Duration::from_secs(1)).connect_lazy())
-        };
-        let servers = shared.urls.iter().map(connect).collect();
+        let servers = shared.servers.iter().map(|server| caller(server, &shared.bearer)).collect();
         let dice = StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(u64::from(me)));
         Self { shared, habits, me, dice, servers, known: BTreeMap::new(), log: Log::default() }
     }

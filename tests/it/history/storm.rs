@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::FutureExt as _;
 use tokio::task::JoinSet;
+use tonic::transport::Endpoint;
 
 use super::{
     check::check,
@@ -19,6 +20,7 @@ use super::{
     settled::settled,
     world::{Tiers, World},
 };
+use crate::harness::client::Bearer;
 
 /// How long it took to come to rest, or the panic that says why it did not.
 pub type Settled = Result<Duration, Box<dyn Any + Send>>;
@@ -49,7 +51,12 @@ pub struct Crowd {
 
 impl Crowd {
     pub fn start(world: &World, habits: &Habits, seed: u64) -> Self {
-        let shared = Shared::new(world.urls());
+        let endpoint = |url: String| Endpoint::from_shared(url).unwrap();
+        Self::over(Shared::new(world.urls().into_iter().map(endpoint).collect(), Bearer::default()), habits, seed)
+    }
+
+    /// The same over any servers.
+    pub fn over(shared: Arc<Shared>, habits: &Habits, seed: u64) -> Self {
         let mut tasks = JoinSet::new();
         for me in 0..habits.clients {
             tasks.spawn(Worker::new(shared.clone(), habits.clone(), me, seed).run());

@@ -1,6 +1,6 @@
 //! The calls themselves, and how their answers become events.
 
-use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{error::Error as _, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use rand::RngExt as _;
 use tokio::time::timeout;
@@ -226,6 +226,8 @@ fn outcome_of<T>(called: &Called<T>, drops: bool) -> String {
     match called {
         Ok(Ok(_)) => "ok".to_owned(),
         Ok(Err(status)) if status.code() == Code::Aborted => "mismatch".to_owned(),
+        // Ours, and not what a server said.
+        Ok(Err(status)) if status.source().is_some() => "no connection".to_owned(),
         Ok(Err(status)) => {
             let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
             reason.unwrap_or_else(|| format!("{:?}", status.code()))

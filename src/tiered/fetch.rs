@@ -170,11 +170,11 @@ impl Tiered {
     ) -> bool {
         let mut settles = Vec::with_capacity(keys.len());
         let mut settled = Vec::with_capacity(keys.len());
-        for ((key, token), state) in keys.iter().zip(tokens).zip(states) {
+        for (((key, l1_key), token), state) in keys.iter().zip(CacheKey::all(epoch, keys)).zip(tokens).zip(states) {
             // An error is never cached as anything; its lease lapses.
             let Ok(state) = state else { continue };
             settles.push(Settle {
-                key: CacheKey::new(epoch, key),
+                key: l1_key,
                 revision: state.revision(),
                 fill: token.map(|token| (token, self.fill(state.clone()))),
             });

@@ -10,12 +10,15 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
+
 use crate::{
     args::Args,
     compare::{Comparison, Plan, compare},
     floor::Floor,
     load::Call,
     report::{Outcome, Report, Row},
+    usage,
     wire::Wire,
 };
 
@@ -28,7 +31,18 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(args: Args, root: PathBuf) -> Self {
-        Self { args, root, folders: AtomicU32::new(0), report: Mutex::default() }
+        let about = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "commit": env!("FEATURESTORE_GIT_COMMIT"),
+            "cpu": usage::cpu_model(),
+            "cores": std::thread::available_parallelism().map_or(0, usize::from),
+            "rounds": args.rounds,
+            "seconds": args.span().as_secs_f64(),
+            "connections": args.connections,
+            "records": args.records,
+        });
+        let report = Mutex::new(Report::new(&args.json, about));
+        Self { args, root, folders: AtomicU32::new(0), report }
     }
 
     /// A new folder, which goes with the bench.

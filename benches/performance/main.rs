@@ -37,7 +37,6 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use args::{Args, Part};
 use bench::Bench;
 use clap::Parser as _;
-use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 #[global_allocator]
@@ -88,20 +87,7 @@ async fn measure(bench: &Arc<Bench>) -> ExitCode {
         Some(seconds) => rows::soak::run(bench, seconds).await,
         None => rows::run(bench).await,
     }
-    let about = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "commit": env!("FEATURESTORE_GIT_COMMIT"),
-        "cpu": usage::cpu_model(),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "rounds": args.rounds,
-        "seconds": args.span().as_secs_f64(),
-        "connections": args.connections,
-        "records": args.records,
-    });
     let report = bench.report();
-    if let Err(error) = report.write(&args.json, about) {
-        return failed(&error);
-    }
     println!("\n{} failed; the figures are in {}", report.failures, args.json.display());
     if report.failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

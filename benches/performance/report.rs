@@ -1,6 +1,6 @@
-//! The figures, as a table while they come and as JSON in the end.
+//! The figures while they come: as a table, and as JSON in a file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -52,9 +52,16 @@ pub(crate) struct Report {
     rows: Vec<Value>,
     pub(crate) failures: usize,
     headed: bool,
+    file: PathBuf,
+    about: Value,
 }
 
 impl Report {
+    /// One that is written to a file, with a word about the whole.
+    pub(crate) fn new(file: &Path, about: Value) -> Self {
+        Self { file: file.to_owned(), about, ..Self::default() }
+    }
+
     /// Prints a row and keeps it.
     pub(crate) fn add(&mut self, row: &Row, outcome: &Outcome) {
         if !std::mem::replace(&mut self.headed, true) {
@@ -98,6 +105,11 @@ impl Report {
             Outcome::Failed(why) => kept["failed"] = json!(why),
         }
         self.rows.push(kept);
+        // After each row, as there may be no end.
+        if let Err(error) = self.write() {
+            println!("{error}");
+            self.failures += 1;
+        }
     }
 
     /// Whether a row was told.
@@ -105,13 +117,15 @@ impl Report {
         self.rows.iter().any(|row| row["name"] == name)
     }
 
-    /// Writes all of it to a file.
-    pub(crate) fn write(&self, file: &Path, about: Value) -> Result<(), String> {
-        let all = json!({ "about": about, "rows": self.rows });
-        if let Some(folder) = file.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| e.to_string())?;
-        }
-        std::fs::write(file, format!("{all:#}\n")).map_err(|e| format!("{}: {e}", file.display()))
+    fn write(&self) -> Result<(), String> {
+        let all = json!({ "about": self.about, "rows": self.rows });
+        let written = || {
+            if let Some(folder) = self.file.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            std::fs::write(&self.file, format!("{all:#}\n"))
+        };
+        written().map_err(|e| format!("{}: {e}", self.file.display()))
     }
 }
 

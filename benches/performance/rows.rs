@@ -3,6 +3,7 @@
 mod bulk;
 mod cold;
 mod embedded;
+mod everything_on;
 mod hit_ratio;
 mod hits;
 mod latency;
@@ -45,6 +46,7 @@ fn groups() -> Vec<Group> {
         },
         Group { names: scaling::names(), run: |bench| Box::pin(scaling::run(bench)) },
         Group { names: tls::names(), run: |bench| Box::pin(tls::run(bench)) },
+        Group { names: everything_on::names(), run: |bench| Box::pin(everything_on::run(bench)) },
     ]
 }
 

@@ -33,6 +33,7 @@ pub(crate) type Settings = Vec<(&'static str, String)>;
 pub(crate) struct Server {
     process: Process,
     port: u16,
+    admin: u16,
     data: PathBuf,
     log: PathBuf,
     settings: Settings,
@@ -84,7 +85,7 @@ impl Server {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Ok(Self { process, port, data: data.to_owned(), log, settings, tls, start: started.elapsed(), channel })
+        Ok(Self { process, port, admin, data: data.to_owned(), log, settings, tls, start: started.elapsed(), channel })
     }
 
     /// Ends it as `kill -9` would, and starts it again over the same data.
@@ -105,6 +106,11 @@ impl Server {
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Of its metrics.
+    pub(crate) fn admin_port(&self) -> u16 {
+        self.admin
     }
 
     /// What it said last.

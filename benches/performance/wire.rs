@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use http::{HeaderMap, Request, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Uri, Version, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -42,6 +42,7 @@ pub(crate) struct Wire {
     next: AtomicUsize,
     pid: u32,
     tls: Option<Tls>,
+    authorization: Option<HeaderValue>,
 }
 
 impl Wire {
@@ -58,7 +59,22 @@ impl Wire {
         for _ in 0..connections {
             made.push(connection(port, tls.as_ref()).await?);
         }
-        Ok(Self { connections: made, uri, requests, size: 0..=usize::MAX, next: AtomicUsize::new(0), pid, tls })
+        Ok(Self {
+            connections: made,
+            uri,
+            requests,
+            size: 0..=usize::MAX,
+            next: AtomicUsize::new(0),
+            pid,
+            tls,
+            authorization: None,
+        })
+    }
+
+    /// Sends a token with each request.
+    pub(crate) fn with_token(self, token: &str) -> Result<Self, String> {
+        let authorization = HeaderValue::try_from(format!("Bearer {token}")).map_err(text)?;
+        Ok(Self { authorization: Some(authorization), ..self })
     }
 
     /// The same requests, sizes and number of connections for another server.
@@ -106,7 +122,10 @@ impl Wire {
 
     fn request(&self, body: Bytes) -> Result<Request<Full<Bytes>>, String> {
         let request = Request::post(self.uri.clone()).version(Version::HTTP_2);
-        let request = request.header(header::CONTENT_TYPE, "application/grpc").header(header::TE, "trailers");
+        let mut request = request.header(header::CONTENT_TYPE, "application/grpc").header(header::TE, "trailers");
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
         request.body(Full::new(body)).map_err(text)
     }
 }

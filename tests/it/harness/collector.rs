@@ -54,10 +54,12 @@ impl Collector {
 
     /// What a server that sends its spans here, when it ends and not before, needs to be told.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
-            ("OTEL_BSP_SCHEDULE_DELAY", "3600000".to_owned()),
-        ]
+        vec![("OTEL_EXPORTER_OTLP_ENDPOINT", self.endpoint()), ("OTEL_BSP_SCHEDULE_DELAY", "3600000".to_owned())]
+    }
+
+    /// Where it takes spans.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Everything that was sent, as it came.

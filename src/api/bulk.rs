@@ -4,7 +4,7 @@
 
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::{
     Api, Arrival, InFlight, Share, audit,
@@ -111,10 +111,7 @@ async fn write(
                 }
                 Err(failure) => Err(failure.into()),
             },
-            Err(status) if status.code() == Code::OutOfRange => {
-                Err(status::request_too_large(api.0.limits.max_request_bytes))
-            }
-            Err(status) => Err(status),
+            Err(said) => Err(status::reworded(&said, api.0.limits.max_request_bytes).unwrap_or(said)),
         };
         let ended = answer.is_err();
         if answers.send(answer).await.is_err() || ended {

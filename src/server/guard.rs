@@ -1,6 +1,6 @@
 //! Keeps one call from harming the others: calls beyond a bound, or while too many bytes are in flight, are shed before any
 //! work, with RESOURCE_EXHAUSTED and when to try again; a panic in a handler becomes INTERNAL and the process lives; a message that the codec found too large
-//! is refused in our own words. The health service is exempt from shedding, so that a busy server is not taken for a dead
+//! or no message at all is refused in our own words. The health service is exempt from shedding, so that a busy server is not taken for a dead
 //! one.
 
 use std::{
@@ -19,7 +19,7 @@ use futures_util::{
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tokio::sync::Semaphore;
-use tonic::{Code, Status, body::Body};
+use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::bytes::{Receiving, Sending};
@@ -164,10 +164,9 @@ impl<F: Future<Output = Answer>> Future for Guarded<F> {
 }
 
 fn reworded(response: Response<Body>, max_request_bytes: usize) -> Response<Body> {
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() == Code::OutOfRange => status::request_too_large(max_request_bytes).into_http(),
-        _ => response,
-    }
+    let reworded =
+        Status::from_header_map(response.headers()).and_then(|said| status::reworded(&said, max_request_bytes));
+    reworded.map_or(response, Status::into_http)
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Status {
@@ -178,6 +177,7 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Status {
 #[cfg(test)]
 mod tests {
     use futures_util::future::BoxFuture;
+    use tonic::Code;
 
     use super::*;
 

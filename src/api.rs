@@ -182,8 +182,9 @@ impl FeatureStoreService for Api {
         let arrived = Arrival::of(&request);
         let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
         let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
+        let held = received(&request);
         let write = convert::upsert(request.into_inner(), &self.0.limits)?;
-        let writing = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert(write));
+        let writing = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert_holding(held, write));
         let answer = writing.await.and_then(|answer| convert::upsert_response(answer, &self.0.limits));
         let answer = answer.map_err(Status::from);
         audit::wrote(access.as_ref(), &view, 1, answer.as_ref().map(audit::Count::from));
@@ -209,9 +210,10 @@ impl FeatureStoreService for Api {
         let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
         let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
         let asked = request.get_ref().entity_ids.len();
+        let held = received(&request);
         let mut deletes = convert::delete(request.into_inner(), &self.0.limits)?;
         let writes = std::mem::take(&mut deletes.writes);
-        let deleting = async { Ok::<_, Failure>(self.0.tiered.delete(writes).await) };
+        let deleting = async { Ok::<_, Failure>(self.0.tiered.delete_holding(held, writes).await) };
         let answer = within(arrived.deadline(self.0.deadlines.write), deleting).await;
         let answer = answer.and_then(|answer| convert::delete_response(deletes, answer, &self.0.limits));
         let answer = answer.map_err(Status::from);
@@ -223,6 +225,11 @@ impl FeatureStoreService for Api {
         self.access(&request)?;
         Ok(Response::new(info::response(&self.0)))
     }
+}
+
+/// The bytes that a write came as. They are its task's and not its call's, as the write outlives a call that is given up.
+fn received<T>(request: &Request<T>) -> Option<Share> {
+    request.extensions().get::<InFlight>().map(InFlight::take_received)
 }
 
 /// When a call came, and how long its client waits.

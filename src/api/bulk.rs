@@ -2,6 +2,8 @@
 //! stays flat whatever the client sends: two chunks are held at most, and a client that does not read its answers stops
 //! being read.
 
+use std::sync::Arc;
+
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -26,8 +28,8 @@ const ANSWERS: usize = 4;
 
 type Answer = Result<BulkUpsertResponse, Status>;
 
-/// A chunk, and the bytes that it came as: they are given back once it is answered.
-type Received = (Result<BulkUpsertRequest, Status>, Option<Share>);
+/// A chunk, and the bytes that it came as: they are given back once it is answered and written, whichever is last.
+type Received = (Result<BulkUpsertRequest, Status>, Option<Arc<Share>>);
 
 /// Records of all streams, by what became of them.
 #[derive(Debug, Default)]
@@ -82,7 +84,7 @@ async fn receive(
         };
         let Some(next) = next.transpose() else { return };
         let broken = next.is_err();
-        let share = place.as_ref().map(InFlight::take_received);
+        let share = place.as_ref().map(|place| Arc::new(place.take_received()));
         if received.send((next, share)).await.is_err() || broken {
             return;
         }
@@ -97,7 +99,7 @@ async fn write(
     mut access: Option<Access>,
 ) {
     let mut view = None;
-    while let Some((request, _share)) = chunks.recv().await {
+    while let Some((request, share)) = chunks.recv().await {
         let answer = match request {
             Ok(request) => match let_in(access.as_mut(), &request.feature_view, view.as_ref())
                 .and_then(|()| convert::chunk(request, view.as_ref(), &api.0.limits))
@@ -105,7 +107,7 @@ async fn write(
                 Ok(chunk) => {
                     let view = view.insert(chunk.view.clone());
                     let records = chunk.entity_ids.len();
-                    let answer = write_chunk(&api, chunk, arrived).await.map_err(Status::from);
+                    let answer = write_chunk(&api, chunk, share.clone(), arrived).await.map_err(Status::from);
                     audit::wrote(access.as_ref(), view.as_str(), records, answer.as_ref().map(audit::Count::from));
                     answer
                 }
@@ -117,6 +119,7 @@ async fn write(
         if answers.send(answer).await.is_err() || ended {
             return;
         }
+        drop(share);
     }
 }
 
@@ -130,7 +133,12 @@ fn let_in(access: Option<&mut Access>, named: &str, last: Option<&FeatureView>) 
     Ok(access.check_again(view)?)
 }
 
-async fn write_chunk(api: &Api, chunk: Chunk, arrived: Arrival) -> Result<BulkUpsertResponse, Failure> {
+async fn write_chunk(
+    api: &Api,
+    chunk: Chunk,
+    held: Option<Arc<Share>>,
+    arrived: Arrival,
+) -> Result<BulkUpsertResponse, Failure> {
     let Chunk { view: _, sequence, warm_cache, all_results, entity_ids, writes, refused } = chunk;
     // Each chunk has a deadline of its own; the stream has only its client's.
     let chunk_arrived = Arrival { at: Instant::now(), ..arrived };
@@ -138,7 +146,7 @@ async fn write_chunk(api: &Api, chunk: Chunk, arrived: Arrival) -> Result<BulkUp
     let writing = async {
         let answer = match writes.is_empty() {
             true => BulkAnswer { items: Vec::new() },
-            false => api.0.tiered.write_bulk(writes, warm_cache).await,
+            false => api.0.tiered.write_bulk_holding(held, writes, warm_cache).await,
         };
         match convert::all_failed(&answer.items) {
             Some(error) => Err(error),

@@ -29,6 +29,9 @@ pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: &str = "/grpc.reflection.";
 /// The only call of ours whose answer begins long before its work ends.
 const BULK: &str = "/featurestore.v1.FeatureStoreService/BulkUpsert";
+/// They outlive their calls.
+const WRITES: [&str; 2] =
+    ["/featurestore.v1.FeatureStoreService/UpsertFeatures", "/featurestore.v1.FeatureStoreService/DeleteFeatures"];
 /// The call whose answers are large, and may be refused when they are made: nothing was written.
 const READ: &str = "/featurestore.v1.FeatureStoreService/GetFeatures";
 
@@ -108,6 +111,7 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
         let is_bulk = path == BULK;
+        let is_write = is_bulk || WRITES.contains(&path);
         let is_stream = is_bulk || path.starts_with(REFLECTION);
         let may_be_refused = path == READ;
         let mut permit = None;
@@ -127,8 +131,8 @@ where
             }
         }
         let place = InFlight::new(permit, self.connection.clone());
-        if is_bulk {
-            // Whoever serves the stream keeps its place.
+        if is_write {
+            // Whoever serves the stream keeps its place, and a write the bytes that it came as.
             request.extensions_mut().insert(place.clone());
         }
         let request = request.map(|body| Receiving::new(body, place.clone(), is_stream));

@@ -4,6 +4,7 @@ mod abuse;
 mod drain;
 mod flood;
 mod idle;
+mod left_behind;
 mod slow;
 mod tls;
 

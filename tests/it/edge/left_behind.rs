@@ -1,0 +1,66 @@
+//! Writes whose callers have gone: they go on, and what they have in memory counts for as long as they do.
+
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::harness::mongod::Mongod;
+
+const RECORD_BYTES: usize = 1_000_000;
+
+async fn gauge(server: &Binary, name: &str) -> f64 {
+    let metrics = server.metrics().await;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&format!("featurestore_{name} ")));
+    value.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
+}
+
+fn large(id: &str) -> FeatureRecord {
+    record(id, [("text", value(value::Kind::StringVal("x".repeat(RECORD_BYTES))))])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_nobody_waits_for_any_more_count_until_they_end() {
+    // Its starter blocks.
+    let mongod = std::thread::spawn(Mongod::replica_set).join().unwrap();
+    let settings = [
+        ("MONGO_URI", mongod.uri()),
+        ("FEATURESTORE_LIMITS_MAX_BYTES_IN_FLIGHT", "64MiB".to_owned()),
+        // Longer than this test looks at them, and not so long that their end is a wait.
+        ("FEATURESTORE_DEADLINES_WRITE", "5s".to_owned()),
+    ];
+    let server = Binary::start(&borrowed(&settings));
+    server.until_serving().await;
+    let mut client = server.client().await;
+    put(&mut client, large("before")).await;
+    mongod.signal("STOP");
+    // One connection, so at most its quarter of the bytes.
+    let mut calls = JoinSet::new();
+    for i in 0..60 {
+        let mut client = client.clone();
+        calls.spawn(async move {
+            let id = format!("large {i}");
+            let patience = Duration::from_millis(1000);
+            match i % 3 {
+                0 => _ = tokio::time::timeout(patience, client.upsert_features(upsert(large(&id)))).await,
+                1 => {
+                    let mut request = tonic::Request::new(upsert(large(&id)));
+                    request.set_timeout(patience);
+                    _ = client.upsert_features(request).await;
+                }
+                _ => _ = tokio::time::timeout(patience, bulk(&mut client, [chunk(1, [large(&id)])])).await,
+            }
+        });
+    }
+    calls.join_all().await;
+    eventually("all calls to have ended", async || gauge(&server, "calls_in_flight").await == 0.0).await;
+    let (writes, bytes) = (gauge(&server, "writes_in_flight").await, gauge(&server, "bytes_in_flight").await);
+    println!("{writes} writes go on, with {bytes} bytes");
+    assert!(writes > 0.0, "none is left to look at");
+    assert!(bytes >= writes * RECORD_BYTES as f64, "{writes} writes have {bytes} bytes");
+    assert!(bytes <= f64::from(16 << 20), "{bytes} are more than a connection's part");
+    mongod.signal("CONT");
+    for gauges in ["writes_in_flight", "bytes_in_flight"] {
+        eventually(gauges, async || gauge(&server, gauges).await == 0.0).await;
+    }
+    // The breaker may have to find MongoDB again.
+    eventually("writes to be taken", async || client.upsert_features(upsert(large("after"))).await.is_ok()).await;
+}

@@ -32,7 +32,7 @@ use crate::{
     access::Access,
     proto::{
         BulkUpsertRequest, BulkUpsertResponse, DeleteFeaturesRequest, DeleteFeaturesResponse, GetFeaturesRequest,
-        GetFeaturesResponse, InfoRequest, InfoResponse, UpsertFeaturesRequest, UpsertFeaturesResponse,
+        GetFeaturesResponse, InfoRequest, InfoResponse, Unpacked, UpsertFeaturesRequest, UpsertFeaturesResponse,
         feature_store_service_server::FeatureStoreService,
     },
     record::{Clock, DEFAULT_VIEW},
@@ -197,7 +197,8 @@ impl FeatureStoreService for Api {
         &self,
         request: Request<Streaming<BulkUpsertRequest>>,
     ) -> Result<Response<Self::BulkUpsertStream>, Status> {
-        let (arrived, place) = (Arrival::of(&request), request.extensions().get::<InFlight>().cloned());
+        let (arrived, extensions) = (Arrival::of(&request), request.extensions());
+        let place = (extensions.get::<InFlight>().cloned(), extensions.get::<Unpacked>().cloned());
         let access = self.access(&request)?.cloned();
         Ok(Response::new(bulk::serve(self.clone(), request.into_inner(), arrived, place, access)))
     }

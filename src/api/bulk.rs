@@ -17,7 +17,7 @@ use super::{
 use crate::{
     access::Access,
     metrics::Counter,
-    proto::{BulkUpsertRequest, BulkUpsertResponse, WriteOutcome, WriteResult},
+    proto::{BulkUpsertRequest, BulkUpsertResponse, Unpacked, WriteOutcome, WriteResult},
     record::{DEFAULT_VIEW, FeatureView},
     tiered::{BulkAnswer, WriteError},
     trace,
@@ -58,12 +58,16 @@ pub(super) fn serve(
     api: Api,
     requests: Streaming<BulkUpsertRequest>,
     arrived: Arrival,
-    place: Option<InFlight>,
+    (place, unpacked): (Option<InFlight>, Option<Unpacked>),
     access: Option<Access>,
 ) -> ReceiverStream<Answer> {
     let (received, chunks) = mpsc::channel(1);
     let (answers, to_client) = mpsc::channel(ANSWERS);
-    tokio::spawn(receive(requests, received, place.clone()));
+    let receiving = receive(requests, received, place.clone());
+    match unpacked {
+        None => tokio::spawn(receiving),
+        Some(unpacked) => tokio::spawn(unpacked.throughout(receiving)),
+    };
     tokio::spawn(trace::carried(async move {
         write(api, chunks, answers, arrived, access).await;
         drop(place);

@@ -1,6 +1,8 @@
 //! The bodies of calls, counted: what a request brought is held until its call is answered, and what an answer has until it
 //! is written to the connection, however long its client takes to read it. A request that is not whole in time is ended.
 //!
+//! What comes packed is counted as it came, and as what it is when it is unpacked (`proto::Unpacked`).
+//!
 //! Not counted is what a handler makes in between; calls at once bound that. Nor what HTTP/2 itself holds, which its
 //! windows and `connections` bound.
 

@@ -16,14 +16,17 @@ use futures_util::{
     FutureExt as _,
     future::{CatchUnwind, Either},
 };
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use pin_project_lite::pin_project;
 use tokio::sync::Semaphore;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::bytes::{Receiving, Sending};
-use crate::api::{ByteBudget, ConnectionBytes, InFlight, status};
+use crate::{
+    api::{ByteBudget, ConnectionBytes, InFlight, status},
+    proto::Unpacked,
+};
 
 pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: &str = "/grpc.reflection.";
@@ -135,11 +138,18 @@ where
             // Whoever serves the stream keeps its place, and a write the bytes that it came as.
             request.extensions_mut().insert(place.clone());
         }
+        let unpacked = is_packed(request.headers()).then(|| {
+            let place = place.clone();
+            Unpacked::new(move |bytes| place.receive(bytes).then_some(()).ok_or_else(status::too_many_bytes))
+        });
+        if let (true, Some(unpacked)) = (is_bulk, &unpacked) {
+            request.extensions_mut().insert(unpacked.clone());
+        }
         let request = request.map(|body| Receiving::new(body, place.clone(), is_stream));
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         let connection = self.connection.clone();
         let (place, max_request_bytes) = (Some(place), self.max_request_bytes);
-        Either::Left(Guarded { answer, place, connection, may_be_refused, max_request_bytes })
+        Either::Left(Guarded { answer, place, unpacked, connection, may_be_refused, max_request_bytes })
     }
 }
 
@@ -149,6 +159,8 @@ pin_project! {
         #[pin]
         answer: CatchUnwind<AssertUnwindSafe<F>>,
         place: Option<InFlight>,
+        // Of a call whose messages come packed.
+        unpacked: Option<Unpacked>,
         connection: Arc<ConnectionBytes>,
         may_be_refused: bool,
         max_request_bytes: usize,
@@ -160,11 +172,20 @@ impl<F: Future<Output = Answer>> Future for Guarded<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CountedAnswer> {
         let call = self.project();
-        let answer = ready!(call.answer.poll(cx)).unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
-        *call.place = None;
+        let answer = match call.unpacked {
+            None => call.answer.poll(cx),
+            Some(unpacked) => unpacked.within(|| call.answer.poll(cx)),
+        };
+        let answer = ready!(answer).unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
+        (*call.place, *call.unpacked) = (None, None);
         let counted = |body| Sending::new(body, call.connection.clone(), *call.may_be_refused);
         Poll::Ready(answer.map(|answer| reworded(answer, *call.max_request_bytes).map(counted)))
     }
+}
+
+/// Whether messages may come packed: their size is known only once they are unpacked.
+fn is_packed(headers: &HeaderMap) -> bool {
+    headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
 }
 
 fn reworded(response: Response<Body>, max_request_bytes: usize) -> Response<Body> {

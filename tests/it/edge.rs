@@ -5,6 +5,7 @@ mod drain;
 mod flood;
 mod idle;
 mod left_behind;
+mod packed;
 mod slow;
 mod tls;
 

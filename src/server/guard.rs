@@ -1,7 +1,7 @@
 //! Keeps one call from harming the others: calls beyond a bound, or while too many bytes are in flight, are shed before any
 //! work, with RESOURCE_EXHAUSTED and when to try again; a panic in a handler becomes INTERNAL and the process lives; a message that the codec found too large
 //! or no message at all is refused in our own words. The health service is exempt from shedding, so that a busy server is not taken for a dead
-//! one.
+//! one, but for its streams beyond a number of their own.
 
 use std::{
     convert::Infallible,
@@ -18,7 +18,7 @@ use futures_util::{
 };
 use http::{HeaderMap, Request, Response};
 use pin_project_lite::pin_project;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
@@ -29,6 +29,9 @@ use crate::{
 };
 
 pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
+/// Streams of health, which last as long as their clients want: the only calls of health that are bounded.
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
+const MAX_WATCHES: usize = 1024;
 const REFLECTION: &str = "/grpc.reflection.";
 /// The only call of ours whose answer begins long before its work ends.
 const BULK: &str = "/featurestore.v1.FeatureStoreService/BulkUpsert";
@@ -42,6 +45,7 @@ const READ: &str = "/featurestore.v1.FeatureStoreService/GetFeatures";
 #[derive(Clone, Debug)]
 pub(super) struct GuardLayer {
     places: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
     bytes: Arc<ByteBudget>,
     max_in_flight: usize,
     max_request_bytes: usize,
@@ -52,7 +56,8 @@ impl GuardLayer {
     pub(super) fn new(max_in_flight: usize, max_bytes_in_flight: usize, max_request_bytes: usize) -> Self {
         let max_in_flight = max_in_flight.min(Semaphore::MAX_PERMITS);
         let (places, bytes) = (Semaphore::new(max_in_flight), ByteBudget::new(max_bytes_in_flight));
-        Self { places: Arc::new(places), bytes: Arc::new(bytes), max_in_flight, max_request_bytes }
+        let watches = Arc::new(Semaphore::new(MAX_WATCHES));
+        Self { places: Arc::new(places), watches, bytes: Arc::new(bytes), max_in_flight, max_request_bytes }
     }
 
     /// What calls receive and send.
@@ -71,7 +76,8 @@ impl<S> Layer<S> for GuardLayer {
 
     fn layer(&self, inner: S) -> Guard<S> {
         let connection = Arc::new(ConnectionBytes::new(self.bytes.clone()));
-        Guard { inner, places: self.places.clone(), connection, max_request_bytes: self.max_request_bytes }
+        let (places, watches) = (self.places.clone(), self.watches.clone());
+        Guard { inner, places, watches, connection, max_request_bytes: self.max_request_bytes }
     }
 }
 
@@ -80,6 +86,7 @@ impl<S> Layer<S> for GuardLayer {
 pub(super) struct Guard<S> {
     inner: S,
     places: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
     connection: Arc<ConnectionBytes>,
     max_request_bytes: usize,
 }
@@ -117,9 +124,13 @@ where
         let is_write = is_bulk || WRITES.contains(&path);
         let is_stream = is_bulk || path.starts_with(REFLECTION);
         let may_be_refused = path == READ;
-        let mut permit = None;
-        if !path.starts_with(HEALTH) {
-            let refused = match self.places.clone().try_acquire_owned() {
+        let (mut permit, mut watch) = (None, None);
+        let mut refused = None;
+        if path == WATCH {
+            watch = self.watches.clone().try_acquire_owned().ok();
+            refused = watch.is_none().then(status::too_busy);
+        } else if !path.starts_with(HEALTH) {
+            refused = match self.places.clone().try_acquire_owned() {
                 Ok(_) if self.connection.is_full() => Some(status::too_many_bytes()),
                 Ok(place) => {
                     permit = Some(place);
@@ -127,11 +138,11 @@ where
                 }
                 Err(_) => Some(status::too_busy()),
             };
-            if let Some(refused) = refused {
-                let connection = self.connection.clone();
-                let refused = refused.into_http().map(|body| Sending::new(body, connection, false));
-                return Either::Right(std::future::ready(Ok(refused)));
-            }
+        }
+        if let Some(refused) = refused {
+            let connection = self.connection.clone();
+            let refused = refused.into_http().map(|body| Sending::new(body, connection, false, None));
+            return Either::Right(std::future::ready(Ok(refused)));
         }
         let place = InFlight::new(permit, self.connection.clone());
         if is_write {
@@ -149,7 +160,7 @@ where
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         let connection = self.connection.clone();
         let (place, max_request_bytes) = (Some(place), self.max_request_bytes);
-        Either::Left(Guarded { answer, place, unpacked, connection, may_be_refused, max_request_bytes })
+        Either::Left(Guarded { answer, place, unpacked, watch, connection, may_be_refused, max_request_bytes })
     }
 }
 
@@ -161,6 +172,8 @@ pin_project! {
         place: Option<InFlight>,
         // Of a call whose messages come packed.
         unpacked: Option<Unpacked>,
+        // Of a stream of health; its answer holds it to its end.
+        watch: Option<OwnedSemaphorePermit>,
         connection: Arc<ConnectionBytes>,
         may_be_refused: bool,
         max_request_bytes: usize,
@@ -178,7 +191,8 @@ impl<F: Future<Output = Answer>> Future for Guarded<F> {
         };
         let answer = ready!(answer).unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
         (*call.place, *call.unpacked) = (None, None);
-        let counted = |body| Sending::new(body, call.connection.clone(), *call.may_be_refused);
+        let watch = call.watch.take();
+        let counted = |body| Sending::new(body, call.connection.clone(), *call.may_be_refused, watch);
         Poll::Ready(answer.map(|answer| reworded(answer, *call.max_request_bytes).map(counted)))
     }
 }

@@ -26,6 +26,7 @@ use std::{
 
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
@@ -91,6 +92,8 @@ struct Inner {
     callers_are_known: bool,
     started: Instant,
     draining: AtomicBool,
+    /// Connections are told to go away.
+    closing: CancellationToken,
     bulk_records: BulkRecords,
 }
 
@@ -113,6 +116,7 @@ impl Api {
             callers_are_known,
             started: Instant::now(),
             draining: AtomicBool::new(false),
+            closing: CancellationToken::new(),
             bulk_records: BulkRecords::default(),
         }))
     }
@@ -145,6 +149,11 @@ impl Api {
     /// From now on Info says that the server is shutting down.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
+    }
+
+    /// From now on streams end whose clients are silent.
+    pub fn close(&self) {
+        self.0.closing.cancel();
     }
 }
 

@@ -2,7 +2,7 @@
 //! stays flat whatever the client sends: two chunks are held at most, and a client that does not read its answers stops
 //! being read.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +25,9 @@ use crate::{
 
 /// Answers that wait for a client which is slow to read them.
 const ANSWERS: usize = 4;
+
+/// How long a client may be silent once connections are told to go away.
+const LAST_CALL: Duration = Duration::from_secs(1);
 
 type Answer = Result<BulkUpsertResponse, Status>;
 
@@ -103,7 +106,18 @@ async fn write(
     mut access: Option<Access>,
 ) {
     let mut view = None;
-    while let Some((request, share)) = chunks.recv().await {
+    loop {
+        // While the writer waits here, nothing of the stream is under way.
+        let next = tokio::select! {
+            biased;
+            next = chunks.recv() => next,
+            () = last_call(&api) => {
+                // Not worth waiting for who does not read it.
+                let _ = answers.try_send(Err(Failure::draining().into()));
+                return;
+            }
+        };
+        let Some((request, share)) = next else { return };
         let answer = match request {
             Ok(request) => match let_in(access.as_mut(), &request.feature_view, view.as_ref())
                 .and_then(|()| convert::chunk(request, view.as_ref(), &api.0.limits))
@@ -125,6 +139,12 @@ async fn write(
         }
         drop(share);
     }
+}
+
+/// When a stream whose client is silent is ended, so that it does not hold up the drain.
+async fn last_call(api: &Api) {
+    api.0.closing.cancelled().await;
+    tokio::time::sleep(LAST_CALL).await;
 }
 
 /// Each chunk for itself: it may name another feature view, and since the stream began the token may have been taken back.

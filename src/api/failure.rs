@@ -118,6 +118,11 @@ impl Failure {
         Self { message: message.to_owned(), ..Self::deadline() }
     }
 
+    pub(super) fn draining() -> Self {
+        let message = "the server is shutting down: send again from the first chunk that was not answered";
+        Self::new(Code::Unavailable, "DRAINING", message).retry()
+    }
+
     fn busy(what: &str) -> Self {
         Self::new(Code::ResourceExhausted, "TOO_BUSY", what).retry()
     }

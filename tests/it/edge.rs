@@ -4,7 +4,6 @@ mod abuse;
 mod drain;
 mod flood;
 mod idle;
-mod left_behind;
 mod packed;
 mod slow;
 mod tls;

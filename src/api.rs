@@ -26,13 +26,14 @@ use std::{
 
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     access::Access,
     proto::{
         BulkUpsertRequest, BulkUpsertResponse, DeleteFeaturesRequest, DeleteFeaturesResponse, GetFeaturesRequest,
-        GetFeaturesResponse, InfoRequest, InfoResponse, UpsertFeaturesRequest, UpsertFeaturesResponse,
+        GetFeaturesResponse, InfoRequest, InfoResponse, Unpacked, UpsertFeaturesRequest, UpsertFeaturesResponse,
         feature_store_service_server::FeatureStoreService,
     },
     record::{Clock, DEFAULT_VIEW},
@@ -91,6 +92,8 @@ struct Inner {
     callers_are_known: bool,
     started: Instant,
     draining: AtomicBool,
+    /// Connections are told to go away.
+    closing: CancellationToken,
     bulk_records: BulkRecords,
 }
 
@@ -113,6 +116,7 @@ impl Api {
             callers_are_known,
             started: Instant::now(),
             draining: AtomicBool::new(false),
+            closing: CancellationToken::new(),
             bulk_records: BulkRecords::default(),
         }))
     }
@@ -145,6 +149,11 @@ impl Api {
     /// From now on Info says that the server is shutting down.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
+    }
+
+    /// From now on streams end whose clients are silent.
+    pub fn close(&self) {
+        self.0.closing.cancel();
     }
 }
 
@@ -182,8 +191,9 @@ impl FeatureStoreService for Api {
         let arrived = Arrival::of(&request);
         let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
         let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
+        let held = received(&request);
         let write = convert::upsert(request.into_inner(), &self.0.limits)?;
-        let writing = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert(write));
+        let writing = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert_holding(held, write));
         let answer = writing.await.and_then(|answer| convert::upsert_response(answer, &self.0.limits));
         let answer = answer.map_err(Status::from);
         audit::wrote(access.as_ref(), &view, 1, answer.as_ref().map(audit::Count::from));
@@ -196,7 +206,8 @@ impl FeatureStoreService for Api {
         &self,
         request: Request<Streaming<BulkUpsertRequest>>,
     ) -> Result<Response<Self::BulkUpsertStream>, Status> {
-        let (arrived, place) = (Arrival::of(&request), request.extensions().get::<InFlight>().cloned());
+        let (arrived, extensions) = (Arrival::of(&request), request.extensions());
+        let place = (extensions.get::<InFlight>().cloned(), extensions.get::<Unpacked>().cloned());
         let access = self.access(&request)?.cloned();
         Ok(Response::new(bulk::serve(self.clone(), request.into_inner(), arrived, place, access)))
     }
@@ -209,9 +220,10 @@ impl FeatureStoreService for Api {
         let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
         let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
         let asked = request.get_ref().entity_ids.len();
+        let held = received(&request);
         let mut deletes = convert::delete(request.into_inner(), &self.0.limits)?;
         let writes = std::mem::take(&mut deletes.writes);
-        let deleting = async { Ok::<_, Failure>(self.0.tiered.delete(writes).await) };
+        let deleting = async { Ok::<_, Failure>(self.0.tiered.delete_holding(held, writes).await) };
         let answer = within(arrived.deadline(self.0.deadlines.write), deleting).await;
         let answer = answer.and_then(|answer| convert::delete_response(deletes, answer, &self.0.limits));
         let answer = answer.map_err(Status::from);
@@ -223,6 +235,11 @@ impl FeatureStoreService for Api {
         self.access(&request)?;
         Ok(Response::new(info::response(&self.0)))
     }
+}
+
+/// The bytes that a write came as. They are its task's and not its call's, as the write outlives a call that is given up.
+fn received<T>(request: &Request<T>) -> Option<Share> {
+    request.extensions().get::<InFlight>().map(InFlight::take_received)
 }
 
 /// When a call came, and how long its client waits.

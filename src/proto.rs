@@ -6,7 +6,7 @@
 mod codec;
 mod encoded_row;
 
-pub use codec::SizedCodec;
+pub use codec::{SizedCodec, Unpacked};
 pub use encoded_row::EncodedRow;
 
 tonic::include_proto!("featurestore.v1");

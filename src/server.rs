@@ -144,6 +144,7 @@ pub async fn run(
     stop_accepting.cancel();
     let _ = accepting.await;
     tracing::info!(patience = ?settings.drain_timeout, "no new calls are taken; those in flight may finish");
+    api.close();
     connections.close(settings.drain_timeout).await;
     settle(&tiered).await;
     stop_watching.cancel();

@@ -2,9 +2,11 @@
 //! stays flat whatever the client sends: two chunks are held at most, and a client that does not read its answers stops
 //! being read.
 
+use std::{sync::Arc, time::Duration};
+
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::{
     Api, Arrival, InFlight, Share, audit,
@@ -15,7 +17,7 @@ use super::{
 use crate::{
     access::Access,
     metrics::Counter,
-    proto::{BulkUpsertRequest, BulkUpsertResponse, WriteOutcome, WriteResult},
+    proto::{BulkUpsertRequest, BulkUpsertResponse, Unpacked, WriteOutcome, WriteResult},
     record::{DEFAULT_VIEW, FeatureView},
     tiered::{BulkAnswer, WriteError},
     trace,
@@ -24,10 +26,13 @@ use crate::{
 /// Answers that wait for a client which is slow to read them.
 const ANSWERS: usize = 4;
 
+/// How long a client may be silent once connections are told to go away.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 type Answer = Result<BulkUpsertResponse, Status>;
 
-/// A chunk, and the bytes that it came as: they are given back once it is answered.
-type Received = (Result<BulkUpsertRequest, Status>, Option<Share>);
+/// A chunk, and the bytes that it came as: they are given back once it is answered and written, whichever is last.
+type Received = (Result<BulkUpsertRequest, Status>, Option<Arc<Share>>);
 
 /// Records of all streams, by what became of them.
 #[derive(Debug, Default)]
@@ -56,12 +61,16 @@ pub(super) fn serve(
     api: Api,
     requests: Streaming<BulkUpsertRequest>,
     arrived: Arrival,
-    place: Option<InFlight>,
+    (place, unpacked): (Option<InFlight>, Option<Unpacked>),
     access: Option<Access>,
 ) -> ReceiverStream<Answer> {
     let (received, chunks) = mpsc::channel(1);
     let (answers, to_client) = mpsc::channel(ANSWERS);
-    tokio::spawn(receive(requests, received, place.clone()));
+    let receiving = receive(requests, received, place.clone());
+    match unpacked {
+        None => tokio::spawn(receiving),
+        Some(unpacked) => tokio::spawn(unpacked.throughout(receiving)),
+    };
     tokio::spawn(trace::carried(async move {
         write(api, chunks, answers, arrived, access).await;
         drop(place);
@@ -82,7 +91,7 @@ async fn receive(
         };
         let Some(next) = next.transpose() else { return };
         let broken = next.is_err();
-        let share = place.as_ref().map(InFlight::take_received);
+        let share = place.as_ref().map(|place| Arc::new(place.take_received()));
         if received.send((next, share)).await.is_err() || broken {
             return;
         }
@@ -97,7 +106,18 @@ async fn write(
     mut access: Option<Access>,
 ) {
     let mut view = None;
-    while let Some((request, _share)) = chunks.recv().await {
+    loop {
+        // While the writer waits here, nothing of the stream is under way.
+        let next = tokio::select! {
+            biased;
+            next = chunks.recv() => next,
+            () = last_call(&api) => {
+                // Not worth waiting for who does not read it.
+                let _ = answers.try_send(Err(Failure::draining().into()));
+                return;
+            }
+        };
+        let Some((request, share)) = next else { return };
         let answer = match request {
             Ok(request) => match let_in(access.as_mut(), &request.feature_view, view.as_ref())
                 .and_then(|()| convert::chunk(request, view.as_ref(), &api.0.limits))
@@ -105,22 +125,26 @@ async fn write(
                 Ok(chunk) => {
                     let view = view.insert(chunk.view.clone());
                     let records = chunk.entity_ids.len();
-                    let answer = write_chunk(&api, chunk, arrived).await.map_err(Status::from);
+                    let answer = write_chunk(&api, chunk, share.clone(), arrived).await.map_err(Status::from);
                     audit::wrote(access.as_ref(), view.as_str(), records, answer.as_ref().map(audit::Count::from));
                     answer
                 }
                 Err(failure) => Err(failure.into()),
             },
-            Err(status) if status.code() == Code::OutOfRange => {
-                Err(status::request_too_large(api.0.limits.max_request_bytes))
-            }
-            Err(status) => Err(status),
+            Err(said) => Err(status::reworded(&said, api.0.limits.max_request_bytes).unwrap_or(said)),
         };
         let ended = answer.is_err();
         if answers.send(answer).await.is_err() || ended {
             return;
         }
+        drop(share);
     }
+}
+
+/// When a stream whose client is silent is ended, so that it does not hold up the drain.
+async fn last_call(api: &Api) {
+    api.0.closing.cancelled().await;
+    tokio::time::sleep(LAST_CALL).await;
 }
 
 /// Each chunk for itself: it may name another feature view, and since the stream began the token may have been taken back.
@@ -133,7 +157,12 @@ fn let_in(access: Option<&mut Access>, named: &str, last: Option<&FeatureView>) 
     Ok(access.check_again(view)?)
 }
 
-async fn write_chunk(api: &Api, chunk: Chunk, arrived: Arrival) -> Result<BulkUpsertResponse, Failure> {
+async fn write_chunk(
+    api: &Api,
+    chunk: Chunk,
+    held: Option<Arc<Share>>,
+    arrived: Arrival,
+) -> Result<BulkUpsertResponse, Failure> {
     let Chunk { view: _, sequence, warm_cache, all_results, entity_ids, writes, refused } = chunk;
     // Each chunk has a deadline of its own; the stream has only its client's.
     let chunk_arrived = Arrival { at: Instant::now(), ..arrived };
@@ -141,7 +170,7 @@ async fn write_chunk(api: &Api, chunk: Chunk, arrived: Arrival) -> Result<BulkUp
     let writing = async {
         let answer = match writes.is_empty() {
             true => BulkAnswer { items: Vec::new() },
-            false => api.0.tiered.write_bulk(writes, warm_cache).await,
+            false => api.0.tiered.write_bulk_holding(held, writes, warm_cache).await,
         };
         match convert::all_failed(&answer.items) {
             Some(error) => Err(error),

@@ -118,6 +118,11 @@ impl Failure {
         Self { message: message.to_owned(), ..Self::deadline() }
     }
 
+    pub(super) fn draining() -> Self {
+        let message = "the server is shutting down: send again from the first chunk that was not answered";
+        Self::new(Code::Unavailable, "DRAINING", message).retry()
+    }
+
     fn busy(what: &str) -> Self {
         Self::new(Code::ResourceExhausted, "TOO_BUSY", what).retry()
     }
@@ -134,6 +139,18 @@ impl Failure {
     pub(super) fn request_too_large(maximum: usize) -> Self {
         let message = format!("a request message may have {maximum} bytes at most");
         Self::new(Code::InvalidArgument, "REQUEST_TOO_LARGE", message).with("maximum", maximum)
+    }
+
+    /// A message that is no protobuf of its type, or not framed as gRPC has it. The cause is the codec's and names what the
+    /// client sent.
+    pub(super) fn request_unreadable(cause: &str) -> Self {
+        // Some hundred bytes at most, but that is another library's promise.
+        let end = cause.floor_char_boundary(512);
+        Self::new(Code::InvalidArgument, "REQUEST_UNREADABLE", format!("the request cannot be read: {}", &cause[..end]))
+    }
+
+    pub(super) fn bad_timeout() -> Self {
+        Self::new(Code::InvalidArgument, "INVALID_TIMEOUT", "grpc-timeout must be at most 8 digits and a unit")
     }
 
     /// A bug: the cause goes to the log under an id, the client gets the id.

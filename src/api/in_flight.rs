@@ -150,7 +150,7 @@ impl Drop for Share {
 }
 
 /// The place of a call among the calls at once, and the bytes of what it received; free again when the last clone is
-/// dropped. The server's guard puts that of a stream into the request's extensions.
+/// dropped. The server's guard puts that of a write into the request's extensions.
 #[derive(Clone, Debug)]
 pub struct InFlight(Arc<Held>);
 

@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use super::failure::{Failure, told};
@@ -32,10 +32,28 @@ pub fn request_too_slow() -> Status {
     Failure::request_too_slow().into()
 }
 
-/// A request message above `limits.max_request_bytes`. The codec refuses it before any handler sees it, as OUT_OF_RANGE
-/// and without details; nothing else here answers OUT_OF_RANGE.
-pub fn request_too_large(maximum: usize) -> Status {
+/// A request message above `limits.max_request_bytes`. The codec refuses it before any handler sees it.
+fn request_too_large(maximum: usize) -> Status {
     Failure::request_too_large(maximum).into()
+}
+
+/// A `grpc-timeout` that says nothing.
+pub fn bad_timeout() -> Status {
+    Failure::bad_timeout().into()
+}
+
+/// In our words, what tonic says of a request that it cannot take; None: it is said by us. tonic's words have no details:
+/// OUT_OF_RANGE for a message that is too large, RESOURCE_EXHAUSTED for one that is once it is unpacked, INTERNAL for one that
+/// is none, though no server is to blame for it, and UNKNOWN for a connection that broke within one.
+pub fn reworded(status: &Status, max_request_bytes: usize) -> Option<Status> {
+    let is_ours = !status.details().is_empty();
+    match status.code() {
+        _ if is_ours => None,
+        Code::OutOfRange | Code::ResourceExhausted => Some(request_too_large(max_request_bytes)),
+        Code::Internal => Some(Failure::request_unreadable(status.message()).into()),
+        Code::Unknown => Some(Status::cancelled("the request broke off")),
+        _ => None,
+    }
 }
 
 /// A bug: the cause goes to the log under an id, the client gets the id.

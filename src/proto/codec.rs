@@ -1,12 +1,14 @@
-//! The standard protobuf codec, but for one thing: a message's buffer has its size before it is encoded. The stock encoder
-//! lets it grow by doubling, which copies a batch of rows several times.
+//! The standard protobuf codec, but for two things. A message's buffer has its size before it is encoded: the stock encoder
+//! lets it grow by doubling, which copies a batch of rows several times. And what came packed is counted when it is unpacked,
+//! as nobody before can tell how large it is.
 
-use std::marker::PhantomData;
+use std::{fmt, marker::PhantomData, sync::Arc};
 
+use bytes::Buf as _;
 use prost::Message;
 use tonic::{
     Status,
-    codec::{BufferSettings, Codec, EncodeBuf, Encoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 use tonic_prost::ProstDecoder;
 
@@ -28,14 +30,14 @@ where
     type Encode = T;
     type Decode = U;
     type Encoder = SizedEncoder<T>;
-    type Decoder = ProstDecoder<U>;
+    type Decoder = CountedDecoder<U>;
 
     fn encoder(&mut self) -> SizedEncoder<T> {
         SizedEncoder(PhantomData)
     }
 
-    fn decoder(&mut self) -> ProstDecoder<U> {
-        ProstDecoder::new(BufferSettings::default())
+    fn decoder(&mut self) -> CountedDecoder<U> {
+        CountedDecoder(ProstDecoder::new(BufferSettings::default()))
     }
 }
 
@@ -51,5 +53,57 @@ impl<T: Message> Encoder for SizedEncoder<T> {
         buf.reserve(item.encoded_len());
         item.encode_raw(buf);
         Ok(())
+    }
+}
+
+tokio::task_local! {
+    static UNPACKED: Unpacked;
+}
+
+/// Counts the messages of a call as they are unpacked, and may refuse them.
+#[derive(Clone)]
+pub struct Unpacked(Arc<Count>);
+
+type Count = dyn Fn(usize) -> Result<(), Status> + Send + Sync;
+
+impl fmt::Debug for Unpacked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Unpacked").finish_non_exhaustive()
+    }
+}
+
+impl Unpacked {
+    /// By what `count` says of each message's bytes.
+    pub fn new(count: impl Fn(usize) -> Result<(), Status> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(count))
+    }
+
+    /// Counts what is decoded in `work`.
+    pub fn within<R>(&self, work: impl FnOnce() -> R) -> R {
+        UNPACKED.sync_scope(self.clone(), work)
+    }
+
+    /// Counts what is decoded in the future `work`.
+    pub async fn throughout<R>(self, work: impl Future<Output = R>) -> R {
+        UNPACKED.scope(self, work).await
+    }
+}
+
+/// Decodes `U`; where the task counts what it unpacks, counted.
+#[derive(Clone, Debug)]
+pub struct CountedDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Default> Decoder for CountedDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        // Plain calls have no count here.
+        UNPACKED.try_with(|unpacked| (unpacked.0)(buf.remaining())).unwrap_or(Ok(()))?;
+        self.0.decode(buf)
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0.buffer_settings()
     }
 }

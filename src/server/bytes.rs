@@ -1,6 +1,8 @@
 //! The bodies of calls, counted: what a request brought is held until its call is answered, and what an answer has until it
 //! is written to the connection, however long its client takes to read it. A request that is not whole in time is ended.
 //!
+//! What comes packed is counted as it came, and as what it is when it is unpacked (`proto::Unpacked`).
+//!
 //! Not counted is what a handler makes in between; calls at once bound that. Nor what HTTP/2 itself holds, which its
 //! windows and `connections` bound.
 
@@ -17,7 +19,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
+use tokio::{sync::OwnedSemaphorePermit, time::Sleep};
 use tonic::Status;
 
 use crate::api::{ConnectionBytes, InFlight, Share, status};
@@ -96,11 +98,19 @@ pub(super) struct Sending {
     /// Of a long message, with the share of all of it on the last one.
     pieces: VecDeque<Counted>,
     is_refused: bool,
+    #[expect(dead_code, reason = "held, not read")]
+    watch: Option<OwnedSemaphorePermit>,
 }
 
 impl Sending {
-    pub(super) fn new(body: tonic::body::Body, connection: Arc<ConnectionBytes>, may_be_refused: bool) -> Self {
-        Self { body, connection, may_be_refused, pieces: VecDeque::new(), is_refused: false }
+    /// `watch`: held until the answer ends.
+    pub(super) fn new(
+        body: tonic::body::Body,
+        connection: Arc<ConnectionBytes>,
+        may_be_refused: bool,
+        watch: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        Self { body, connection, may_be_refused, pieces: VecDeque::new(), is_refused: false, watch }
     }
 
     /// Counts a message, or gives it up.
@@ -199,7 +209,7 @@ mod tests {
     fn sending(budget: usize, answer: Vec<u8>, may_be_refused: bool) -> (Arc<ByteBudget>, Sending) {
         let all = Arc::new(ByteBudget::new(budget));
         let body = tonic::body::Body::new(Full::new(Bytes::from(answer)));
-        (all.clone(), Sending::new(body, Arc::new(ConnectionBytes::new(all)), may_be_refused))
+        (all.clone(), Sending::new(body, Arc::new(ConnectionBytes::new(all)), may_be_refused, None))
     }
 
     #[tokio::test]

@@ -11,10 +11,10 @@ use std::{
 use futures_util::future::Either;
 use http::{HeaderMap, Request, Response};
 use tokio::time::Instant;
-use tonic::{Code, Status, body::Body};
+use tonic::body::Body;
 use tower::{Layer, Service};
 
-use crate::api::ClientDeadline;
+use crate::api::{ClientDeadline, status};
 
 /// Makes [`Deadline`]s.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +56,7 @@ where
                 }
             }
             Err(()) => {
-                let refused = Status::new(Code::InvalidArgument, "grpc-timeout must be at most 8 digits and a unit");
-                return Either::Right(std::future::ready(Ok(refused.into_http())));
+                return Either::Right(std::future::ready(Ok(status::bad_timeout().into_http())));
             }
         }
         Either::Left(self.inner.call(request))

@@ -1,7 +1,7 @@
 //! Keeps one call from harming the others: calls beyond a bound, or while too many bytes are in flight, are shed before any
 //! work, with RESOURCE_EXHAUSTED and when to try again; a panic in a handler becomes INTERNAL and the process lives; a message that the codec found too large
-//! is refused in our own words. The health service is exempt from shedding, so that a busy server is not taken for a dead
-//! one.
+//! or no message at all is refused in our own words. The health service is exempt from shedding, so that a busy server is not taken for a dead
+//! one, but for its streams beyond a number of their own.
 
 use std::{
     convert::Infallible,
@@ -16,19 +16,28 @@ use futures_util::{
     FutureExt as _,
     future::{CatchUnwind, Either},
 };
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use pin_project_lite::pin_project;
-use tokio::sync::Semaphore;
-use tonic::{Code, Status, body::Body};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::bytes::{Receiving, Sending};
-use crate::api::{ByteBudget, ConnectionBytes, InFlight, status};
+use crate::{
+    api::{ByteBudget, ConnectionBytes, InFlight, status},
+    proto::Unpacked,
+};
 
 pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
+/// Streams of health, which last as long as their clients want: the only calls of health that are bounded.
+const WATCH: &str = "/grpc.health.v1.Health/Watch";
+const MAX_WATCHES: usize = 1024;
 const REFLECTION: &str = "/grpc.reflection.";
 /// The only call of ours whose answer begins long before its work ends.
 const BULK: &str = "/featurestore.v1.FeatureStoreService/BulkUpsert";
+/// They outlive their calls.
+const WRITES: [&str; 2] =
+    ["/featurestore.v1.FeatureStoreService/UpsertFeatures", "/featurestore.v1.FeatureStoreService/DeleteFeatures"];
 /// The call whose answers are large, and may be refused when they are made: nothing was written.
 const READ: &str = "/featurestore.v1.FeatureStoreService/GetFeatures";
 
@@ -36,6 +45,7 @@ const READ: &str = "/featurestore.v1.FeatureStoreService/GetFeatures";
 #[derive(Clone, Debug)]
 pub(super) struct GuardLayer {
     places: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
     bytes: Arc<ByteBudget>,
     max_in_flight: usize,
     max_request_bytes: usize,
@@ -46,7 +56,8 @@ impl GuardLayer {
     pub(super) fn new(max_in_flight: usize, max_bytes_in_flight: usize, max_request_bytes: usize) -> Self {
         let max_in_flight = max_in_flight.min(Semaphore::MAX_PERMITS);
         let (places, bytes) = (Semaphore::new(max_in_flight), ByteBudget::new(max_bytes_in_flight));
-        Self { places: Arc::new(places), bytes: Arc::new(bytes), max_in_flight, max_request_bytes }
+        let watches = Arc::new(Semaphore::new(MAX_WATCHES));
+        Self { places: Arc::new(places), watches, bytes: Arc::new(bytes), max_in_flight, max_request_bytes }
     }
 
     /// What calls receive and send.
@@ -65,7 +76,8 @@ impl<S> Layer<S> for GuardLayer {
 
     fn layer(&self, inner: S) -> Guard<S> {
         let connection = Arc::new(ConnectionBytes::new(self.bytes.clone()));
-        Guard { inner, places: self.places.clone(), connection, max_request_bytes: self.max_request_bytes }
+        let (places, watches) = (self.places.clone(), self.watches.clone());
+        Guard { inner, places, watches, connection, max_request_bytes: self.max_request_bytes }
     }
 }
 
@@ -74,6 +86,7 @@ impl<S> Layer<S> for GuardLayer {
 pub(super) struct Guard<S> {
     inner: S,
     places: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
     connection: Arc<ConnectionBytes>,
     max_request_bytes: usize,
 }
@@ -108,11 +121,16 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let path = request.uri().path();
         let is_bulk = path == BULK;
+        let is_write = is_bulk || WRITES.contains(&path);
         let is_stream = is_bulk || path.starts_with(REFLECTION);
         let may_be_refused = path == READ;
-        let mut permit = None;
-        if !path.starts_with(HEALTH) {
-            let refused = match self.places.clone().try_acquire_owned() {
+        let (mut permit, mut watch) = (None, None);
+        let mut refused = None;
+        if path == WATCH {
+            watch = self.watches.clone().try_acquire_owned().ok();
+            refused = watch.is_none().then(status::too_busy);
+        } else if !path.starts_with(HEALTH) {
+            refused = match self.places.clone().try_acquire_owned() {
                 Ok(_) if self.connection.is_full() => Some(status::too_many_bytes()),
                 Ok(place) => {
                     permit = Some(place);
@@ -120,22 +138,29 @@ where
                 }
                 Err(_) => Some(status::too_busy()),
             };
-            if let Some(refused) = refused {
-                let connection = self.connection.clone();
-                let refused = refused.into_http().map(|body| Sending::new(body, connection, false));
-                return Either::Right(std::future::ready(Ok(refused)));
-            }
+        }
+        if let Some(refused) = refused {
+            let connection = self.connection.clone();
+            let refused = refused.into_http().map(|body| Sending::new(body, connection, false, None));
+            return Either::Right(std::future::ready(Ok(refused)));
         }
         let place = InFlight::new(permit, self.connection.clone());
-        if is_bulk {
-            // Whoever serves the stream keeps its place.
+        if is_write {
+            // Whoever serves the stream keeps its place, and a write the bytes that it came as.
             request.extensions_mut().insert(place.clone());
+        }
+        let unpacked = is_packed(request.headers()).then(|| {
+            let place = place.clone();
+            Unpacked::new(move |bytes| place.receive(bytes).then_some(()).ok_or_else(status::too_many_bytes))
+        });
+        if let (true, Some(unpacked)) = (is_bulk, &unpacked) {
+            request.extensions_mut().insert(unpacked.clone());
         }
         let request = request.map(|body| Receiving::new(body, place.clone(), is_stream));
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         let connection = self.connection.clone();
         let (place, max_request_bytes) = (Some(place), self.max_request_bytes);
-        Either::Left(Guarded { answer, place, connection, may_be_refused, max_request_bytes })
+        Either::Left(Guarded { answer, place, unpacked, watch, connection, may_be_refused, max_request_bytes })
     }
 }
 
@@ -145,6 +170,10 @@ pin_project! {
         #[pin]
         answer: CatchUnwind<AssertUnwindSafe<F>>,
         place: Option<InFlight>,
+        // Of a call whose messages come packed.
+        unpacked: Option<Unpacked>,
+        // Of a stream of health; its answer holds it to its end.
+        watch: Option<OwnedSemaphorePermit>,
         connection: Arc<ConnectionBytes>,
         may_be_refused: bool,
         max_request_bytes: usize,
@@ -156,18 +185,27 @@ impl<F: Future<Output = Answer>> Future for Guarded<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<CountedAnswer> {
         let call = self.project();
-        let answer = ready!(call.answer.poll(cx)).unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
-        *call.place = None;
-        let counted = |body| Sending::new(body, call.connection.clone(), *call.may_be_refused);
+        let answer = match call.unpacked {
+            None => call.answer.poll(cx),
+            Some(unpacked) => unpacked.within(|| call.answer.poll(cx)),
+        };
+        let answer = ready!(answer).unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
+        (*call.place, *call.unpacked) = (None, None);
+        let watch = call.watch.take();
+        let counted = |body| Sending::new(body, call.connection.clone(), *call.may_be_refused, watch);
         Poll::Ready(answer.map(|answer| reworded(answer, *call.max_request_bytes).map(counted)))
     }
 }
 
+/// Whether messages may come packed: their size is known only once they are unpacked.
+fn is_packed(headers: &HeaderMap) -> bool {
+    headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
+}
+
 fn reworded(response: Response<Body>, max_request_bytes: usize) -> Response<Body> {
-    match Status::from_header_map(response.headers()) {
-        Some(status) if status.code() == Code::OutOfRange => status::request_too_large(max_request_bytes).into_http(),
-        _ => response,
-    }
+    let reworded =
+        Status::from_header_map(response.headers()).and_then(|said| status::reworded(&said, max_request_bytes));
+    reworded.map_or(response, Status::into_http)
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Status {
@@ -178,6 +216,7 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> Status {
 #[cfg(test)]
 mod tests {
     use futures_util::future::BoxFuture;
+    use tonic::Code;
 
     use super::*;
 

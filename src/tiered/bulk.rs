@@ -15,8 +15,18 @@ use crate::{
 impl Tiered {
     /// Writes a chunk; of equal keys the last wins. A call that is dropped meanwhile does not stop it.
     pub async fn write_bulk(self: &Arc<Self>, writes: Vec<Write>, warm: bool) -> BulkAnswer {
+        self.write_bulk_holding((), writes, warm).await
+    }
+
+    /// The same. `held` is dropped when the writes have ended, however long after their call.
+    pub async fn write_bulk_holding(
+        self: &Arc<Self>,
+        held: impl Send + 'static,
+        writes: Vec<Write>,
+        warm: bool,
+    ) -> BulkAnswer {
         let (tiered, count) = (self.clone(), writes.len());
-        let items = self.detached(async move { tiered.run_bulk(writes, warm).await }).await;
+        let items = self.detached(held, async move { tiered.run_bulk(writes, warm).await }).await;
         BulkAnswer { items: items.unwrap_or_else(|error| vec![Err(error); count]) }
     }
 

@@ -67,27 +67,42 @@ pub(super) enum Prepared<'a> {
 impl Tiered {
     /// Writes one record and answers what now stands. A call that is dropped meanwhile does not stop it.
     pub async fn upsert(self: &Arc<Self>, write: Write) -> Result<WriteAnswer, WriteError> {
+        self.upsert_holding((), write).await
+    }
+
+    /// The same. `held` is dropped when the write has ended, however long after its call.
+    pub async fn upsert_holding(
+        self: &Arc<Self>,
+        held: impl Send + 'static,
+        write: Write,
+    ) -> Result<WriteAnswer, WriteError> {
         let tiered = self.clone();
-        self.detached(async move { tiered.run_write(write).await }).await?
+        self.detached(held, async move { tiered.run_write(write).await }).await?
     }
 
     /// Deletes records of distinct keys. A call that is dropped meanwhile does not stop it.
     pub async fn delete(self: &Arc<Self>, writes: Vec<Write>) -> BulkAnswer {
+        self.delete_holding((), writes).await
+    }
+
+    /// The same. `held` is dropped when the writes have ended, however long after their call.
+    pub async fn delete_holding(self: &Arc<Self>, held: impl Send + 'static, writes: Vec<Write>) -> BulkAnswer {
         let (tiered, count) = (self.clone(), writes.len());
-        let items = self.detached(async move { tiered.run_deletes(writes).await }).await;
+        let items = self.detached(held, async move { tiered.run_deletes(writes).await }).await;
         BulkAnswer { items: items.unwrap_or_else(|error| vec![Err(error); count]) }
     }
 
     /// Runs to its end whatever becomes of the caller. It keeps its place among the writes until then, so that callers who
-    /// come and go do not leave more behind than the server takes.
+    /// come and go do not leave more behind than the server takes; and so is `held` kept, which counts what it has in memory.
     pub(super) async fn detached<T: Send + 'static>(
         &self,
+        held: impl Send + 'static,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, WriteError> {
         let place = self.writes.try_enter().ok_or(WriteError::TooBusy)?;
         let work = async move {
             let done = work.await;
-            drop(place);
+            drop((place, held));
             done
         };
         self.tasks.spawn(trace::carried(work)).await.map_err(|error| {

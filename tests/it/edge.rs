@@ -4,6 +4,7 @@ mod abuse;
 mod drain;
 mod flood;
 mod idle;
+mod packed;
 mod slow;
 mod tls;
 

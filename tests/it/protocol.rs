@@ -6,6 +6,7 @@
 
 mod cancelled;
 mod flights;
+mod held;
 mod old_view;
 mod pause;
 mod permits;

@@ -83,3 +83,20 @@ async fn sigterm_under_load_loses_no_call_with_and_without_tls() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_bulk_stream_is_ended_and_does_not_hold_up_the_drain() {
+    let mut server = Binary::start(&[("FEATURESTORE_DRAIN_TIMEOUT", "10min")]);
+    server.until_serving().await;
+    let mut client = server.client().await;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    send.send(chunk(1, [record("a", [])])).await.unwrap();
+    let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
+    let mut answers = client.bulk_upsert(messages).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap().unwrap().written, 1);
+    server.signal("TERM");
+    let refused = Refusal::of(&answers.message().await.unwrap_err());
+    assert_eq!((refused.code, refused.reason.as_str(), refused.retry), (Code::Unavailable, "DRAINING", true));
+    assert_eq!(server.exit_code(PATIENCE), 0, "{}", server.log());
+    drop(send);
+}

@@ -79,3 +79,33 @@ async fn a_request_that_is_begun_and_never_ended_does_not_keep_its_place() {
     assert_eq!(code, Code::DeadlineExceeded);
     client.get_features(get(["a"])).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_health_are_bounded_and_a_check_never_is() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    const MAX_WATCHES: usize = 1024;
+    let server = Binary::start(&[]);
+    server.until_serving().await;
+    let (mut watches, mut refused) = (Vec::new(), None);
+    'all: for _ in 0..6 {
+        let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+        for _ in 0..200 {
+            match HealthClient::new(channel.clone()).watch(HealthCheckRequest::default()).await {
+                Ok(answers) => watches.push(answers.into_inner()),
+                Err(status) => {
+                    refused = Some(status);
+                    break 'all;
+                }
+            }
+        }
+    }
+    let refused = Refusal::of(&refused.expect("all were taken"));
+    assert_eq!((watches.len(), refused.code, refused.retry), (MAX_WATCHES, Code::ResourceExhausted, true));
+    assert_eq!(server.health(SERVICE).await, Some(ServingStatus::Serving));
+    drop(watches);
+    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+    eventually("a place to be free again", async || {
+        HealthClient::new(channel.clone()).watch(HealthCheckRequest::default()).await.is_ok()
+    })
+    .await;
+}

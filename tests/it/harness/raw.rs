@@ -3,13 +3,18 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use http::{HeaderMap, Request};
+use http_body_util::BodyExt as _;
 use prost::Message;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     task::JoinHandle,
 };
-use tonic::Code;
+use tonic::{
+    Code,
+    codec::{CompressionEncoding, EncodeBody},
+};
+use tonic_prost::ProstEncoder;
 
 /// A connection, driven by a task until it is dropped.
 pub struct Raw {
@@ -49,6 +54,13 @@ pub fn framed(message: &impl Message) -> Bytes {
     bytes.put_u32(message.encoded_len() as u32);
     message.encode(&mut bytes).unwrap();
     bytes.freeze()
+}
+
+/// The same, packed with gzip.
+pub async fn packed<M: Message + 'static>(message: M) -> Bytes {
+    let (encoder, messages) = (ProstEncoder::default(), futures_util::stream::iter([Ok(message)]));
+    let body = EncodeBody::new_client(encoder, messages, Some(CompressionEncoding::Gzip), None);
+    body.collect().await.unwrap().to_bytes()
 }
 
 impl Raw {

@@ -71,12 +71,18 @@ impl Server {
         Client::connect(self.url()).await.unwrap().max_decoding_message_size(64 << 20)
     }
 
-    /// One of its metrics, by its name and labels as `/metrics` has them.
-    pub async fn metric(&self, name: &str) -> f64 {
+    /// What it tells Prometheus.
+    pub async fn metrics(&self) -> String {
         let mut stream = TcpStream::connect(self.admin).await.unwrap();
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// One of its metrics, by its name and labels as `/metrics` has them.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.metrics().await;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
     }

@@ -2,6 +2,7 @@
 
 mod limits;
 mod reads;
+mod unreadable;
 
 use prost_types::{Duration, ListValue, Struct, Timestamp, value::Kind as Json};
 use tonic::Code;

@@ -29,6 +29,10 @@ const ANSWERS: usize = 4;
 /// How long a client may be silent once connections are told to go away.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
+/// How long a client may be silent at any time: its stream has a place among the calls at once. Far longer than anybody needs to
+/// make the next chunk.
+const SILENCE: Duration = Duration::from_secs(300);
+
 type Answer = Result<BulkUpsertResponse, Status>;
 
 /// A chunk, and the bytes that it came as: they are given back once it is answered and written, whichever is last.
@@ -111,9 +115,9 @@ async fn write(
         let next = tokio::select! {
             biased;
             next = chunks.recv() => next,
-            () = last_call(&api) => {
+            ended = silent_for_too_long(&api) => {
                 // Not worth waiting for who does not read it.
-                let _ = answers.try_send(Err(Failure::draining().into()));
+                let _ = answers.try_send(Err(ended.into()));
                 return;
             }
         };
@@ -141,10 +145,16 @@ async fn write(
     }
 }
 
-/// When a stream whose client is silent is ended, so that it does not hold up the drain.
-async fn last_call(api: &Api) {
-    api.0.closing.cancelled().await;
-    tokio::time::sleep(LAST_CALL).await;
+/// Why a stream whose client is silent ends: it holds up the drain, or keeps others from its place.
+async fn silent_for_too_long(api: &Api) -> Failure {
+    let draining = async {
+        api.0.closing.cancelled().await;
+        tokio::time::sleep(LAST_CALL).await;
+    };
+    match tokio::time::timeout(SILENCE, draining).await {
+        Ok(()) => Failure::draining(),
+        Err(_) => Failure::silent(SILENCE),
+    }
 }
 
 /// Each chunk for itself: it may name another feature view, and since the stream began the token may have been taken back.

@@ -123,6 +123,12 @@ impl Failure {
         Self::new(Code::Unavailable, "DRAINING", message).retry()
     }
 
+    pub(super) fn silent(silence: Duration) -> Self {
+        let message =
+            format!("no chunk came for {silence:?}, so the stream's place is given to others: open another one");
+        Self::new(Code::Unavailable, "SILENT", message).retry()
+    }
+
     fn busy(what: &str) -> Self {
         Self::new(Code::ResourceExhausted, "TOO_BUSY", what).retry()
     }

@@ -7,7 +7,7 @@ use crate::{
     proto::{FeatureMatrix, FieldStatus, RowStatus},
     record::{
         State,
-        encoding::{Cell, Columns},
+        encoding::{Cell, Columns, Places},
     },
     tiered::{Row, RowError},
 };
@@ -26,12 +26,13 @@ pub(super) fn build(
     let mut row_statuses = Vec::with_capacity(rows.len());
     let mut revisions = Vec::with_capacity(rows.len());
     let mut row_errors = BTreeMap::new();
-    let mut row_cells = vec![Cell::Missing; columns.count()];
+    let (mut row_cells, mut places) = (vec![Cell::Missing; columns.count()], Places::default());
     let row_count = rows.len() as u32;
 
     for (index, row) in (0..).zip(rows) {
         revisions.push(row.as_ref().map_or(0, |row| row.state.revision().0));
-        let status = match row.map_err(Failure::from).and_then(|row| read(&row.state, columns, judge, &mut row_cells)) {
+        let mut read = |row: Row| read(&row.state, columns, judge, &mut places, &mut row_cells);
+        let status = match row.map_err(Failure::from).and_then(&mut read) {
             Ok(status) => status,
             Err(failure) => {
                 row_errors.insert(index, failure.into());
@@ -64,11 +65,17 @@ pub(super) fn build(
     }
 }
 
-fn read(state: &State, columns: &Columns, judge: &Judge<'_>, cells: &mut [Cell]) -> Result<RowStatus, Failure> {
+fn read(
+    state: &State,
+    columns: &Columns,
+    judge: &Judge<'_>,
+    places: &mut Places,
+    cells: &mut [Cell],
+) -> Result<RowStatus, Failure> {
     let State::Record(record) = state else { return Ok(RowStatus::NotFound) };
     let read = judge.status(record).and_then(|status| {
         if status == RowStatus::Found {
-            columns.read(record, cells)?;
+            columns.read(record, places, cells)?;
         }
         Ok(status)
     });

@@ -19,6 +19,7 @@
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod matrix;
+mod places;
 mod projection;
 #[cfg(test)]
 mod properties;
@@ -34,6 +35,7 @@ use super::{FeatureName, Features, Millis, Revision, Snapshot};
 use crate::proto::Value;
 
 pub use matrix::{Cell, Columns};
+pub use places::Places;
 pub use projection::{Projection, Scratch};
 
 const FORMAT_VERSION: u8 = 1;

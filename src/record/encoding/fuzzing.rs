@@ -36,11 +36,11 @@ pub fn stored(data: &[u8]) {
     }
 
     let projection = Projection::new(&names);
-    let mut shared = Scratch::for_rows(4);
+    let (mut shared, mut places) = (Scratch::for_rows(4), Places::default());
     // Each row after itself, and after the other.
     for record in [&records[0], &records[0], &records[1], &records[0], &records[1]].into_iter().flatten() {
         let row = projection.apply(record, &mut shared);
-        read_all(record, &names, &projection, row);
+        read_all(record, &names, &projection, row, &mut places);
     }
 }
 
@@ -50,10 +50,11 @@ fn read_all(
     names: &[FeatureName],
     projection: &Projection,
     row: Result<(Bytes, Vec<String>), Corrupt>,
+    places: &mut Places,
 ) {
     let snapshot = record.decode();
     let mut cells = vec![Cell::Missing; names.len()];
-    let columns = Columns::new(names).read(record, &mut cells);
+    let columns = Columns::new(names).read(record, places, &mut cells);
     let _ = (record.is_expired(Millis(0)), record.event_time(), record.revision(), record.expire_at());
     let is_ours = snapshot.as_ref().is_ok_and(|snapshot| is_storable(snapshot) && is_as_encoded(record, snapshot));
     if !is_ours {

@@ -2,7 +2,11 @@
 
 use prost::encoding::{self, WireType};
 
-use super::{Corrupt, StoredRecord, take_delimited};
+use super::{
+    Corrupt, FeatureEntry, StoredRecord,
+    places::{Places, Wanted},
+    take_delimited,
+};
 use crate::record::FeatureName;
 
 /// What stands in one cell.
@@ -22,15 +26,13 @@ pub enum Cell {
 #[derive(Clone, Debug)]
 pub struct Columns {
     /// Sorted by name; a name asked for twice is two columns.
-    wanted: Vec<(FeatureName, usize)>,
+    wanted: Vec<Wanted>,
 }
 
 impl Columns {
     /// Of these names, in this order.
     pub fn new(names: &[FeatureName]) -> Self {
-        let mut wanted: Vec<_> = names.iter().cloned().enumerate().map(|(column, name)| (name, column)).collect();
-        wanted.sort();
-        Self { wanted }
+        Self { wanted: Wanted::all(names) }
     }
 
     /// How many there are.
@@ -38,21 +40,25 @@ impl Columns {
         self.wanted.len()
     }
 
-    /// One row of cells, in the order of the columns; `row` is overwritten and has one place a column.
-    pub fn read(&self, record: &StoredRecord, row: &mut [Cell]) -> Result<(), Corrupt> {
-        row.fill(Cell::Missing);
-        let mut wanted = self.wanted.iter().peekable();
-        for entry in record.entries() {
-            if wanted.peek().is_none() {
-                break;
-            }
-            let entry = entry?;
-            while wanted.next_if(|(name, _)| name.as_str().as_bytes() < entry.name).is_some() {}
-            while let Some((_, column)) = wanted.next_if(|(name, _)| name.as_str().as_bytes() == entry.name) {
-                row[*column] = cell(entry.value)?;
-            }
+    /// One row of cells, in the order of the columns; `row` is overwritten and has one place a column. All rows of a call
+    /// share `places`.
+    pub fn read(&self, record: &StoredRecord, places: &mut Places, row: &mut [Cell]) -> Result<(), Corrupt> {
+        let take = |wanted: &Wanted, _: &[u8], rest: &[u8]| {
+            let (len, value) = rest.split_first()?;
+            // Numbers are short; what is not, or is no value alone, is for the search.
+            let is_value = *len < 0x80 && usize::from(*len) == value.len();
+            row[wanted.place] = cell(is_value.then_some(value)?).ok()?;
+            Some(())
+        };
+        if places.step(record, &self.wanted, take).is_some() {
+            return Ok(());
         }
-        Ok(())
+        row.fill(Cell::Missing);
+        let take = |wanted: &Wanted, entry: FeatureEntry<'_>| {
+            row[wanted.place] = cell(entry.value)?;
+            Ok(())
+        };
+        places.search(record, &self.wanted, take, |_| {})
     }
 }
 

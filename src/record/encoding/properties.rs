@@ -139,7 +139,7 @@ proptest! {
 
     /// Neither where the records have the same features nor where they have others.
     #[test]
-    fn a_row_of_a_batch_is_projected_as_if_it_were_alone(
+    fn a_row_of_a_batch_is_read_as_if_it_were_alone(
         (snapshots, names) in vec(snapshots(), 1..4).prop_flat_map(|snapshots| {
             let names: Vec<FeatureName> = snapshots[0].features.keys().cloned().collect();
             let count = names.len();
@@ -147,10 +147,14 @@ proptest! {
         }),
         order in vec(any::<prop::sample::Index>(), 1..12),
     ) {
-        let projection = Projection::new(&names);
-        let mut scratch = Scratch::for_rows(order.len());
+        let (projection, columns) = (Projection::new(&names), Columns::new(&names));
+        let (mut scratch, mut places) = (Scratch::for_rows(order.len()), Places::default());
+        let (mut cells, mut cells_alone) = (vec![Cell::Missing; names.len()], vec![Cell::Missing; names.len()]);
         for index in order {
             let record = StoredRecord::encode(index.get(&snapshots));
+            columns.read(&record, &mut places, &mut cells).unwrap();
+            columns.read(&record, &mut Places::default(), &mut cells_alone).unwrap();
+            prop_assert_eq!(format!("{cells:?}"), format!("{cells_alone:?}")); // as texts, as NaN equals nothing
             let alone = projection.apply(&record, &mut Scratch::default()).unwrap();
             prop_assert_eq!(projection.apply(&record, &mut scratch).unwrap(), alone);
         }
@@ -187,9 +191,12 @@ proptest! {
             // Also from where another record had it.
             let features = [(names[0].clone(), Value { kind: Some(Kind::NullVal(0)) })].into();
             let mut scratch = Scratch::default();
-            projection.apply(&StoredRecord::encode(&Snapshot { features, ..empty() }), &mut scratch).unwrap();
+            let stored = StoredRecord::encode(&Snapshot { features, ..empty() });
+            projection.apply(&stored, &mut scratch).unwrap();
             let _ = projection.apply(&record, &mut scratch);
-            let _ = Columns::new(&names).read(&record, &mut [Cell::Missing]);
+            let (columns, mut places) = (Columns::new(&names), Places::default());
+            columns.read(&stored, &mut places, &mut [Cell::Missing]).unwrap();
+            let _ = columns.read(&record, &mut places, &mut [Cell::Missing]);
         }
     }
 }

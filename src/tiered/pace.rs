@@ -1,6 +1,10 @@
 //! Whether L1 is too slow for reads: for a second more than one in a hundred of its commands took longer than `l1.slow`.
 //! Then reads leave it alone, until for some seconds no more than that were. Writes go on as ever, as they must tell it.
 //!
+//! But only while L2 is faster: where the share of its reads beyond the limit is no smaller, the whole machine or network is
+//! slow, and all reads at L2 would keep it so, also when what began it is long over (a metastable failure, Bronson et al.,
+//! HotOS 2021).
+//!
 //! Not here: an L1 that does not answer, which is the breaker's; and commands that may wait for replicas, whose pace is not
 //! L1's (`patience`).
 
@@ -34,6 +38,9 @@ pub struct Pace {
     limit: Duration,
     commands: AtomicU32,
     slow_commands: AtomicU32,
+    /// Of L2, by the same limit.
+    l2_reads: AtomicU32,
+    slow_l2_reads: AtomicU32,
     is_slow: AtomicBool,
     /// Slices in a row that speak for a change.
     streak: AtomicU32,
@@ -41,8 +48,9 @@ pub struct Pace {
 
 impl Pace {
     pub(super) fn new(limit: Duration) -> Self {
-        let (commands, slow_commands, streak) = Default::default();
-        Self { limit, commands, slow_commands, is_slow: AtomicBool::new(false), streak }
+        let [commands, slow_commands, l2_reads, slow_l2_reads, streak] = Default::default();
+        let is_slow = AtomicBool::new(false);
+        Self { limit, commands, slow_commands, l2_reads, slow_l2_reads, is_slow, streak }
     }
 
     /// Whether reads leave L1 alone.
@@ -58,9 +66,18 @@ impl Pace {
         }
     }
 
+    /// A read of L2 took this long.
+    pub(super) fn l2_took(&self, duration: Duration) {
+        self.l2_reads.fetch_add(1, Relaxed);
+        if duration > self.limit {
+            self.slow_l2_reads.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Ends a slice. `lag`: how much later than asked for this process woke, as its own slowness is not L1's.
     fn end_slice(&self, lag: Duration) {
         let (commands, slow) = (self.commands.swap(0, Relaxed), self.slow_commands.swap(0, Relaxed));
+        let (l2_reads, slow_l2) = (self.l2_reads.swap(0, Relaxed), self.slow_l2_reads.swap(0, Relaxed));
         if lag > self.limit / 2 {
             // It speaks neither for a change nor against one.
             return;
@@ -69,6 +86,9 @@ impl Pace {
         // More than one in a hundred, so the 99 % rank is beyond the limit. By the same measure it is fast again: of many
         // commands a few are slow at any time.
         let is_slow_slice = u64::from(slow) * 100 > u64::from(commands);
+        let is_l2_faster =
+            l2_reads < FEWEST || u64::from(slow_l2) * u64::from(commands) < u64::from(slow) * u64::from(l2_reads);
+        let is_slow_slice = is_slow_slice && is_l2_faster;
         let for_a_change = match is_slow {
             false => commands >= FEWEST && is_slow_slice,
             true => commands > 0 && !is_slow_slice,
@@ -80,7 +100,13 @@ impl Pace {
             self.is_slow.store(!is_slow, Relaxed);
             match is_slow {
                 false => tracing::warn!(slow, commands, limit = ?self.limit, "L1 is slow: reads leave it alone"),
-                true => tracing::info!("L1 is fast again"),
+                true => tracing::info!(
+                    slow,
+                    commands,
+                    slow_l2,
+                    l2_reads,
+                    "L1 is fast again, or L2 no faster: reads ask it again"
+                ),
             }
         }
     }
@@ -138,6 +164,29 @@ mod tests {
         assert!(!slice(&pace, 99, 1), "one hiccup");
         assert!(!slice(&pace, 0, 1000));
         assert!(slice(&pace, 98, 2));
+    }
+
+    #[test]
+    fn where_l2_is_no_faster_l1_is_not_left_alone() {
+        let pace = Pace::new(LIMIT);
+        let l2 = |fast: u32, slow: u32| {
+            (0..fast).for_each(|_| pace.l2_took(LIMIT));
+            (0..slow).for_each(|_| pace.l2_took(LIMIT * 2));
+        };
+        for _ in 0..10 {
+            l2(50, 50);
+            assert!(!slice(&pace, 100, 100));
+        }
+        l2(60, 40);
+        assert!(!slice(&pace, 100, 100));
+        l2(60, 40);
+        assert!(slice(&pace, 100, 100), "it is faster");
+        for _ in 1..FAST_SLICES {
+            l2(0, 100);
+            assert!(slice(&pace, 1, 99));
+        }
+        l2(0, 100);
+        assert!(!slice(&pace, 1, 99), "with all reads it is not");
     }
 
     #[test]

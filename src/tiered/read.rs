@@ -284,6 +284,9 @@ impl Tiered {
         let hits = states.iter().filter(|state| matches!(state, Ok(State::Record(_)))).count();
         self.l2_meter.read(hits, 0, states.iter().filter(|state| state.is_ok()).count() - hits);
         self.l2_meter.took(Operation::Read, started.elapsed());
+        if concern != ReadConcern::Linearizable {
+            self.pace.l2_took(started.elapsed());
+        }
         // One batch is one answer: its worst item tells how L2 is.
         if let Some(state) = states.iter().find(|state| state.is_err()).or(states.first()) {
             self.note_l2(state, deadline.saturating_duration_since(started));

@@ -36,9 +36,17 @@ impl App {
     /// Puts a server together. Redis and MongoDB need not be reachable yet; the embedded store's folder must be.
     pub async fn new(config: &Config) -> Result<Self, StartError> {
         let clock = Clock::system();
-        let gate = gate(config)?;
-        let tls = tls(config)?;
-        let (cache, store) = (cache(config)?, store(config, rules(config), &clock)?);
+        let (gate, tls, cache) = (gate(config), tls(config), cache(config));
+        // Nothing is opened for a configuration that cannot work; but a URI is looked at.
+        let store = match (&gate, &tls, &cache) {
+            (Ok(_), Ok(_), Ok(_)) => store(config, rules(config), &clock),
+            _ if config.mongodb.is_some() => store(config, rules(config), &clock),
+            _ => Err(StartError::Config(String::new())),
+        };
+        let (gate, tls, cache, store) = match (gate, tls, cache, store) {
+            (Ok(gate), Ok(tls), Ok(cache), Ok(store)) => (gate, tls, cache, store),
+            (gate, tls, cache, store) => return Err(all_wrong([gate.err(), tls.err(), cache.err(), store.err()])),
+        };
         if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
                 ttl = ?config.l1_ttl,
@@ -72,6 +80,19 @@ impl App {
         // Whoever set up the telemetry says where to.
         Ok(Self { api, tiered, settings, gate, tls, traces: Traces::default() })
     }
+}
+
+/// Everything that is wrong, a line each. What is configured wrongly comes before what the machine does not allow.
+fn all_wrong(errors: [Option<StartError>; 4]) -> StartError {
+    let (mut wrong, mut refused) = (Vec::new(), Vec::new());
+    for error in errors.into_iter().flatten() {
+        match error {
+            StartError::Config(error) if error.is_empty() => {}
+            StartError::Config(error) => wrong.push(error),
+            StartError::Machine(error) => refused.push(error),
+        }
+    }
+    if wrong.is_empty() { StartError::Machine(refused.join("\n")) } else { StartError::Config(wrong.join("\n")) }
 }
 
 /// Who may call.

@@ -41,7 +41,8 @@ pub(crate) struct Command {
 enum Action {
     /// Serve (the default)
     Serve,
-    /// Ask the server on FEATURESTORE_LISTEN (with TLS, FEATURESTORE_ADMIN_LISTEN) for its health; exit 0 if SERVING, 1 if not
+    /// Ask the server on FEATURESTORE_LISTEN (with TLS, or where it takes no more connections, FEATURESTORE_ADMIN_LISTEN) for
+    /// its health; exit 0 if SERVING, 1 if not
     Health {
         /// "" (the process), featurestore.v1.FeatureStoreService (ready to serve), l1 or l2
         #[arg(default_value = SERVICE)]
@@ -93,7 +94,11 @@ impl Command {
             print!("{DEFAULTS}");
             return ExitCode::SUCCESS;
         }
-        let (config, effective) = match Config::load(&self.flags, environment()) {
+        let environment = match environment() {
+            Ok(environment) => environment,
+            Err(error) => return bad_config(&error),
+        };
+        let (config, effective) = match Config::load(&self.flags, environment) {
             Ok(loaded) => loaded,
             Err(errors) => return bad_config(&errors),
         };
@@ -101,11 +106,7 @@ impl Command {
             eprintln!("featurestore: warning: {warning}");
         }
         match self.action {
-            Some(Action::Health { service }) => {
-                // The admin port tells it in plaintext, and needs no certificate of a client.
-                let address = if config.tls.is_some() { config.admin_listen } else { config.listen };
-                block_on(health(address, service))
-            }
+            Some(Action::Health { service }) => block_on(health(&config, &service)),
             Some(Action::Epoch(EpochAction::New)) => block_on(new_epoch(config)),
             Some(Action::Config { .. }) => {
                 print!("{effective}");
@@ -120,9 +121,21 @@ impl Command {
     }
 }
 
-/// Names and values that are UTF-8; none of ours is anything else.
-fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+/// Names and values that are UTF-8. Of ours all must be: a setting that is not taken up is not left out without a word.
+fn environment() -> Result<Vec<(String, String)>, String> {
+    const OURS: [&str; 5] = ["FEATURESTORE_", "REDIS_", "MONGO_", "OTEL_", "RUST_LOG"];
+    let (mut environment, mut wrong) = (Vec::new(), Vec::new());
+    for (name, value) in std::env::vars_os() {
+        match (name.into_string(), value.into_string()) {
+            (Ok(name), Ok(value)) => environment.push((name, value)),
+            // Without the value, which may be a secret.
+            (Ok(name), Err(_)) if OURS.iter().any(|ours| name.starts_with(ours)) => {
+                wrong.push(format!("{name}: its value is not UTF-8"));
+            }
+            _ => {}
+        }
+    }
+    if wrong.is_empty() { Ok(environment) } else { Err(wrong.join("\n")) }
 }
 
 fn bad_config(errors: &impl std::fmt::Display) -> ExitCode {
@@ -170,6 +183,12 @@ async fn serve(config: Config) -> ExitCode {
         Ok(telemetry) => telemetry,
         Err(error) => return bad_config(&error),
     };
+    // First of all: as a container's first process it would not hear of what it has no handler for.
+    let shutdown = CancellationToken::new();
+    if let Err(error) = stop_on_signals(&shutdown) {
+        return failed(format!("signals cannot be handled: {error}"));
+    }
+    let config = Config { max_connections: server::files::room_for_connections(config.max_connections), ..config };
     let app = match App::new(&config).await {
         Ok(app) => App { traces: telemetry.traces(), ..app },
         Err(StartError::Config(error)) => return bad_config(&error),
@@ -187,9 +206,10 @@ async fn serve(config: Config) -> ExitCode {
         (Ok(listener), Ok(admin)) => (listener, admin),
         (Err(error), _) | (_, Err(error)) => return failed(error),
     };
-    let shutdown = CancellationToken::new();
-    if let Err(error) = stop_on_signals(&shutdown) {
-        return failed(format!("signals cannot be handled: {error}"));
+    if shutdown.is_cancelled() {
+        app.tiered.store().close().await;
+        telemetry.close();
+        return ExitCode::SUCCESS;
     }
     let served = server::run(app, listener, Some(admin), shutdown).await;
     telemetry.close();
@@ -220,7 +240,41 @@ fn stop_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn health(listen: SocketAddr, service: String) -> ExitCode {
+/// Asks where calls go; or at the admin port, which tells the same, where TLS may want a certificate or no more connections are
+/// taken. Not where nobody listens: at the admin port there may be another server.
+async fn health(config: &Config, service: &str) -> ExitCode {
+    let mut answer = match config.tls {
+        None => health_at(config.listen, service).await,
+        Some(_) => health_at(config.admin_listen, service).await,
+    };
+    if let (Ok(Asked::Closed(_)), None) = (&answer, &config.tls)
+        && let Ok(told) = health_at(config.admin_listen, service).await
+    {
+        answer = Ok(told);
+    }
+    match answer {
+        Ok(Asked::Told(ServingStatus::Serving)) => {
+            println!("SERVING");
+            ExitCode::SUCCESS
+        }
+        Ok(Asked::Told(status)) => {
+            println!("{}", status.as_str_name());
+            ExitCode::FAILURE
+        }
+        Ok(Asked::Refused(why) | Asked::Closed(why)) | Err(why) => failed(why),
+    }
+}
+
+/// What a server said.
+enum Asked {
+    Told(ServingStatus),
+    Refused(String),
+    /// Nothing: it was there, and closed the connection.
+    Closed(String),
+}
+
+/// Fails where nobody answered.
+async fn health_at(listen: SocketAddr, service: &str) -> Result<Asked, String> {
     // Everywhere is no place to dial.
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
@@ -231,25 +285,18 @@ async fn health(listen: SocketAddr, service: String) -> ExitCode {
     let ask = async {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))?;
         let mut client = HealthClient::new(endpoint.connect().await?);
-        let answer = client.check(HealthCheckRequest { service: service.clone() }).await?;
+        let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await?;
         Ok::<_, Box<dyn std::error::Error>>(answer.into_inner().status())
     };
     match tokio::time::timeout(Duration::from_secs(3), ask).await {
-        Ok(Ok(ServingStatus::Serving)) => {
-            println!("SERVING");
-            ExitCode::SUCCESS
-        }
-        Ok(Ok(status)) => {
-            println!("{}", status.as_str_name());
-            ExitCode::FAILURE
-        }
+        Ok(Ok(status)) => Ok(Asked::Told(status)),
         Ok(Err(error)) => match error.downcast_ref::<tonic::Status>() {
-            Some(status) if status.code() == tonic::Code::NotFound => failed(format!(
+            Some(status) if status.code() == tonic::Code::NotFound => Ok(Asked::Refused(format!(
                 "{service:?} is no health name of the server on {address}; there are \"\", {SERVICE}, l1, l2"
-            )),
-            Some(status) => failed(format!("{service:?} on {address}: {}", status.message())),
-            None => failed(format!("nothing answers gRPC on {address}: is the server running there? ({error})")),
+            ))),
+            Some(status) => Ok(Asked::Closed(format!("{service:?} on {address}: {}", status.message()))),
+            None => Err(format!("nothing answers gRPC on {address}: is the server running there? ({error})")),
         },
-        Err(_) => failed(format!("{service:?} on {address}: no answer within 3 s")),
+        Err(_) => Err(format!("{service:?} on {address}: no answer within 3 s")),
     }
 }

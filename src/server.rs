@@ -9,6 +9,7 @@ mod bytes;
 mod calls;
 mod connections;
 mod deadline;
+pub mod files;
 mod guard;
 mod health;
 mod metrics;

@@ -4,7 +4,7 @@
 //! `/metrics`: what is counted (`metrics`), in Prometheus' text format or, where the client prefers it, as OpenMetrics. Over
 //! HTTP/2 also grpc.health.v1, for Kubernetes' gRPC probes.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{body::Body, service::Routes};
@@ -28,10 +29,19 @@ use super::{
     metrics::Metrics,
     opening::{self, Speaks},
 };
-use crate::{metrics::Format, tiered::Tiered};
+use crate::{
+    metrics::Format,
+    tiered::{Tiered, seldom::Seldom},
+};
 
-/// Connections at once; more wait.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at once; more are closed.
+const MAX_CONNECTIONS: usize = 256;
+/// A connection's age, after which it is told to end, and how long its last answer may take. So clients that keep theirs do not
+/// keep others out for long.
+const MAX_AGE: Duration = Duration::from_secs(60);
+const LAST_ANSWER: Duration = Duration::from_secs(5);
+/// How often warnings may say the same.
+const WARNINGS: Duration = Duration::from_secs(10);
 /// How long a client may take over a request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a connection over HTTP/2 is asked whether its client is still there, and how long that may take.
@@ -52,17 +62,27 @@ pub(super) struct Shown {
 /// Serves the admin endpoints until `stop`.
 pub(super) async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (failures, refusals) = (Seldom::every(WARNINGS), Seldom::every(WARNINGS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = tokio::select! {
+        let accepted = tokio::select! {
             () = stop.cancelled() => return,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                if let Some(others) = failures.now() {
+                    tracing::warn!(%error, others, "cannot accept a connection to the admin port");
                 }
-            },
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            if let Some(others) = refusals.now() {
+                tracing::warn!(others, max = MAX_CONNECTIONS, "too many connections to the admin port: one was closed");
+            }
+            continue;
         };
         let (shown, stop) = (shown.clone(), stop.clone());
         tokio::spawn(async move {
@@ -78,7 +98,7 @@ pub(super) async fn serve(listener: TcpListener, shown: Shown, stop: Cancellatio
 }
 
 async fn serve_one(stream: TcpStream, shown: Shown) -> io::Result<()> {
-    let opened = tokio::time::timeout(HEADER_TIMEOUT, opening::open(stream)).await;
+    let opened = timeout(HEADER_TIMEOUT, opening::open(stream)).await;
     let (speaks, stream) = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
     let stream = TokioIo::new(stream);
     let answer = service_fn(move |request: Request<Incoming>| {
@@ -93,11 +113,27 @@ async fn serve_one(stream: TcpStream, shown: Shown) -> io::Result<()> {
             .keep_alive_timeout(KEEPALIVE)
             .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
             .max_header_list_size(MAX_HEADER_LIST_BYTES);
-        return settings.serve_connection(stream, answer).await.map_err(io::Error::other);
+        let mut connection = pin!(settings.serve_connection(stream, answer));
+        if let Ok(ended) = timeout(MAX_AGE, connection.as_mut()).await {
+            return ended.map_err(io::Error::other);
+        }
+        connection.as_mut().graceful_shutdown();
+        return last_answer(connection).await;
     }
     let mut settings = http1::Builder::new();
     settings.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    settings.serve_connection(stream, answer).await.map_err(io::Error::other)
+    let mut connection = pin!(settings.serve_connection(stream, answer));
+    if let Ok(ended) = timeout(MAX_AGE, connection.as_mut()).await {
+        return ended.map_err(io::Error::other);
+    }
+    connection.as_mut().graceful_shutdown();
+    last_answer(connection).await
+}
+
+/// Of a connection that was told to end.
+async fn last_answer(connection: impl Future<Output = hyper::Result<()>>) -> io::Result<()> {
+    let ended = timeout(LAST_ANSWER, connection).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
+    ended.map_err(io::Error::other)
 }
 
 async fn answer(request: Request<Incoming>, mut shown: Shown) -> Response<Body> {

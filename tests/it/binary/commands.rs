@@ -153,6 +153,19 @@ async fn health_asks_the_server_and_tells_by_its_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_is_told_where_no_more_connections_are_taken() {
+    use tonic_health::pb::health_check_response::ServingStatus::Serving;
+
+    let server = Binary::start(&[("FEATURESTORE_LIMITS_MAX_CONNECTIONS", "1")]);
+    eventually("it to be up", async || server.admin_health(SERVICE).await == Some(Serving)).await;
+    let _only = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    let (listen, admin) = (server.address(), format!("127.0.0.1:{}", server.admin_port));
+    let settings = [("FEATURESTORE_LISTEN", listen.as_str()), ("FEATURESTORE_ADMIN_LISTEN", admin.as_str())];
+    let output = run(&["health"], &settings);
+    assert_eq!((output.status.code(), text(&output.stdout).trim()), (Some(0), "SERVING"), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn epoch_new_needs_the_embedded_store_for_itself() {
     let mut server = Binary::start(&[]);
     server.until_serving().await;

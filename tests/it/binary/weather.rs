@@ -27,6 +27,36 @@ fn refused(args: &[&str], settings: &[(&str, &str)]) -> (i32, String) {
     (output.status.code().unwrap(), errors)
 }
 
+#[test]
+fn everything_that_is_configured_wrongly_is_told_at_once() {
+    let nowhere = "/nowhere/there-is-nothing";
+    let settings = [
+        ("FEATURESTORE_AUTH_TOKENS_FILE", nowhere),
+        ("FEATURESTORE_TLS_CERT_FILE", nowhere),
+        ("FEATURESTORE_TLS_KEY_FILE", nowhere),
+        ("REDIS_URL", "redis-cluster://"),
+        ("MONGO_URI", "mongodb://"),
+    ];
+    let output = run(&["serve"], &settings);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{errors}");
+    for key in ["auth.tokens_file", "tls.cert_file", "redis.url", "mongodb.uri"] {
+        assert!(errors.lines().any(|line| line.contains(key)), "{key}: {errors}");
+    }
+}
+
+#[test]
+fn a_setting_that_is_no_text_is_an_error() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut command = Command::new(PROGRAM);
+    command.arg("serve").env_clear().env("MONGO_URI", std::ffi::OsStr::from_bytes(b"mongodb://secret\xff/"));
+    let output =
+        command.env("SOMETHING_ELSE", std::ffi::OsStr::from_bytes(b"\xff")).stdin(Stdio::null()).output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{errors}");
+    assert!(errors.contains("MONGO_URI") && !errors.contains("secret") && !errors.contains("SOMETHING"), "{errors}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn backends_that_come_late_are_waited_for_and_health_tells_the_truth() {
     let (mut redis, mut mongod) = std::thread::scope(|scope| {

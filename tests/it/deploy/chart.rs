@@ -80,7 +80,7 @@ async fn is_known(values: Option<&str>, secrets: &[(&str, &str)]) {
     environment::is_known(&environment, values.unwrap_or("values.yaml"));
     let [grace] = manifest.all("terminationGracePeriodSeconds")[..] else { panic!("{}", manifest.0) };
     let part = |name| environment::seconds(environment::of(&environment, name));
-    let drain = part("FEATURESTORE_DRAIN_DELAY") + part("FEATURESTORE_DRAIN_TIMEOUT") + 30;
+    let drain = part("FEATURESTORE_DRAIN_DELAY") + part("FEATURESTORE_DRAIN_TIMEOUT") + 45;
     assert!(grace.parse::<u64>().unwrap() > drain, "{grace} s for {drain} s");
 }
 
@@ -114,8 +114,13 @@ async fn a_server_with_the_charts_environment_answers_the_charts_probes() {
     // startup, liveness, readiness
     let probes = manifest.all("service");
     assert_eq!(probes, ["", "", "featurestore.v1.FeatureStoreService"]);
+    assert_eq!(
+        manifest.all("port").iter().filter(|port| **port == "9464").count(),
+        probes.len() + 1,
+        "and the Service's"
+    );
     for service in probes {
-        eventually("a probe to succeed", async || server.health(service).await == Some(Serving)).await;
+        eventually("a probe to succeed", async || server.admin_health(service).await == Some(Serving)).await;
     }
     assert!(server.log().contains("\"message\":\"serving\""), "the ConfigMap asks for JSON: {}", server.log());
 }

@@ -29,5 +29,5 @@ fn every_name_that_docker_compose_sets_is_in_effect() {
 #[test]
 fn docker_compose_waits_for_the_whole_drain() {
     let grace = FILE.split("stop_grace_period: ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
-    assert!(environment::seconds(grace) >= 5 + 20 + 30, "{grace}");
+    assert!(environment::seconds(grace) >= 5 + 20 + 45, "{grace}");
 }

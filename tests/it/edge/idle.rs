@@ -50,3 +50,39 @@ async fn connections_beyond_the_cap_are_closed_at_once_and_probes_still_answered
     taken.pop();
     eventually("a place to be free", async || server.health(SERVICE).await == Some(ServingStatus::Serving)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_open_files_is_raised_or_bounds_the_connections() {
+    let serve = |ulimit: &str| Binary::start_under(&["sh", "-c", &format!("ulimit {ulimit}; exec \"$@\""), "sh"], &[]);
+    let limit = |server: &Binary| {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+        let mut words = line.split_whitespace().map(|word| word.parse().unwrap_or(u64::MAX));
+        (words.next().unwrap(), words.next().unwrap())
+    };
+    let raised = serve("-S -n 256");
+    raised.until_serving().await;
+    let (soft, hard) = limit(&raised);
+    assert_eq!(soft, hard.min(10_300));
+
+    let low = serve("-n 400");
+    low.until_serving().await;
+    assert!(low.log().contains("ulimit -n"), "{}", low.log());
+    let mut idle = Vec::new();
+    for _ in 0..150 {
+        idle.push(TcpStream::connect(low.address()).await.unwrap());
+    }
+    eventually("health beside them", async || low.admin_health(SERVICE).await == Some(ServingStatus::Serving)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_clients_of_the_admin_port_keep_no_probe_out() {
+    let server = Binary::start(&[]);
+    server.until_serving().await;
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        idle.push(connect(server.admin_port).await.unwrap());
+    }
+    assert_eq!(server.admin_health(SERVICE).await, Some(ServingStatus::Serving));
+    assert!(server.metrics().await.contains("featurestore_"));
+}

@@ -45,10 +45,3 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
 {{- end -}}
 {{- end -}}
-
-{{- /*
-Native gRPC probes speak neither TLS nor tokens: with TLS on, the admin port serves grpc.health.v1 in plaintext.
-*/ -}}
-{{- define "featurestore.probePort" -}}
-{{ if .Values.tls.enabled }}9464{{ else }}50051{{ end }}
-{{- end -}}

@@ -17,8 +17,8 @@ spec:
   automountServiceAccountToken: false
   # Kubernetes' own FEATURESTORE_* and REDIS_* names of Services stay out of the environment.
   enableServiceLinks: false
-  # The drain, and the writes under way (30 s at most).
-  terminationGracePeriodSeconds: {{ add .Values.drain.delaySeconds .Values.drain.timeoutSeconds 35 }}
+  # The drain, the writes under way (30 s at most), and what is flushed and closed at the end.
+  terminationGracePeriodSeconds: {{ add .Values.drain.delaySeconds .Values.drain.timeoutSeconds 50 }}
   securityContext:
     runAsNonRoot: true
     runAsUser: 65532
@@ -144,14 +144,14 @@ spec:
       # The process is up: neither looks at Redis or MongoDB.
       startupProbe:
         grpc:
-          port: {{ include "featurestore.probePort" . }}
+          port: 9464
           service: ""
         periodSeconds: 2
         timeoutSeconds: 2
         failureThreshold: {{ div (add .Values.startupSeconds 1) 2 }}
       livenessProbe:
         grpc:
-          port: {{ include "featurestore.probePort" . }}
+          port: 9464
           service: ""
         periodSeconds: 10
         timeoutSeconds: 5
@@ -159,7 +159,7 @@ spec:
       # L2 was reached once, and it does not drain.
       readinessProbe:
         grpc:
-          port: {{ include "featurestore.probePort" . }}
+          port: 9464
           service: featurestore.v1.FeatureStoreService
         periodSeconds: 2
         timeoutSeconds: 2

@@ -1,0 +1,31 @@
+//! The bound on open files, which every connection needs one of.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// For everything but clients' connections: the stores, L1, logs, the admin port.
+const OTHERS: u64 = 300;
+
+/// Raises the soft limit on open files as far as so many connections need, and is allowed to. Gives how many connections
+/// there is room for.
+pub fn room_for_connections(wanted: usize) -> usize {
+    let needed = (wanted as u64).saturating_add(OTHERS);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // None: there is no limit.
+    let Some(soft) = current.filter(|soft| *soft < needed) else { return wanted };
+    let raised = maximum.map_or(needed, |hard| needed.min(hard)).max(soft);
+    let limit = match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }) {
+        Ok(()) => raised,
+        Err(_) => soft,
+    };
+    if limit >= needed {
+        return wanted;
+    }
+    let room = usize::try_from(limit.saturating_sub(OTHERS)).unwrap_or(usize::MAX).max(1);
+    tracing::warn!(
+        limit,
+        needed,
+        connections = room,
+        "the limit on open files (ulimit -n) is lower than limits.max_connections needs: fewer connections are taken"
+    );
+    room
+}

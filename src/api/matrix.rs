@@ -72,10 +72,7 @@ fn read(state: &State, columns: &Columns, judge: &Judge<'_>, cells: &mut [Cell])
         }
         Ok(status)
     });
-    read.map_err(|cause| {
-        tracing::error!(%cause, "a stored record cannot be read");
-        Failure::unreadable()
-    })
+    read.map_err(|cause| Failure::unreadable(None, &cause))
 }
 
 /// What every field of a row without features says; None: each its own.

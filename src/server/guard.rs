@@ -23,7 +23,10 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
 use super::bytes::{Receiving, Sending};
-use crate::api::{ByteBudget, ConnectionBytes, InFlight, status};
+use crate::{
+    api::{ByteBudget, ConnectionBytes, InFlight, status},
+    metrics::Counter,
+};
 
 pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
 const REFLECTION: &str = "/grpc.reflection.";
@@ -37,6 +40,7 @@ const READ: &str = "/featurestore.v1.FeatureStoreService/GetFeatures";
 pub(super) struct GuardLayer {
     places: Arc<Semaphore>,
     bytes: Arc<ByteBudget>,
+    shed: Arc<Counter>,
     max_in_flight: usize,
     max_request_bytes: usize,
 }
@@ -46,7 +50,8 @@ impl GuardLayer {
     pub(super) fn new(max_in_flight: usize, max_bytes_in_flight: usize, max_request_bytes: usize) -> Self {
         let max_in_flight = max_in_flight.min(Semaphore::MAX_PERMITS);
         let (places, bytes) = (Semaphore::new(max_in_flight), ByteBudget::new(max_bytes_in_flight));
-        Self { places: Arc::new(places), bytes: Arc::new(bytes), max_in_flight, max_request_bytes }
+        let shed = Arc::default();
+        Self { places: Arc::new(places), bytes: Arc::new(bytes), shed, max_in_flight, max_request_bytes }
     }
 
     /// What calls receive and send.
@@ -58,6 +63,11 @@ impl GuardLayer {
     pub(super) fn in_flight(&self) -> usize {
         self.max_in_flight - self.places.available_permits()
     }
+
+    /// Calls that found no place.
+    pub(super) fn shed(&self) -> u64 {
+        self.shed.get()
+    }
 }
 
 impl<S> Layer<S> for GuardLayer {
@@ -65,7 +75,8 @@ impl<S> Layer<S> for GuardLayer {
 
     fn layer(&self, inner: S) -> Guard<S> {
         let connection = Arc::new(ConnectionBytes::new(self.bytes.clone()));
-        Guard { inner, places: self.places.clone(), connection, max_request_bytes: self.max_request_bytes }
+        let (places, shed) = (self.places.clone(), self.shed.clone());
+        Guard { inner, places, shed, connection, max_request_bytes: self.max_request_bytes }
     }
 }
 
@@ -74,6 +85,7 @@ impl<S> Layer<S> for GuardLayer {
 pub(super) struct Guard<S> {
     inner: S,
     places: Arc<Semaphore>,
+    shed: Arc<Counter>,
     connection: Arc<ConnectionBytes>,
     max_request_bytes: usize,
 }
@@ -118,7 +130,10 @@ where
                     permit = Some(place);
                     None
                 }
-                Err(_) => Some(status::too_busy()),
+                Err(_) => {
+                    self.shed.add(1);
+                    Some(status::too_busy())
+                }
             };
             if let Some(refused) = refused {
                 let connection = self.connection.clone();

@@ -47,5 +47,8 @@ impl Metrics {
         for (outcome, count) in self.api.bulk_records() {
             text.value(&[("outcome", outcome)], count as f64);
         }
+        let help = "Times that a stored record could not be read.";
+        text.family("featurestore_unreadable_records", Kind::Counter, help);
+        text.value(&[], self.api.unreadable_records() as f64);
     }
 }

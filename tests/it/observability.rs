@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mongodb::bson;
+
 use crate::harness::{
     binary::Binary,
     client::*,
@@ -238,6 +240,49 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_is_there() {
     };
     let untold: Vec<_> = there.keys().filter(|name| !is_told(name)).collect();
     assert!(untold.is_empty(), "not in README.md: {untold:?}");
+}
+
+/// One number of a server's.
+async fn count(server: &Binary, series: &str) -> f64 {
+    let metrics = server.metrics().await;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {series} in {metrics}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_alerts_wait_for_is_there_before_the_first_time_and_counted() {
+    let pair = Pair::new(false, true);
+    let settings = [&pair.settings()[..], &[("FEATURESTORE_LIMITS_MAX_IN_FLIGHT", "1")]].concat();
+    let server = Binary::start(&settings);
+    server.until_serving().await;
+    let (shed, unreadable) = ("featurestore_calls_shed_total", "featurestore_unreadable_records_total");
+    for series in [shed, unreadable, "featurestore_bytes_shed_total", "featurestore_writes_shed_total"] {
+        assert_eq!(count(&server, series).await, 0.0, "{series}");
+    }
+    for method in ["GetFeatures", "UpsertFeatures", "BulkUpsert", "DeleteFeatures", "Info"] {
+        let method = format!("rpc_method=\"featurestore.v1.FeatureStoreService/{method}\"");
+        let labels = format!("rpc_system_name=\"grpc\",{method},rpc_response_status_code=\"INTERNAL\"");
+        assert_eq!(count(&server, &format!("rpc_server_call_duration_seconds_count{{{labels}}}")).await, 0.0);
+    }
+
+    // A stream has the only place.
+    let mut client = server.client().await;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    send.send(chunk(1, [record("a", [("n", double(1.0))])])).await.unwrap();
+    let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
+    let mut answers = client.bulk_upsert(messages).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap().unwrap().written, 1);
+    let refused = client.get_features(get(["a"])).await.unwrap_err();
+    assert_eq!((refused.code(), count(&server, shed).await), (tonic::Code::ResourceExhausted, 1.0));
+    drop((send, answers));
+    eventually("its place to be free", async || count(&server, "featurestore_calls_in_flight").await == 0.0).await;
+
+    // Somebody put in by hand what no kind of value stands for.
+    let documents = pair.mongod.unwrap().database(pair.database()).await.collection::<bson::Document>("features");
+    let update = bson::doc! { "$set": { "features.n": bson::Bson::ObjectId(bson::oid::ObjectId::new()) } };
+    documents.update_one(bson::doc! { "_id.entity_id": "a" }, update).await.unwrap();
+    assert_eq!(row(&mut client, strong(["a"])).await.status(), RowStatus::Error);
+    assert_eq!(count(&server, unreadable).await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

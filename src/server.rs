@@ -36,7 +36,7 @@ use connections::{Bounds, Connections};
 use deadline::{Deadline, DeadlineLayer};
 use guard::{Guard, GuardLayer};
 use health::Health;
-use metrics::Metrics;
+use metrics::{Edge, Metrics};
 use tls::Tls;
 
 /// Between two warnings of a sort that many clients could cause.
@@ -107,9 +107,10 @@ pub async fn run(
     let calls = Arc::new(CallMeter::default());
     if let Some(admin) = admin {
         let (tiered, api, guard, calls) = (tiered.clone(), api.clone(), guard.clone(), calls.clone());
+        let edge = Edge { gate: gate.clone() };
         let shown = admin::Shown {
             tiered: tiered.clone(),
-            metrics: Metrics { tiered, api, guard, calls },
+            metrics: Metrics { tiered, api, guard, calls, edge },
             health: Routes::new(health_service.clone()).prepare(),
             draining: shutdown.clone(),
         };

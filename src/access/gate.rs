@@ -16,11 +16,14 @@ use super::{
     rules::{self, Rule},
     tokens::{self, Digest, Tokens},
 };
+use crate::metrics::Counter;
 
 /// How often the file is looked at. Its content is compared, as Kubernetes swaps links and editors keep times.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Denials that are told a second; the rest is counted. Strangers must not fill the disk.
 const TOLD_A_SECOND: u32 = 20;
+/// Why calls are denied, as the metrics name it.
+pub const REASONS: [&str; 4] = ["no_token", "unknown_token", "no_rule", "no_right"];
 
 /// Lets calls in, or not.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub struct Gate {
     /// As it was read last, good or bad.
     text: Mutex<String>,
     told: Mutex<Told>,
+    /// By their reasons, those included that were not told.
+    denied: [Counter; REASONS.len()],
 }
 
 /// How many denials were told in this second.
@@ -47,7 +52,12 @@ impl Gate {
         let tokens = Tokens::parse(&text)?;
         let told = Told { since: Instant::now(), denials: 0, untold: 0 };
         let (tokens, text, told) = (ArcSwap::from_pointee(tokens), Mutex::new(text), Mutex::new(told));
-        Ok(Arc::new(Self { path: path.to_owned(), tokens, text, told }))
+        Ok(Arc::new(Self { path: path.to_owned(), tokens, text, told, denied: Default::default() }))
+    }
+
+    /// Calls that were denied since start, and chunks of streams, by the number of their reason.
+    pub fn denied(&self) -> [u64; REASONS.len()] {
+        self.denied.each_ref().map(Counter::get)
     }
 
     /// Looks at the file until `stop`.
@@ -134,8 +144,15 @@ impl Gate {
         })
     }
 
-    /// Puts a denial into the audit log.
+    /// Counts a denial, and puts it into the audit log.
     pub(super) fn tell(&self, denied: &Denied, rpc: &'static str, peer: Option<SocketAddr>) {
+        let reason = match denied {
+            Denied::NoToken => 0,
+            Denied::UnknownToken => 1,
+            Denied::NoRule => 2,
+            Denied::NoRight { .. } => 3,
+        };
+        self.denied[reason].add(1);
         let Some(untold) = self.may_tell() else { return };
         let rpc = rpc.rsplit('/').next().unwrap_or_default();
         let peer = peer.map(tracing::field::display);

@@ -9,11 +9,14 @@ use std::{
 
 use mongodb::bson;
 
-use crate::harness::{
-    binary::Binary,
-    client::*,
-    server::{Pair, eventually},
-    tools,
+use crate::{
+    access::{TokensFile, entry, with},
+    harness::{
+        binary::Binary,
+        client::*,
+        server::{Pair, eventually},
+        tools,
+    },
 };
 
 const DASHBOARD: &str = "deploy/observability/grafana/dashboards/featurestore.json";
@@ -283,6 +286,31 @@ async fn what_alerts_wait_for_is_there_before_the_first_time_and_counted() {
     documents.update_one(bson::doc! { "_id.entity_id": "a" }, update).await.unwrap();
     assert_eq!(row(&mut client, strong(["a"])).await.status(), RowStatus::Error);
     assert_eq!(count(&server, unreadable).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn denied_calls_are_counted_by_reason() {
+    let file = TokensFile::new(&[entry("reader", &["reads"], "read = [\"*\"]")]);
+    let server = Binary::start(&[("FEATURESTORE_AUTH_TOKENS_FILE", &file.path())]);
+    server.until_serving().await;
+    let denied = async |reason: &str| count(&server, &format!("featurestore_denied_calls_total{{{reason}}}")).await;
+    let reasons = ["no_token", "unknown_token", "no_rule", "no_right"].map(|reason| format!("reason=\"{reason}\""));
+    for reason in &reasons {
+        assert_eq!(denied(reason).await, 0.0, "{reason}");
+    }
+    let mut client = server.client().await;
+    // More than are told.
+    for _ in 0..30 {
+        client.get_features(get(["a"])).await.unwrap_err();
+    }
+    for _ in 0..2 {
+        client.get_features(with("unknown", get(["a"]))).await.unwrap_err();
+        client.upsert_features(with("reads", upsert(record("a", [])))).await.unwrap_err();
+    }
+    client.get_features(with("reads", get(["a"]))).await.unwrap();
+    for (reason, count) in reasons.iter().zip([30.0, 2.0, 0.0, 2.0]) {
+        assert_eq!(denied(reason).await, count, "{reason}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

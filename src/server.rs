@@ -25,6 +25,7 @@ use tower::Layer as _;
 use crate::{
     access::gate::Gate,
     api::Api,
+    metrics::Counter,
     proto,
     proto::feature_store_service_server::FeatureStoreServiceServer,
     tiered::{Tiered, seldom::Seldom},
@@ -105,9 +106,15 @@ pub async fn run(
     let max_request_bytes = api.limits().max_request_bytes;
     let guard = GuardLayer::new(settings.max_in_flight, settings.max_bytes_in_flight, max_request_bytes);
     let calls = Arc::new(CallMeter::default());
+    let (open, refused) = (TaskTracker::new(), Arc::<Counter>::default());
     if let Some(admin) = admin {
         let (tiered, api, guard, calls) = (tiered.clone(), api.clone(), guard.clone(), calls.clone());
-        let edge = Edge { gate: gate.clone() };
+        let edge = Edge {
+            gate: gate.clone(),
+            open: open.clone(),
+            refused: refused.clone(),
+            max_connections: settings.max_connections,
+        };
         let shown = admin::Shown {
             tiered: tiered.clone(),
             metrics: Metrics { tiered, api, guard, calls, edge },
@@ -129,6 +136,8 @@ pub async fn run(
     let bounds = Bounds {
         tls,
         max_connections: settings.max_connections,
+        open,
+        refused,
         bytes: guard.bytes().clone(),
         refusals: Seldom::every(WARNINGS),
         failures: Seldom::every(WARNINGS),

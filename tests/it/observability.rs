@@ -8,11 +8,13 @@ use std::{
 };
 
 use mongodb::bson;
+use tokio::io::AsyncReadExt as _;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::{
     access::{TokensFile, entry, with},
     harness::{
-        binary::Binary,
+        binary::{Binary, SERVICE},
         client::*,
         server::{Pair, eventually},
         tools,
@@ -311,6 +313,27 @@ async fn denied_calls_are_counted_by_reason() {
     for (reason, count) in reasons.iter().zip([30.0, 2.0, 0.0, 2.0]) {
         assert_eq!(denied(reason).await, count, "{reason}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_counted_and_those_that_are_too_many() {
+    let server = Binary::start(&[("FEATURESTORE_LIMITS_MAX_CONNECTIONS", "3")]);
+    // On the other port, as this one is counted.
+    eventually("it to be ready", async || server.admin_health(SERVICE).await == Some(ServingStatus::Serving)).await;
+    let (open, refused) = ("featurestore_connections", "featurestore_connections_refused_total");
+    assert_eq!(count(&server, "featurestore_connections_max").await, 3.0);
+    assert_eq!((count(&server, open).await, count(&server, refused).await), (0.0, 0.0));
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = server.client().await;
+        client.info(InfoRequest {}).await.unwrap();
+        clients.push(client);
+    }
+    let mut one_more = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    eventually("it to be closed", async || matches!(one_more.read(&mut [0]).await, Ok(0) | Err(_))).await;
+    assert_eq!((count(&server, open).await, count(&server, refused).await), (3.0, 1.0));
+    drop(clients);
+    eventually("all to be gone", async || count(&server, open).await == 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

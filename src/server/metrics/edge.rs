@@ -1,10 +1,12 @@
-//! Who comes, and who is turned away: the denied calls.
+//! Who comes, and who is turned away: connections, and denied calls.
 
 use std::sync::Arc;
 
+use tokio_util::task::TaskTracker;
+
 use crate::{
     access::gate::{Gate, REASONS},
-    metrics::{Kind, Text},
+    metrics::{Counter, Kind, Text},
 };
 
 /// What stands before the calls.
@@ -12,9 +14,22 @@ use crate::{
 pub(in super::super) struct Edge {
     /// None: everybody may call everything.
     pub(in super::super) gate: Option<Arc<Gate>>,
+    /// The connections of the gRPC port.
+    pub(in super::super) open: TaskTracker,
+    pub(in super::super) refused: Arc<Counter>,
+    pub(in super::super) max_connections: usize,
 }
 
 pub(super) fn write(text: &mut Text, edge: &Edge) {
+    let gauges = [
+        ("featurestore_connections", "Clients' connections to the gRPC port.", edge.open.len()),
+        ("featurestore_connections_max", "Those at most: limits.max_connections.", edge.max_connections),
+    ];
+    for (name, help, value) in gauges {
+        text.family(name, Kind::Gauge, help).value(&[], value as f64);
+    }
+    let help = "Connections that were closed as there were too many.";
+    text.family("featurestore_connections_refused", Kind::Counter, help).value(&[], edge.refused.get() as f64);
     let help = "Calls and chunks of streams that were not let in, by reason.";
     text.family("featurestore_denied_calls", Kind::Counter, help);
     let denied = edge.gate.as_deref().map(Gate::denied).unwrap_or_default();

@@ -111,6 +111,7 @@ pub async fn run(
         let (tiered, api, guard, calls) = (tiered.clone(), api.clone(), guard.clone(), calls.clone());
         let edge = Edge {
             gate: gate.clone(),
+            tls: tls.clone(),
             open: open.clone(),
             refused: refused.clone(),
             max_connections: settings.max_connections,

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,6 +35,8 @@ pub struct Gate {
     tokens: ArcSwap<Tokens>,
     /// As it was read last, good or bad.
     text: Mutex<String>,
+    /// Whether the file was bad when it was looked at last.
+    is_failing: AtomicBool,
     told: Mutex<Told>,
     /// By their reasons, those included that were not told.
     denied: [Counter; REASONS.len()],
@@ -52,7 +57,13 @@ impl Gate {
         let tokens = Tokens::parse(&text)?;
         let told = Told { since: Instant::now(), denials: 0, untold: 0 };
         let (tokens, text, told) = (ArcSwap::from_pointee(tokens), Mutex::new(text), Mutex::new(told));
-        Ok(Arc::new(Self { path: path.to_owned(), tokens, text, told, denied: Default::default() }))
+        let (path, is_failing, denied) = (path.to_owned(), AtomicBool::new(false), Default::default());
+        Ok(Arc::new(Self { path, tokens, text, is_failing, told, denied }))
+    }
+
+    /// Whether the file was bad when it was looked at last: the tokens it held before still count.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Relaxed)
     }
 
     /// Calls that were denied since start, and chunks of streams, by the number of their reason.
@@ -70,6 +81,7 @@ impl Gate {
             }
             let read = tokio::fs::read_to_string(&self.path).await;
             let read = read.map_err(|error| format!("cannot be read: {error}")).and_then(|text| self.read(text));
+            self.is_failing.store(read.is_err(), Relaxed);
             match read {
                 Ok(()) => trouble.clear(),
                 // Once, until something else is wrong.

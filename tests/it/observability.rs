@@ -17,6 +17,7 @@ use crate::{
         binary::{Binary, SERVICE},
         client::*,
         server::{Pair, eventually},
+        tls::{Authority, Secret},
         tools,
     },
 };
@@ -162,6 +163,18 @@ fn scraped(metrics: &str) -> BTreeMap<String, BTreeSet<String>> {
     found
 }
 
+/// What a server tells that has TLS and tokens.
+async fn with_tls_and_tokens() -> String {
+    let (signed, tokens) = (Authority::new().sign(), TokensFile::new(&[entry("a", &["a"], "")]));
+    let secret = Secret::new(&signed.cert, &signed.key);
+    let mut settings = secret.settings();
+    settings.push(("FEATURESTORE_AUTH_TOKENS_FILE", tokens.path()));
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let server = Binary::start(&settings);
+    eventually("it to be ready", async || server.admin_health(SERVICE).await == Some(ServingStatus::Serving)).await;
+    server.metrics().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_that_the_dashboard_and_the_alerts_name_is_there() {
     let pair = Pair::real();
@@ -209,7 +222,10 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_is_there() {
     );
     assert_eq!(count("db_client_connection_max{db_client_connection_pool_name=\"mongodb\"}"), 64.0);
 
-    let there = scraped(&metrics);
+    let mut there = scraped(&metrics);
+    for (metric, labels) in scraped(&with_tls_and_tokens().await) {
+        there.entry(metric).or_default().extend(labels);
+    }
     let alerts = alerts();
     let expressions = of_the_dashboard().into_iter().chain(alerts.iter().map(|alert| alert.expression.clone()));
     let (mut wrong, mut looked_at) = (Vec::new(), BTreeSet::new());

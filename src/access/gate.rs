@@ -23,6 +23,8 @@ use crate::metrics::Counter;
 
 /// How often the file is looked at. Its content is compared, as Kubernetes swaps links and editors keep times.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks that must agree on a change, as a file that is being written may be good half way too.
+const SECOND_LOOK: Duration = Duration::from_millis(200);
 /// Denials that are told a second; the rest is counted. Strangers must not fill the disk.
 const TOLD_A_SECOND: u32 = 20;
 /// Why calls are denied, as the metrics name it.
@@ -79,8 +81,14 @@ impl Gate {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            let read = tokio::fs::read_to_string(&self.path).await;
-            let read = read.map_err(|error| format!("cannot be read: {error}")).and_then(|text| self.read(text));
+            let now = self.look().await;
+            if !now.as_ref().is_ok_and(|text| self.is_known(text)) {
+                tokio::time::sleep(SECOND_LOOK).await;
+                if self.look().await != now {
+                    continue;
+                }
+            }
+            let read = now.and_then(|text| self.read(text));
             self.is_failing.store(read.is_err(), Relaxed);
             match read {
                 Ok(()) => trouble.clear(),
@@ -94,6 +102,14 @@ impl Gate {
                 }
             }
         }
+    }
+
+    async fn look(&self) -> Result<String, String> {
+        tokio::fs::read_to_string(&self.path).await.map_err(|error| format!("cannot be read: {error}"))
+    }
+
+    fn is_known(&self, text: &str) -> bool {
+        *self.text.lock().unwrap_or_else(PoisonError::into_inner) == text
     }
 
     /// Takes what the file says now.

@@ -35,7 +35,7 @@ pub const REASONS: [&str; 4] = ["no_token", "unknown_token", "no_rule", "no_righ
 pub struct Gate {
     path: PathBuf,
     tokens: ArcSwap<Tokens>,
-    /// As it was read last, good or bad.
+    /// What `tokens` was made of.
     text: Mutex<String>,
     /// Whether the file was bad when it was looked at last.
     is_failing: AtomicBool,

@@ -209,9 +209,7 @@ impl From<StoreError> for Failure {
                 "the write may have happened: retry it with the same request_id",
             )
             .retry(),
-            StoreError::Corrupt(cause) | StoreError::DoneUnreadable(cause) => {
-                Self::unreadable(None, &cause)
-            }
+            StoreError::Corrupt(cause) | StoreError::DoneUnreadable(cause) => Self::unreadable(None, &cause),
             StoreError::Internal(cause) => Self::internal(cause),
         }
     }

@@ -90,7 +90,8 @@ impl Tls {
         let first = read(&files)?;
         let Made { config, not_after } = server_config(&files, &first, &provider)?;
         let (current, not_after) = (ArcSwap::from_pointee(config), AtomicI64::new(not_after));
-        let tls = Self(Arc::new(Inner { files, provider, current, first, not_after, is_failing: AtomicBool::new(false) }));
+        let tls =
+            Self(Arc::new(Inner { files, provider, current, first, not_after, is_failing: AtomicBool::new(false) }));
         tls.warn_if_expired();
         Ok(tls)
     }
@@ -183,11 +184,7 @@ fn read(files: &TlsFiles) -> Result<Contents, TlsError> {
     })
 }
 
-fn server_config(
-    files: &TlsFiles,
-    contents: &Contents,
-    provider: &Arc<CryptoProvider>,
-) -> Result<Made, TlsError> {
+fn server_config(files: &TlsFiles, contents: &Contents, provider: &Arc<CryptoProvider>) -> Result<Made, TlsError> {
     let chain = certificates("tls.cert_file", &files.cert_file, &contents.cert)?;
     let leaf = chain.first().cloned();
     let wrong_key = |what: &dyn Display| TlsError::new("tls.key_file", &files.key_file, what);
@@ -223,8 +220,8 @@ fn server_config(
         error => wrong_key(&error),
     })?;
     config.alpn_protocols = vec![HTTP2.to_vec()];
-    let (_, leaf) = x509_parser::parse_x509_certificate(leaf.as_deref().unwrap_or_default())
-        .map_err(|error| unreadable(&error))?;
+    let (_, leaf) =
+        x509_parser::parse_x509_certificate(leaf.as_deref().unwrap_or_default()).map_err(|error| unreadable(&error))?;
     Ok(Made { config, not_after: leaf.validity().not_after.timestamp() })
 }
 

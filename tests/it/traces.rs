@@ -295,8 +295,7 @@ async fn an_endpoint_without_a_scheme_is_an_error_and_another_protocol_is_told()
         assert!(said.contains(&format!("{name}: must be as http://host:4317")), "{said}");
     }
     let nobody = format!("http://127.0.0.1:{}", free_port());
-    let settings =
-        [("OTEL_EXPORTER_OTLP_ENDPOINT", nobody.as_str()), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+    let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", nobody.as_str()), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
     let server = Binary::start(&settings);
     server.until_serving().await;
     let told = "OTEL_EXPORTER_OTLP_PROTOCOL: http/protobuf is not spoken";

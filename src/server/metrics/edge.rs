@@ -38,7 +38,8 @@ pub(super) fn write(text: &mut Text, edge: &Edge) {
     let denied = edge.gate.as_deref().map(Gate::denied).unwrap_or_default();
     for (reason, count) in REASONS.into_iter().zip(denied) {
         text.value(&[("reason", reason)], count as f64);
-    }    files(text, edge);
+    }
+    files(text, edge);
 }
 
 /// Nothing of a file that was not configured.

@@ -146,6 +146,11 @@ impl Api {
         self.0.bulk_records.reading()
     }
 
+    /// How often a stored record could not be read, since start.
+    pub fn unreadable_records(&self) -> u64 {
+        failure::unreadable_records()
+    }
+
     /// From now on Info says that the server is shutting down.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);

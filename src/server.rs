@@ -26,6 +26,7 @@ use tower::Layer as _;
 use crate::{
     access::gate::Gate,
     api::Api,
+    metrics::Counter,
     proto,
     proto::feature_store_service_server::FeatureStoreServiceServer,
     tiered::{Tiered, seldom::Seldom},
@@ -37,7 +38,7 @@ use connections::{Bounds, Connections};
 use deadline::{Deadline, DeadlineLayer};
 use guard::{Guard, GuardLayer};
 use health::Health;
-use metrics::Metrics;
+use metrics::{Edge, Metrics};
 use tls::Tls;
 
 /// Between two warnings of a sort that many clients could cause.
@@ -106,11 +107,19 @@ pub async fn run(
     let max_request_bytes = api.limits().max_request_bytes;
     let guard = GuardLayer::new(settings.max_in_flight, settings.max_bytes_in_flight, max_request_bytes);
     let calls = Arc::new(CallMeter::default());
+    let (open, refused) = (TaskTracker::new(), Arc::<Counter>::default());
     if let Some(admin) = admin {
         let (tiered, api, guard, calls) = (tiered.clone(), api.clone(), guard.clone(), calls.clone());
+        let edge = Edge {
+            gate: gate.clone(),
+            tls: tls.clone(),
+            open: open.clone(),
+            refused: refused.clone(),
+            max_connections: settings.max_connections,
+        };
         let shown = admin::Shown {
             tiered: tiered.clone(),
-            metrics: Metrics { tiered, api, guard, calls },
+            metrics: Metrics { tiered, api, guard, calls, edge },
             health: Routes::new(health_service.clone()).prepare(),
             draining: shutdown.clone(),
         };
@@ -129,6 +138,8 @@ pub async fn run(
     let bounds = Bounds {
         tls,
         max_connections: settings.max_connections,
+        open,
+        refused,
         bytes: guard.bytes().clone(),
         refusals: Seldom::every(WARNINGS),
         failures: Seldom::every(WARNINGS),

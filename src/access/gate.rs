@@ -4,7 +4,10 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,20 +19,29 @@ use super::{
     rules::{self, Rule},
     tokens::{self, Digest, Tokens},
 };
+use crate::metrics::Counter;
 
 /// How often the file is looked at. Its content is compared, as Kubernetes swaps links and editors keep times.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks that must agree on a change, as a file that is being written may be good half way too.
+const SECOND_LOOK: Duration = Duration::from_millis(200);
 /// Denials that are told a second; the rest is counted. Strangers must not fill the disk.
 const TOLD_A_SECOND: u32 = 20;
+/// Why calls are denied, as the metrics name it.
+pub const REASONS: [&str; 4] = ["no_token", "unknown_token", "no_rule", "no_right"];
 
 /// Lets calls in, or not.
 #[derive(Debug)]
 pub struct Gate {
     path: PathBuf,
     tokens: ArcSwap<Tokens>,
-    /// As it was read last, good or bad.
+    /// What `tokens` was made of.
     text: Mutex<String>,
+    /// Whether the file was bad when it was looked at last.
+    is_failing: AtomicBool,
     told: Mutex<Told>,
+    /// By their reasons, those included that were not told.
+    denied: [Counter; REASONS.len()],
 }
 
 /// How many denials were told in this second.
@@ -47,7 +59,18 @@ impl Gate {
         let tokens = Tokens::parse(&text)?;
         let told = Told { since: Instant::now(), denials: 0, untold: 0 };
         let (tokens, text, told) = (ArcSwap::from_pointee(tokens), Mutex::new(text), Mutex::new(told));
-        Ok(Arc::new(Self { path: path.to_owned(), tokens, text, told }))
+        let (path, is_failing, denied) = (path.to_owned(), AtomicBool::new(false), Default::default());
+        Ok(Arc::new(Self { path, tokens, text, is_failing, told, denied }))
+    }
+
+    /// Whether the file was bad when it was looked at last: the tokens it held before still count.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Relaxed)
+    }
+
+    /// Calls that were denied since start, and chunks of streams, by the number of their reason.
+    pub fn denied(&self) -> [u64; REASONS.len()] {
+        self.denied.each_ref().map(Counter::get)
     }
 
     /// Looks at the file until `stop`.
@@ -58,8 +81,15 @@ impl Gate {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            let read = tokio::fs::read_to_string(&self.path).await;
-            let read = read.map_err(|error| format!("cannot be read: {error}")).and_then(|text| self.read(text));
+            let now = self.look().await;
+            if !now.as_ref().is_ok_and(|text| self.is_known(text)) {
+                tokio::time::sleep(SECOND_LOOK).await;
+                if self.look().await != now {
+                    continue;
+                }
+            }
+            let read = now.and_then(|text| self.read(text));
+            self.is_failing.store(read.is_err(), Relaxed);
             match read {
                 Ok(()) => trouble.clear(),
                 // Once, until something else is wrong.
@@ -72,6 +102,14 @@ impl Gate {
                 }
             }
         }
+    }
+
+    async fn look(&self) -> Result<String, String> {
+        tokio::fs::read_to_string(&self.path).await.map_err(|error| format!("cannot be read: {error}"))
+    }
+
+    fn is_known(&self, text: &str) -> bool {
+        *self.text.lock().unwrap_or_else(PoisonError::into_inner) == text
     }
 
     /// Takes what the file says now.
@@ -134,8 +172,15 @@ impl Gate {
         })
     }
 
-    /// Puts a denial into the audit log.
+    /// Counts a denial, and puts it into the audit log.
     pub(super) fn tell(&self, denied: &Denied, rpc: &'static str, peer: Option<SocketAddr>) {
+        let reason = match denied {
+            Denied::NoToken => 0,
+            Denied::UnknownToken => 1,
+            Denied::NoRule => 2,
+            Denied::NoRight { .. } => 3,
+        };
+        self.denied[reason].add(1);
         let Some(untold) = self.may_tell() else { return };
         let rpc = rpc.rsplit('/').next().unwrap_or_default();
         let peer = peer.map(tracing::field::display);

@@ -1,7 +1,12 @@
 //! Everything that can be wrong with a call, a row or an item, with its code, its stable reason and its words.
 //! `status` gives it its two forms on the wire.
 
-use std::{collections::BTreeMap, fmt::Display, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use tonic::Code;
 
@@ -12,6 +17,14 @@ use crate::{
 };
 
 use super::Limits;
+
+/// How often a stored record could not be read. Of the whole process, as whoever meets one has only the error at hand.
+static UNREADABLE: AtomicU64 = AtomicU64::new(0);
+
+/// How often a stored record could not be read, since start.
+pub(super) fn unreadable_records() -> u64 {
+    UNREADABLE.load(Relaxed)
+}
 
 /// What went wrong, as a client is told.
 #[derive(Clone, Debug)]
@@ -166,7 +179,10 @@ impl Failure {
         Self::new(Code::Internal, "INTERNAL", format!("internal error, in the server's log under {id}")).with("id", id)
     }
 
-    pub(super) fn unreadable() -> Self {
+    /// A stored record cannot be read; whose it is, where that is known here.
+    pub(super) fn unreadable(entity_id: Option<&str>, cause: &dyn Display) -> Self {
+        tracing::error!(entity_id, %cause, "a stored record cannot be read");
+        UNREADABLE.fetch_add(1, Relaxed);
         Self::new(Code::DataLoss, "RECORD_UNREADABLE", "what is stored for this entity cannot be read")
     }
 
@@ -216,10 +232,7 @@ impl From<StoreError> for Failure {
                 "the write may have happened: retry it with the same request_id",
             )
             .retry(),
-            StoreError::Corrupt(cause) | StoreError::DoneUnreadable(cause) => {
-                tracing::error!(%cause, "a stored record cannot be read");
-                Self::unreadable()
-            }
+            StoreError::Corrupt(cause) | StoreError::DoneUnreadable(cause) => Self::unreadable(None, &cause),
             StoreError::Internal(cause) => Self::internal(cause),
         }
     }

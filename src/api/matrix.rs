@@ -79,10 +79,7 @@ fn read(
         }
         Ok(status)
     });
-    read.map_err(|cause| {
-        tracing::error!(%cause, "a stored record cannot be read");
-        Failure::unreadable()
-    })
+    read.map_err(|cause| Failure::unreadable(None, &cause))
 }
 
 /// What every field of a row without features says; None: each its own.

@@ -136,8 +136,8 @@ fn encoded_row(
             (false, true) => from_tier(id, status),
         },
         Err(cause) => {
-            tracing::error!(entity_id = id, %cause, "a stored record cannot be read");
-            error_row(id, Failure::unreadable())
+            let failure = Failure::unreadable(Some(&id), &cause);
+            error_row(id, failure)
         }
     }
 }

@@ -69,9 +69,12 @@ pub(super) struct CallMeter([[OnceLock<Histogram>; CODES.len()]; METHODS.len()])
 impl Default for CallMeter {
     fn default() -> Self {
         let meter = Self(Default::default());
-        // There from the start, so that a rate is known of the first call too.
+        // There from the start, so that a rate is known of the first call too, and an alert sees the first bug: a series that
+        // is born at 1 has not increased.
         METHODS.iter().zip(&meter.0).filter(|(name, _)| name.starts_with(OURS)).for_each(|(_, by_code)| {
-            by_code[Code::Ok as usize].get_or_init(Histogram::default);
+            for code in [Code::Ok, Code::Internal] {
+                by_code[code as usize].get_or_init(Histogram::default);
+            }
         });
         meter
     }

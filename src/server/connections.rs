@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     api::{ByteBudget, ConnectionBytes},
+    metrics::Counter,
     tiered::seldom::Seldom,
 };
 
@@ -62,6 +63,9 @@ pub(super) struct Bounds {
     pub(super) tls: Option<Tls>,
     /// Connections at once; more are closed.
     pub(super) max_connections: usize,
+    /// Those that are there now, and how many were closed as too many; for the metrics.
+    pub(super) open: TaskTracker,
+    pub(super) refused: Arc<Counter>,
     /// What all of them receive and send.
     pub(super) bytes: Arc<ByteBudget>,
     /// For what many clients could fill the log with.
@@ -73,7 +77,7 @@ pub(super) struct Bounds {
 impl Connections {
     pub(super) fn new(service: Layered, bounds: Bounds) -> Self {
         let (go_away, abort) = (CancellationToken::new(), CancellationToken::new());
-        Self { service, bounds: Arc::new(bounds), open: TaskTracker::new(), go_away, abort }
+        Self { service, open: bounds.open.clone(), bounds: Arc::new(bounds), go_away, abort }
     }
 
     /// Accepts until `stop`.
@@ -88,6 +92,7 @@ impl Connections {
                     self.open.spawn(self.clone().serve(stream));
                 }
                 Ok((stream, client)) => {
+                    self.bounds.refused.add(1);
                     drop(stream);
                     if let Some(others) = self.bounds.refusals.now() {
                         let max = self.bounds.max_connections;

@@ -25,6 +25,7 @@ use tower::{Layer, Service};
 use super::bytes::{Receiving, Sending};
 use crate::{
     api::{ByteBudget, ConnectionBytes, InFlight, status},
+    metrics::Counter,
     proto::Unpacked,
 };
 
@@ -47,6 +48,7 @@ pub(super) struct GuardLayer {
     places: Arc<Semaphore>,
     watches: Arc<Semaphore>,
     bytes: Arc<ByteBudget>,
+    shed: Arc<Counter>,
     max_in_flight: usize,
     max_request_bytes: usize,
 }
@@ -56,8 +58,8 @@ impl GuardLayer {
     pub(super) fn new(max_in_flight: usize, max_bytes_in_flight: usize, max_request_bytes: usize) -> Self {
         let max_in_flight = max_in_flight.min(Semaphore::MAX_PERMITS);
         let (places, bytes) = (Semaphore::new(max_in_flight), ByteBudget::new(max_bytes_in_flight));
-        let watches = Arc::new(Semaphore::new(MAX_WATCHES));
-        Self { places: Arc::new(places), watches, bytes: Arc::new(bytes), max_in_flight, max_request_bytes }
+        let (watches, shed) = (Arc::new(Semaphore::new(MAX_WATCHES)), Arc::default());
+        Self { places: Arc::new(places), watches, bytes: Arc::new(bytes), shed, max_in_flight, max_request_bytes }
     }
 
     /// What calls receive and send.
@@ -69,6 +71,11 @@ impl GuardLayer {
     pub(super) fn in_flight(&self) -> usize {
         self.max_in_flight - self.places.available_permits()
     }
+
+    /// Calls that found no place.
+    pub(super) fn shed(&self) -> u64 {
+        self.shed.get()
+    }
 }
 
 impl<S> Layer<S> for GuardLayer {
@@ -76,8 +83,8 @@ impl<S> Layer<S> for GuardLayer {
 
     fn layer(&self, inner: S) -> Guard<S> {
         let connection = Arc::new(ConnectionBytes::new(self.bytes.clone()));
-        let (places, watches) = (self.places.clone(), self.watches.clone());
-        Guard { inner, places, watches, connection, max_request_bytes: self.max_request_bytes }
+        let (places, watches, shed) = (self.places.clone(), self.watches.clone(), self.shed.clone());
+        Guard { inner, places, watches, shed, connection, max_request_bytes: self.max_request_bytes }
     }
 }
 
@@ -87,6 +94,7 @@ pub(super) struct Guard<S> {
     inner: S,
     places: Arc<Semaphore>,
     watches: Arc<Semaphore>,
+    shed: Arc<Counter>,
     connection: Arc<ConnectionBytes>,
     max_request_bytes: usize,
 }
@@ -136,7 +144,10 @@ where
                     permit = Some(place);
                     None
                 }
-                Err(_) => Some(status::too_busy()),
+                Err(_) => {
+                    self.shed.add(1);
+                    Some(status::too_busy())
+                }
             };
         }
         if let Some(refused) = refused {

@@ -1,11 +1,14 @@
 //! `/metrics`: all that is counted anywhere, written down for Prometheus. The names are those of OpenTelemetry's semantic
 //! conventions 1.45 where there is one. README.md has the table of them.
 
+mod edge;
 mod load;
 mod process;
 mod tiers;
 
 use std::sync::Arc;
+
+pub(super) use edge::Edge;
 
 use super::{calls::CallMeter, guard::GuardLayer};
 use crate::{
@@ -21,6 +24,7 @@ pub(super) struct Metrics {
     pub(super) api: Api,
     pub(super) guard: GuardLayer,
     pub(super) calls: Arc<CallMeter>,
+    pub(super) edge: Edge,
 }
 
 impl Metrics {
@@ -32,6 +36,7 @@ impl Metrics {
         self.calls(&mut text);
         tiers::write(&mut text, &self.tiered);
         load::write(&mut text, &self.tiered, &self.guard);
+        edge::write(&mut text, &self.edge);
         process::write(&mut text);
         text.finish()
     }
@@ -47,5 +52,8 @@ impl Metrics {
         for (outcome, count) in self.api.bulk_records() {
             text.value(&[("outcome", outcome)], count as f64);
         }
+        let help = "Times that a stored record could not be read.";
+        text.family("featurestore_unreadable_records", Kind::Counter, help);
+        text.value(&[], self.api.unreadable_records() as f64);
     }
 }

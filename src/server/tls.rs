@@ -3,11 +3,14 @@
 //! good one stays in use.
 
 use std::{
-    fmt::Display,
+    fmt::{self, Display},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -57,8 +60,19 @@ struct Inner {
     files: TlsFiles,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<ServerConfig>,
-    /// What `current` was made of.
+    /// What `current` was made of at first.
     first: Contents,
+    /// When the certificate of `current` ends, in seconds since 1970.
+    not_after: AtomicI64,
+    /// Whether the files are bad now, and `current` is older than they are.
+    is_failing: AtomicBool,
+}
+
+/// What files come to.
+struct Made {
+    config: ServerConfig,
+    /// When the certificate ends, in seconds since 1970.
+    not_after: i64,
 }
 
 /// What the files hold.
@@ -74,8 +88,32 @@ impl Tls {
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let first = read(&files)?;
-        let current = ArcSwap::from_pointee(server_config(&files, &first, &provider)?);
-        Ok(Self(Arc::new(Inner { files, provider, current, first })))
+        let Made { config, not_after } = server_config(&files, &first, &provider)?;
+        let (current, not_after) = (ArcSwap::from_pointee(config), AtomicI64::new(not_after));
+        let tls =
+            Self(Arc::new(Inner { files, provider, current, first, not_after, is_failing: AtomicBool::new(false) }));
+        tls.warn_if_expired();
+        Ok(tls)
+    }
+
+    /// When the certificate that is in use ends, in seconds since 1970.
+    pub(super) fn not_after(&self) -> i64 {
+        self.0.not_after.load(Relaxed)
+    }
+
+    /// Whether the files were bad when they were looked at last: an older certificate is in use.
+    pub(super) fn is_failing(&self) -> bool {
+        self.0.is_failing.load(Relaxed)
+    }
+
+    /// It is used all the same: clients that do not look at the time are served, and all others say why not.
+    fn warn_if_expired(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
+        let ago = now.saturating_sub(self.not_after());
+        if ago > 0 {
+            let file = self.0.files.cert_file.display();
+            tracing::warn!(%file, ago = ?Duration::from_secs(ago as u64), "the certificate of tls.cert_file has expired: clients will refuse it");
+        }
     }
 
     /// Greets a client. Who waits sets the bound.
@@ -107,9 +145,12 @@ impl Tls {
                 now = self.look().await;
                 made = self.make(&now);
             }
+            self.0.is_failing.store(made.is_err(), Relaxed);
             match made {
-                Ok(made) => {
-                    self.0.current.store(Arc::new(made));
+                Ok(Made { config, not_after }) => {
+                    self.0.current.store(Arc::new(config));
+                    self.0.not_after.store(not_after, Relaxed);
+                    self.warn_if_expired();
                     tracing::info!(file = %files.cert_file.display(), "new certificates are in use for new connections");
                 }
                 Err(error) => tracing::warn!(%error, "the new certificates are bad: the ones before stay in use"),
@@ -124,7 +165,7 @@ impl Tls {
         looked.unwrap_or_else(|error| Err(TlsError(format!("the files were not read: {error}"))))
     }
 
-    fn make(&self, contents: &Result<Contents, TlsError>) -> Result<ServerConfig, TlsError> {
+    fn make(&self, contents: &Result<Contents, TlsError>) -> Result<Made, TlsError> {
         match contents {
             Ok(contents) => server_config(&self.0.files, contents, &self.0.provider),
             Err(TlsError(error)) => Err(TlsError(error.clone())),
@@ -143,18 +184,18 @@ fn read(files: &TlsFiles) -> Result<Contents, TlsError> {
     })
 }
 
-fn server_config(
-    files: &TlsFiles,
-    contents: &Contents,
-    provider: &Arc<CryptoProvider>,
-) -> Result<ServerConfig, TlsError> {
+fn server_config(files: &TlsFiles, contents: &Contents, provider: &Arc<CryptoProvider>) -> Result<Made, TlsError> {
     let chain = certificates("tls.cert_file", &files.cert_file, &contents.cert)?;
+    let leaf = chain.first().cloned();
     let wrong_key = |what: &dyn Display| TlsError::new("tls.key_file", &files.key_file, what);
     let key = PrivateKeyDer::from_pem_slice(&contents.key).map_err(|error| match error {
         pem::Error::NoItemsFound => wrong_key(&"there is no private key in it (PEM: PRIVATE KEY)"),
         // Its words may quote what is there, and this is a secret.
         _ => wrong_key(&"it is no PEM file"),
     })?;
+    let unreadable = |error: &dyn fmt::Debug| {
+        TlsError::new("tls.cert_file", &files.cert_file, format_args!("a certificate cannot be read: {error:?}"))
+    };
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError(format!("TLS: {error}")))?;
@@ -175,13 +216,13 @@ fn server_config(
             "this is not the key of the certificate in {} (tls.cert_file)",
             files.cert_file.display()
         )),
-        rustls::Error::InvalidCertificate(error) => {
-            TlsError::new("tls.cert_file", &files.cert_file, format_args!("a certificate cannot be read: {error:?}"))
-        }
+        rustls::Error::InvalidCertificate(error) => unreadable(&error),
         error => wrong_key(&error),
     })?;
     config.alpn_protocols = vec![HTTP2.to_vec()];
-    Ok(config)
+    let (_, leaf) =
+        x509_parser::parse_x509_certificate(leaf.as_deref().unwrap_or_default()).map_err(|error| unreadable(&error))?;
+    Ok(Made { config, not_after: leaf.validity().not_after.timestamp() })
 }
 
 fn certificates(key: &str, file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {

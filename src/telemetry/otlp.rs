@@ -1,6 +1,9 @@
 //! Sending spans to a collector, as the `OTEL_*` variables say.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::{
+    fmt::Display,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use opentelemetry::{InstrumentationScope, KeyValue, trace::TracerProvider as _};
 use opentelemetry_otlp::SpanExporter;
@@ -27,14 +30,23 @@ impl Exporter {
     pub(super) fn from_environment() -> Result<Option<Self>, String> {
         let is_off = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
             || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none");
-        let endpoints = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"];
-        if is_off || endpoints.into_iter().all(|name| variable(name).is_none()) {
-            return Ok(None);
+        // The one for traces wins over that for everything.
+        let winner = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, variable(name)?)));
+        let endpoint = winner(["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]);
+        let Some((name, endpoint)) = endpoint.filter(|_| !is_off) else { return Ok(None) };
+        let wrong = |what: &dyn Display| format!("{name}: must be as http://host:4317 or https://host:4317: {what}");
+        // Without one nothing would ever be sent. Not shown as it is: there may be a password in it.
+        let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+        if !matches!(scheme.as_deref(), Some("http" | "https")) {
+            return Err(wrong(&"the scheme is missing, or another one"));
         }
-        let exporter = SpanExporter::builder().with_tonic().build();
-        let exporter = exporter.map_err(|error| {
-            format!("OTEL_EXPORTER_OTLP_ENDPOINT: must be as http://host:4317 or https://host:4317: {error}")
-        })?;
+        let exporter = SpanExporter::builder().with_tonic().build().map_err(|error| wrong(&error))?;
+        match winner(["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]) {
+            Some((name, protocol)) if protocol != "grpc" => {
+                tracing::warn!("{name}: {protocol} is not spoken: spans go by grpc, mostly to port 4317");
+            }
+            _ => {}
+        }
         let (name, arg) = (variable("OTEL_TRACES_SAMPLER"), variable("OTEL_TRACES_SAMPLER_ARG"));
         let (sampler, wrong) = Sampler::parse(name.as_deref(), arg.as_deref());
         if let Some(wrong) = wrong {

@@ -58,7 +58,7 @@ pub struct Repairs {
 pub struct RepairReading {
     /// It repairs now: for all servers, or where L1 is in this process for itself.
     pub leading: bool,
-    /// From a change to the moment when it was made good in L1, of the last ones.
+    /// From a change to the moment when it was made good in L1, of the last ones; zero while there are none.
     pub lag: Duration,
     /// Writes of servers that were made good.
     pub written: u64,
@@ -93,6 +93,11 @@ impl Repairs {
     /// A change of this time is made good now, or still is not.
     fn lags(&self, at: Millis, now: Millis) {
         self.lag_ms.store(now.0.saturating_sub(at.0).max(0), Relaxed);
+    }
+
+    /// There is no change that is not made good.
+    fn keeps_up(&self) {
+        self.lag_ms.store(0, Relaxed);
     }
 }
 

@@ -7,11 +7,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::harness::{
-    binary::Binary,
-    client::*,
-    server::{Pair, eventually},
-    tools,
+use mongodb::bson;
+use tokio::io::AsyncReadExt as _;
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use crate::{
+    access::{TokensFile, entry, with},
+    harness::{
+        binary::{Binary, SERVICE},
+        client::*,
+        server::{Pair, eventually},
+        tls::{Authority, Secret},
+        tools,
+    },
 };
 
 const DASHBOARD: &str = "deploy/observability/grafana/dashboards/featurestore.json";
@@ -155,6 +163,18 @@ fn scraped(metrics: &str) -> BTreeMap<String, BTreeSet<String>> {
     found
 }
 
+/// What a server tells that has TLS and tokens.
+async fn with_tls_and_tokens() -> String {
+    let (signed, tokens) = (Authority::new().sign(), TokensFile::new(&[entry("a", &["a"], "")]));
+    let secret = Secret::new(&signed.cert, &signed.key);
+    let mut settings = secret.settings();
+    settings.push(("FEATURESTORE_AUTH_TOKENS_FILE", tokens.path()));
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let server = Binary::start(&settings);
+    eventually("it to be ready", async || server.admin_health(SERVICE).await == Some(ServingStatus::Serving)).await;
+    server.metrics().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_that_the_dashboard_and_the_alerts_name_is_there() {
     let pair = Pair::real();
@@ -202,7 +222,10 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_is_there() {
     );
     assert_eq!(count("db_client_connection_max{db_client_connection_pool_name=\"mongodb\"}"), 64.0);
 
-    let there = scraped(&metrics);
+    let mut there = scraped(&metrics);
+    for (metric, labels) in scraped(&with_tls_and_tokens().await) {
+        there.entry(metric).or_default().extend(labels);
+    }
     let alerts = alerts();
     let expressions = of_the_dashboard().into_iter().chain(alerts.iter().map(|alert| alert.expression.clone()));
     let (mut wrong, mut looked_at) = (Vec::new(), BTreeSet::new());
@@ -238,6 +261,95 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_is_there() {
     };
     let untold: Vec<_> = there.keys().filter(|name| !is_told(name)).collect();
     assert!(untold.is_empty(), "not in README.md: {untold:?}");
+}
+
+/// One number of a server's.
+async fn count(server: &Binary, series: &str) -> f64 {
+    let metrics = server.metrics().await;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {series} in {metrics}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_alerts_wait_for_is_there_before_the_first_time_and_counted() {
+    let pair = Pair::new(false, true);
+    let settings = [&pair.settings()[..], &[("FEATURESTORE_LIMITS_MAX_IN_FLIGHT", "1")]].concat();
+    let server = Binary::start(&settings);
+    server.until_serving().await;
+    let (shed, unreadable) = ("featurestore_calls_shed_total", "featurestore_unreadable_records_total");
+    for series in [shed, unreadable, "featurestore_bytes_shed_total", "featurestore_writes_shed_total"] {
+        assert_eq!(count(&server, series).await, 0.0, "{series}");
+    }
+    for method in ["GetFeatures", "UpsertFeatures", "BulkUpsert", "DeleteFeatures", "Info"] {
+        let method = format!("rpc_method=\"featurestore.v1.FeatureStoreService/{method}\"");
+        let labels = format!("rpc_system_name=\"grpc\",{method},rpc_response_status_code=\"INTERNAL\"");
+        assert_eq!(count(&server, &format!("rpc_server_call_duration_seconds_count{{{labels}}}")).await, 0.0);
+    }
+
+    // A stream has the only place.
+    let mut client = server.client().await;
+    let (send, messages) = tokio::sync::mpsc::channel(1);
+    send.send(chunk(1, [record("a", [("n", double(1.0))])])).await.unwrap();
+    let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
+    let mut answers = client.bulk_upsert(messages).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap().unwrap().written, 1);
+    let refused = client.get_features(get(["a"])).await.unwrap_err();
+    assert_eq!((refused.code(), count(&server, shed).await), (tonic::Code::ResourceExhausted, 1.0));
+    drop((send, answers));
+    eventually("its place to be free", async || count(&server, "featurestore_calls_in_flight").await == 0.0).await;
+
+    // Somebody put in by hand what no kind of value stands for.
+    let documents = pair.mongod.unwrap().database(pair.database()).await.collection::<bson::Document>("features");
+    let update = bson::doc! { "$set": { "features.n": bson::Bson::ObjectId(bson::oid::ObjectId::new()) } };
+    documents.update_one(bson::doc! { "_id.entity_id": "a" }, update).await.unwrap();
+    assert_eq!(row(&mut client, strong(["a"])).await.status(), RowStatus::Error);
+    assert_eq!(count(&server, unreadable).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn denied_calls_are_counted_by_reason() {
+    let file = TokensFile::new(&[entry("reader", &["reads"], "read = [\"*\"]")]);
+    let server = Binary::start(&[("FEATURESTORE_AUTH_TOKENS_FILE", &file.path())]);
+    server.until_serving().await;
+    let denied = async |reason: &str| count(&server, &format!("featurestore_denied_calls_total{{{reason}}}")).await;
+    let reasons = ["no_token", "unknown_token", "no_rule", "no_right"].map(|reason| format!("reason=\"{reason}\""));
+    for reason in &reasons {
+        assert_eq!(denied(reason).await, 0.0, "{reason}");
+    }
+    let mut client = server.client().await;
+    // More than are told.
+    for _ in 0..30 {
+        client.get_features(get(["a"])).await.unwrap_err();
+    }
+    for _ in 0..2 {
+        client.get_features(with("unknown", get(["a"]))).await.unwrap_err();
+        client.upsert_features(with("reads", upsert(record("a", [])))).await.unwrap_err();
+    }
+    client.get_features(with("reads", get(["a"]))).await.unwrap();
+    for (reason, count) in reasons.iter().zip([30.0, 2.0, 0.0, 2.0]) {
+        assert_eq!(denied(reason).await, count, "{reason}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_counted_and_those_that_are_too_many() {
+    let server = Binary::start(&[("FEATURESTORE_LIMITS_MAX_CONNECTIONS", "3")]);
+    // On the other port, as this one is counted.
+    eventually("it to be ready", async || server.admin_health(SERVICE).await == Some(ServingStatus::Serving)).await;
+    let (open, refused) = ("featurestore_connections", "featurestore_connections_refused_total");
+    assert_eq!(count(&server, "featurestore_connections_max").await, 3.0);
+    assert_eq!((count(&server, open).await, count(&server, refused).await), (0.0, 0.0));
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = server.client().await;
+        client.info(InfoRequest {}).await.unwrap();
+        clients.push(client);
+    }
+    let mut one_more = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    eventually("it to be closed", async || matches!(one_more.read(&mut [0]).await, Ok(0) | Err(_))).await;
+    assert_eq!((count(&server, open).await, count(&server, refused).await), (3.0, 1.0));
+    drop(clients);
+    eventually("all to be gone", async || count(&server, open).await == 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

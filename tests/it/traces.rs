@@ -6,7 +6,7 @@ use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode};
 use tonic::Request;
 
 use crate::harness::{
-    binary::Binary,
+    binary::{Binary, run},
     client::*,
     collector::{Collector, Seen},
     process::free_port,
@@ -280,4 +280,27 @@ async fn a_python_clients_span_is_the_parent_of_ours() {
     let spans = collector.spans();
     assert_eq!(spans.len(), 1, "{spans:#?}");
     assert_eq!((spans[0].trace_id.as_str(), spans[0].parent_id.as_str()), (trace, span), "{spans:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_without_a_scheme_is_an_error_and_another_protocol_is_told() {
+    for (name, endpoint) in [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "grpc://collector:4317"),
+    ] {
+        let output = run(&["serve"], &[(name, endpoint), ("FEATURESTORE_LISTEN", "127.0.0.1:0")]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{said}");
+        assert!(said.contains(&format!("{name}: must be as http://host:4317")), "{said}");
+    }
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", nobody.as_str()), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+    let server = Binary::start(&settings);
+    server.until_serving().await;
+    let told = "OTEL_EXPORTER_OTLP_PROTOCOL: http/protobuf is not spoken";
+    assert!(server.log().contains(told), "{}", server.log());
+    let server = Binary::start(&[settings[0], ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]);
+    server.until_serving().await;
+    assert!(!server.log().contains("is not spoken"), "{}", server.log());
 }

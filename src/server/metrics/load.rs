@@ -29,6 +29,7 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered, calls: &GuardLayer) {
         text.family(name, Kind::Gauge, help).value(&[], value as f64);
     }
     let shed = [
+        ("featurestore_calls_shed", "Calls that found no place among limits.max_in_flight.", calls.shed()),
         (
             "featurestore_bytes_shed",
             "Calls and answers that were refused as bytes were short.",

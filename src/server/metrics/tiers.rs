@@ -86,7 +86,7 @@ fn repairs(text: &mut Text, tiered: &Tiered) {
         ("featurestore_repair_leader", "Whether this server repairs L1 now.", f64::from(reading.leading)),
         (
             "featurestore_repair_lag_seconds",
-            "From a change of L2 to when it was made good in L1, of the last ones.",
+            "From a change of L2 to when it was made good in L1, of the last ones; 0 while there are none.",
             reading.lag.as_secs_f64(),
         ),
     ];

@@ -122,6 +122,7 @@ impl Tiered {
                 Err(end) => return end,
             };
             let Some(last) = batch.changes.last() else {
+                self.repairs.keeps_up();
                 self.trust.heard();
                 continue;
             };
@@ -165,11 +166,16 @@ impl Tiered {
     async fn mend_or_end(&self, batch: &Batch, first: bool) -> Result<(), End> {
         let since = Instant::now();
         let oldest = batch.changes.first().map(|change| change.at);
-        loop {
-            let done = if first { self.mend(&batch.changes).await } else { self.mend_each(&batch.changes).await };
+        let lags = || {
             if let (true, Some(at)) = (first, oldest) {
                 self.repairs.lags(at, self.clock.now());
             }
+        };
+        loop {
+            // Before it too, as it may take long.
+            lags();
+            let done = if first { self.mend(&batch.changes).await } else { self.mend_each(&batch.changes).await };
+            lags();
             if done {
                 return Ok(());
             }

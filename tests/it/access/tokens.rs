@@ -264,3 +264,47 @@ async fn tokens_are_rotated_without_a_failed_call() {
     assert!(client.info(with("new", InfoRequest {})).await.is_ok());
     server.stop().await;
 }
+
+/// Writes a file as a slow editor does, with no more than a moment between two pieces; whether it kept to that.
+fn write_slowly(path: &str, beginning: &str, end: &str) -> bool {
+    use std::{
+        io::Write as _,
+        time::{Duration, Instant},
+    };
+    let mut file = std::fs::File::create(path).unwrap();
+    file.write_all(beginning.as_bytes()).unwrap();
+    let (start, mut last, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
+    while start.elapsed() < Duration::from_millis(1500) {
+        file.write_all(b"# a long file\n").unwrap();
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    file.write_all(end.as_bytes()).unwrap();
+    longest.max(last.elapsed()) < Duration::from_millis(150)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_half_written_takes_no_token_away() {
+    let (one, other) = (entry("a", &["one"], "admin = [\"*\"]"), entry("b", &["other"], "admin = [\"*\"]"));
+    let file = TokensFile::new(&[one.clone(), other.clone()]);
+    let server = serve(&file).await;
+    let client = server.client().await;
+    // On a busy machine the writer may rest for longer than the server waits: then it may take what is there.
+    for _ in 0..10 {
+        let (path, one, other) = (file.path(), one.clone(), other.clone());
+        let writing = tokio::task::spawn_blocking(move || write_slowly(&path, &one, &other));
+        let mut denied = 0;
+        while !writing.is_finished() {
+            denied += usize::from(client.clone().info(with("other", InfoRequest {})).await.is_err());
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        if writing.await.unwrap() {
+            assert_eq!(denied, 0);
+            server.stop().await;
+            return;
+        }
+        eventually("the whole file", async || client.clone().info(with("other", InfoRequest {})).await.is_ok()).await;
+    }
+    panic!("the writer was never fast enough");
+}

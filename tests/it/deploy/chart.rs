@@ -124,3 +124,20 @@ async fn a_server_with_the_charts_environment_answers_the_charts_probes() {
     }
     assert!(server.log().contains("\"message\":\"serving\""), "the ConfigMap asks for JSON: {}", server.log());
 }
+
+#[tokio::test]
+async fn the_job_that_the_alert_rules_know_is_the_one_that_is_scraped() {
+    let read = |path: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+    let rules = read("deploy/observability/alerts.yml");
+    let jobs: Vec<_> = rules.split("job=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+    assert!(jobs.len() > 3, "{jobs:?}");
+    assert!(rules.contains("absent(up{job=\"featurestore\"})"), "and when there is nothing to scrape");
+    let config = read("deploy/observability/prometheus.yml");
+    let Some(manifest) = rendered(Some("everything.yaml")).await else { return };
+    let monitor = manifest.0.split("\n---").find(|part| part.contains("kind: ServiceMonitor")).unwrap();
+    for job in jobs {
+        assert!(config.contains(&format!("job_name: {job} ")), "{job}");
+        let relabeling = format!("- targetLabel: job\n          replacement: {job}\n");
+        assert!(format!("{monitor}\n").contains(&relabeling), "{job}: {monitor}");
+    }
+}

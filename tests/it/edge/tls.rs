@@ -12,7 +12,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::harness::tools;
+use crate::{
+    access::{TokensFile, entry},
+    harness::tools,
+};
 
 /// A binary over TLS that is ready.
 async fn serve(settings: &[(&'static str, String)]) -> Binary {
@@ -109,6 +112,46 @@ async fn certificates_are_swapped_under_traffic_without_a_failed_call_and_a_bad_
     shows(&other).await;
     traffic.end().await;
     assert!(!server.log().contains("canary") && !server.log().contains("PRIVATE KEY-"), "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_when_the_certificate_ends_and_that_a_reload_fails() {
+    let authority = Authority::new();
+    let expired = authority.sign_until(2020);
+    let secret = Secret::new(&expired.cert, &expired.key);
+    let tokens = TokensFile::new(&[entry("a", &["a"], "")]);
+    let mut settings = secret.settings();
+    settings.push(("FEATURESTORE_AUTH_TOKENS_FILE", tokens.path()));
+    let server = serve(&settings).await;
+    assert!(server.log().contains("the certificate of tls.cert_file has expired"), "{}", server.log());
+    let tells = async |what: &str, line: &str| {
+        let metrics = async || server.metrics().await;
+        eventually(what, async || metrics().await.lines().any(|told| told == line)).await;
+    };
+    let (tls, of_tokens) =
+        ("featurestore_reload_failing{file=\"tls\"}", "featurestore_reload_failing{file=\"tokens\"}");
+    let ends = "featurestore_tls_certificate_not_after_seconds";
+    tells("the end of the first", &format!("{ends} 1577836800")).await;
+    for series in [tls, of_tokens] {
+        tells("both to be good", &format!("{series} 0")).await;
+    }
+
+    let next = authority.sign_until(2040);
+    let good = || secret.swap(&[("tls.crt", &next.cert), ("tls.key", &next.key)]);
+    good();
+    tells("the end of the next", &format!("{ends} 2208988800")).await;
+    secret.swap(&[("tls.crt", &expired.cert), ("tls.key", &next.key)]);
+    tokens.write("[[tokens]]\nname = ");
+    for series in [tls, of_tokens] {
+        tells("both to be bad", &format!("{series} 1")).await;
+    }
+    tells("what is in use", &format!("{ends} 2208988800")).await;
+    good();
+    tokens.write(&entry("b", &["b"], ""));
+    for series in [tls, of_tokens] {
+        tells("both to be good again", &format!("{series} 0")).await;
+    }
+    assert_eq!(server.log().matches("has expired").count(), 1, "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,7 +46,13 @@ impl Authority {
 
     /// A new certificate for this machine.
     pub fn sign(&self) -> Signed {
-        let params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        self.sign_until(4096)
+    }
+
+    /// The same, which ends when this year begins.
+    pub fn sign_until(&self, year: i32) -> Signed {
+        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         let key = KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.issuer).unwrap();
         Signed { cert: cert.pem(), key: key.serialize_pem() }

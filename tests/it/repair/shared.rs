@@ -137,3 +137,18 @@ async fn a_record_stays_in_l1_for_five_minutes_at_most_where_nobody_tells_of_cha
     let kept = l1_keeps(replicas, "1h").await;
     assert!(kept > FIVE_MINUTES, "a change stream tells of them: {kept:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_grows_while_a_change_waits_and_is_zero_when_none_does() {
+    let mut pair = Pair::real();
+    let server = pair.serve().await;
+    let mut client = server.client().await;
+    until_leads(&server).await;
+    let lag = || server.tiered.repairs().reading().lag;
+    pair.redis().freeze();
+    write(&mut client, "a", 1.0).await;
+    eventually("a change to wait", async || lag() > Duration::from_secs(1)).await;
+    pair.redis().thaw();
+    eventually("none to wait", async || lag() == Duration::ZERO).await;
+    server.stop().await;
+}

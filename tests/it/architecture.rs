@@ -15,7 +15,7 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("cache", &["record", "metrics", "trace"]),
     ("store", &["cache", "record", "proto", "metrics", "trace"]),
     ("tiered", &["store", "cache", "record", "metrics", "trace"]),
-    ("access", &["record"]),
+    ("access", &["record", "metrics"]),
     ("api", &["access", "tiered", "store", "record", "proto", "metrics", "trace"]),
     ("server", &["access", "api", "tiered", "proto", "metrics", "trace"]),
     ("config", &["api", "tiered"]),

@@ -139,16 +139,18 @@ async fn a_record_stays_in_l1_for_five_minutes_at_most_where_nobody_tells_of_cha
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_lag_grows_while_a_change_waits_and_is_zero_when_none_does() {
-    let mut pair = Pair::real();
+async fn the_lag_is_zero_again_once_no_change_waits() {
+    let pair = Pair::real();
     let server = pair.serve().await;
     let mut client = server.client().await;
     until_leads(&server).await;
-    let lag = || server.tiered.repairs().reading().lag;
-    pair.redis().freeze();
-    write(&mut client, "a", 1.0).await;
-    eventually("a change to wait", async || lag() > Duration::from_secs(1)).await;
-    pair.redis().thaw();
-    eventually("none to wait", async || lag() == Duration::ZERO).await;
+    let reading = || server.tiered.repairs().reading();
+    // More than one, as a single one may have been made good in less than a millisecond.
+    for n in 1..=3 {
+        let before = reading().written;
+        write(&mut client, "a", f64::from(n)).await;
+        eventually("it to be made good", async || reading().written > before).await;
+        eventually("none to wait", async || reading().lag == Duration::ZERO).await;
+    }
     server.stop().await;
 }

@@ -38,14 +38,13 @@ impl App {
         let clock = Clock::system();
         let (gate, tls, cache) = (gate(config), tls(config), cache(config));
         // Nothing is opened for a configuration that cannot work; but a URI is looked at.
-        let store = match (&gate, &tls, &cache) {
-            (Ok(_), Ok(_), Ok(_)) => store(config, rules(config), &clock),
-            _ if config.mongodb.is_some() => store(config, rules(config), &clock),
-            _ => Err(StartError::Config(String::new())),
-        };
+        let is_worth_it = config.mongodb.is_some() || (gate.is_ok() && tls.is_ok() && cache.is_ok());
+        let store = is_worth_it.then(|| store(config, rules(config), &clock));
         let (gate, tls, cache, store) = match (gate, tls, cache, store) {
-            (Ok(gate), Ok(tls), Ok(cache), Ok(store)) => (gate, tls, cache, store),
-            (gate, tls, cache, store) => return Err(all_wrong([gate.err(), tls.err(), cache.err(), store.err()])),
+            (Ok(gate), Ok(tls), Ok(cache), Some(Ok(store))) => (gate, tls, cache, store),
+            (gate, tls, cache, store) => {
+                return Err(all_wrong([gate.err(), tls.err(), cache.err(), store.and_then(Result::err)]));
+            }
         };
         if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
@@ -87,7 +86,6 @@ fn all_wrong(errors: [Option<StartError>; 4]) -> StartError {
     let (mut wrong, mut refused) = (Vec::new(), Vec::new());
     for error in errors.into_iter().flatten() {
         match error {
-            StartError::Config(error) if error.is_empty() => {}
             StartError::Config(error) => wrong.push(error),
             StartError::Machine(error) => refused.push(error),
         }

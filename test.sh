@@ -108,7 +108,7 @@ lints() {
   fuzz
   lint cargo-deny --locked check bans licenses sources
   lint buf lint
-  lint shellcheck --external-sources test.sh tests/storm.sh benches/compare/run.sh benches/h2load.sh fuzz/run.sh \
+  lint shellcheck --external-sources test.sh tests/storm.sh tests/soak.sh benches/compare/run.sh benches/h2load.sh fuzz/run.sh \
     .ci/run deploy/helm/check.sh deploy/check-image.sh
   lint hadolint deploy/Dockerfile
   image

@@ -20,29 +20,13 @@ What it needs it gets as ./test.sh does.
 USAGE
 }
 
-seconds=1800 seed=1 release=(--release)
-while (($#)); do
-  case $1 in
-    --seconds | --seed)
-      [[ -n ${2:-} ]] || { usage >&2 && exit 64; }
-      declare "${1#--}=$2" && shift
-      ;;
-    --debug) release=() ;;
-    -h | --help) usage && exit 0 ;;
-    *) usage >&2 && exit 64 ;;
-  esac
-  shift
-done
+seconds=1800 seed=1
+# shellcheck source=tests/long.sh
+source tests/long.sh
+take_options "seconds seed" "$@"
 
-export REQUIRE_BACKENDS="${REQUIRE_BACKENDS:-1}"
-for name in $(compgen -e); do
-  case $name in FEATURESTORE_* | REDIS_* | MONGO_* | OTEL_*) unset "$name" ;; esac
-done
+prepare
 
-# shellcheck source=tests/tools.sh
-source tests/tools.sh
-
-export MONGOD_BIN SOAK_SECONDS="$seconds" FEATURESTORE_TEST_SEED="$seed"
+export SOAK_SECONDS="$seconds" FEATURESTORE_TEST_SEED="$seed"
 say "soak, seed $seed, $seconds s"
-cargo test --locked "${release[@]}" --test it -- --ignored --exact --nocapture \
-  soak::a_soak_answers_nothing_wrong_and_fails_only_where_operations_allows_it
+run_ignored soak::a_soak_answers_nothing_wrong_and_fails_only_where_operations_allows_it

@@ -26,19 +26,10 @@ if no answer broke the promise. What it needs it gets as ./test.sh does.
 USAGE
 }
 
-seconds=600 seed=1 tiers=three-nodes faults=all release=(--release)
-while (($#)); do
-  case $1 in
-    --seconds | --seed | --tiers | --faults)
-      [[ -n ${2:-} ]] || { usage >&2 && exit 64; }
-      declare "${1#--}=$2" && shift
-      ;;
-    --debug) release=() ;;
-    -h | --help) usage && exit 0 ;;
-    *) usage >&2 && exit 64 ;;
-  esac
-  shift
-done
+seconds=600 seed=1 tiers=three-nodes faults=all
+# shellcheck source=tests/long.sh
+source tests/long.sh
+take_options "seconds seed tiers faults" "$@"
 
 refuse() {
   printf 'tests/storm.sh: %s\n' "$1" >&2
@@ -54,14 +45,8 @@ case $faults in
   *) refuse "--faults $faults: all, redis, mongodb or servers" ;;
 esac
 
-export REQUIRE_BACKENDS="${REQUIRE_BACKENDS:-1}"
-for name in $(compgen -e); do
-  case $name in FEATURESTORE_* | REDIS_* | MONGO_* | OTEL_*) unset "$name" ;; esac
-done
+prepare
 
-# shellcheck source=tests/tools.sh
-source tests/tools.sh
-
-export MONGOD_BIN STORM_SECONDS="$seconds" STORM_TIERS="$tiers" STORM_FAULTS="$faults" FEATURESTORE_TEST_SEED="$seed"
+export STORM_SECONDS="$seconds" STORM_TIERS="$tiers" STORM_FAULTS="$faults" FEATURESTORE_TEST_SEED="$seed"
 say "storm over $tiers, faults: $faults, seed $seed, $seconds s"
-cargo test --locked "${release[@]}" --test it -- --ignored --exact --nocapture history::no_answer_lies_in_a_long_storm
+run_ignored history::no_answer_lies_in_a_long_storm

@@ -1,6 +1,6 @@
 //! Compiles the proto without a protoc: protox makes the descriptor set, tonic's generators make the code.
 //!
-//! Three outputs: the server's code, in which a row is pre-encoded bytes (`extern_path`); a plain client for tests
+//! Three outputs: the server's code, in which a read's ids are one piece and a row is pre-encoded bytes (`extern_path`); a plain client for tests
 //! and benches; and the raw-bytes service that the bench's floor server speaks.
 
 use std::{
@@ -34,6 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_client(false)
         .bytes(".")
         .btree_map(".featurestore.v1")
+        .extern_path(".featurestore.v1.GetFeaturesRequest", "crate::proto::GetFeaturesRequest")
+        .extern_path(".featurestore.v1.GetFeaturesResponse", "crate::proto::GetFeaturesResponse")
         .extern_path(".featurestore.v1.FeatureRow", "crate::proto::EncodedRow")
         .codec_path("crate::proto::SizedCodec")
         .compile_fds(descriptors.clone())?;

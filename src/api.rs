@@ -170,18 +170,21 @@ impl FeatureStoreService for Api {
     ) -> Result<Response<GetFeaturesResponse>, Status> {
         let arrived = Arrival::of(&request);
         self.let_in(&request, &request.get_ref().feature_view)?;
-        let mut read = convert::read(request.into_inner(), &self.0.limits)?;
-        let deadline = arrived.deadline(match read.consistency {
-            Consistency::Cached => self.0.deadlines.read,
-            Consistency::Strong => self.0.deadlines.strong,
-        });
-        let request = read.take_request(deadline);
-        // Pinned, as the future is large and would be moved into the timeout.
-        let reading = std::pin::pin!(self.0.tiered.read(request));
-        let answer = match arrived.is_clients(deadline) {
-            true => tokio::time::timeout_at(deadline, reading).await.map_err(|_| Failure::deadline())?,
-            // Nobody gives up at that moment, so what the tiers say of it is worth waiting for.
-            false => reading.await,
+        let read = convert::read(request.into_inner(), &self.0.limits, |consistency| {
+            arrived.deadline(match consistency {
+                Consistency::Cached => self.0.deadlines.read,
+                Consistency::Strong => self.0.deadlines.strong,
+            })
+        })?;
+        let deadline = read.request.deadline;
+        let answer = {
+            // Pinned, as the future is large and would be moved into the timeout.
+            let reading = std::pin::pin!(self.0.tiered.read(&read.request));
+            match arrived.is_clients(deadline) {
+                true => tokio::time::timeout_at(deadline, reading).await.map_err(|_| Failure::deadline())?,
+                // Nobody gives up at that moment, so what the tiers say of it is worth waiting for.
+                false => reading.await,
+            }
         };
         rows::check_time(&answer, deadline, arrived.is_clients(deadline))?;
         let response = rows::response(read, answer, self.0.clock.now())?;

@@ -14,12 +14,11 @@ pub mod redis;
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use crate::{
     metrics::PoolReading,
-    record::{FeatureView, Millis, RecordKey, Revision, State, encoding::StoredRecord},
+    record::{FeatureView, Millis, RecordKey, Revision, SharedText, State, encoding::StoredRecord},
 };
 
 /// How long a read lease lives.
@@ -45,18 +44,18 @@ impl fmt::Display for Epoch {
 /// Where an entry lives: `{}fs:<epoch>:<view length>:<view>:<entity id>`. The leading `{}` makes Redis Cluster hash the
 /// whole key, so entity ids cannot force a slot.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct CacheKey(Bytes);
+pub struct CacheKey(SharedText);
 
 impl CacheKey {
     /// The key of a record in an epoch.
     pub fn new(epoch: Epoch, key: &RecordKey) -> Self {
-        let id = key.entity_id.as_str().as_bytes();
-        let mut bytes = prefix(epoch, &key.view, id.len());
-        bytes.extend_from_slice(id);
-        Self(bytes.into())
+        let id = key.entity_id.as_str();
+        let mut text = prefix(epoch, &key.view, id.len());
+        text.push_str(id);
+        Self(text.as_str().into())
     }
 
-    /// The keys of many records in an epoch; they share one buffer, which the last of them frees.
+    /// The keys of many records in an epoch; they share one text, which the last of them frees.
     pub fn all(epoch: Epoch, keys: &[RecordKey]) -> Vec<Self> {
         let first = match keys {
             [] => return Vec::new(),
@@ -64,53 +63,54 @@ impl CacheKey {
             [first, ..] => first,
         };
         let (mut view, mut common) = (&first.view, prefix(epoch, &first.view, 0));
-        let ids = keys.iter().map(|key| key.entity_id.as_str().len()).sum::<usize>();
-        let mut buf = BytesMut::with_capacity(keys.len() * common.len() + ids);
-        let mut all = Vec::with_capacity(keys.len());
+        let ids = keys.iter().map(|key| key.entity_id.as_bytes().len()).sum::<usize>();
+        let mut text = String::with_capacity(keys.len() * common.len() + ids);
+        let mut ends = Vec::with_capacity(keys.len());
         for RecordKey { view: of, entity_id } in keys {
             if of != view {
                 (view, common) = (of, prefix(epoch, of, 0));
             }
-            buf.extend_from_slice(&common);
-            buf.extend_from_slice(entity_id.as_str().as_bytes());
-            all.push(Self(buf.split().freeze()));
+            text.push_str(&common);
+            text.push_str(entity_id.as_str());
+            ends.push(text.len() as u32);
         }
-        all
+        SharedText::pieces(&text, &ends).map(Self).collect()
     }
 
     /// The same in a buffer of its own, for keeping.
     pub fn detached(&self) -> Self {
-        Self(Bytes::copy_from_slice(&self.0))
+        Self(self.0.detached())
     }
 
     /// The bytes of the key.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        self.0.as_bytes()
     }
 }
 
 /// What the keys of a view's records begin with; there is room for so much more.
-fn prefix(epoch: Epoch, view: &FeatureView, room: usize) -> Vec<u8> {
-    let view = view.as_str().as_bytes();
-    let mut bytes = Vec::with_capacity(25 + view.len() + room);
-    bytes.extend_from_slice(b"{}fs:");
-    let digit = |at: u32| b"0123456789abcdef"[(epoch.0 >> (60 - 4 * at)) as usize & 15];
-    bytes.extend_from_slice(&std::array::from_fn::<u8, 16, _>(|at| digit(at as u32)));
-    bytes.push(b':');
+fn prefix(epoch: Epoch, view: &FeatureView, room: usize) -> String {
+    let view = view.as_str();
+    let mut text = String::with_capacity(25 + view.len() + room);
+    text.push_str("{}fs:");
+    let digit = |at: usize| b"0123456789abcdef"[(epoch.0 >> (60 - 4 * at)) as usize & 15];
+    text.push_str(str::from_utf8(&std::array::from_fn::<u8, 16, _>(digit)).expect("digits"));
+    text.push(':');
     // A view has at most 63 bytes, so its length has one or two digits.
+    let digit = |number: usize| char::from(b'0' + number as u8);
     if view.len() >= 10 {
-        bytes.push(b'0' + (view.len() / 10) as u8);
+        text.push(digit(view.len() / 10));
     }
-    bytes.push(b'0' + (view.len() % 10) as u8);
-    bytes.push(b':');
-    bytes.extend_from_slice(view);
-    bytes.push(b':');
-    bytes
+    text.push(digit(view.len() % 10));
+    text.push(':');
+    text.push_str(view);
+    text.push(':');
+    text
 }
 
 impl fmt::Debug for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0))
+        f.write_str(self.0.as_str())
     }
 }
 

@@ -1,13 +1,19 @@
-//! The generated code of `featurestore.v1`, and the one message of it that is written by hand: a row whose features
-//! stay the bytes they are stored as. And the codec that both go through.
+//! The generated code of `featurestore.v1`, and what of it is written by hand: a read whose ids stay in one piece, and its answer,
+//! in which a row's features stay the bytes they are stored as. And the codec that all go through.
 
 #![allow(missing_docs, clippy::all, reason = "generated; the documentation is in the .proto file")]
 
 mod codec;
 mod encoded_row;
+mod entity_ids;
+mod get_features_request;
+mod get_features_response;
 
 pub use codec::{SizedCodec, Unpacked};
 pub use encoded_row::EncodedRow;
+pub use entity_ids::{EntityIds, SharedText};
+pub use get_features_request::GetFeaturesRequest;
+pub use get_features_response::GetFeaturesResponse;
 
 tonic::include_proto!("featurestore.v1");
 

@@ -4,13 +4,15 @@
 //! name. Not here: how a record is stored (`encoding`), where (`cache`, `store`), or what a request may hold (`api`).
 
 pub mod encoding;
+mod entity_id;
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use crate::proto::Value;
 
-/// The most bytes that an entity id may have.
-pub const MAX_ENTITY_ID_BYTES: usize = 512;
+pub use crate::proto::SharedText;
+pub use entity_id::{EntityId, MAX_ENTITY_ID_BYTES};
+
 /// The most bytes that a feature name may have.
 pub const MAX_FEATURE_NAME_BYTES: usize = 128;
 /// The most bytes that a feature view's name may have.
@@ -68,45 +70,6 @@ impl FeatureView {
 }
 
 impl fmt::Display for FeatureView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// An entity's id: 1 to 512 bytes of UTF-8 without control characters.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EntityId(Arc<str>);
-
-impl EntityId {
-    /// Checks an id; it is never rewritten.
-    pub fn parse(id: &str) -> Result<Self, InvalidName> {
-        if id.is_empty() {
-            return Err(InvalidName("an entity id must not be empty".to_owned()));
-        }
-        if id.len() > MAX_ENTITY_ID_BYTES {
-            let len = id.len();
-            return Err(InvalidName(format!("an entity id may have {MAX_ENTITY_ID_BYTES} bytes, this one has {len}")));
-        }
-        // Most ids are plain, and this looks at many bytes at once.
-        if id.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-            return Ok(Self(id.into()));
-        }
-        match id.chars().find(|c| c.is_control()) {
-            Some(c) => Err(InvalidName(format!(
-                "an entity id must hold no control character, this one holds U+{:04X}",
-                c as u32
-            ))),
-            None => Ok(Self(id.into())),
-        }
-    }
-
-    /// The id.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for EntityId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

@@ -12,6 +12,7 @@ pub(super) use write::{all_failed, delete, delete_response, result, upsert, upse
 
 use super::failure::Violation;
 use crate::{
+    proto::EntityIds,
     record::{EntityId, FeatureName, FeatureView, RecordKey},
     store::RequestId,
 };
@@ -25,20 +26,21 @@ fn parse_view(name: &str, wrong: &mut Vec<Violation>) -> Option<FeatureView> {
     parsed.map_err(|why| wrong.push(Violation::new("feature_view", "INVALID_FEATURE_VIEW", why))).ok()
 }
 
-fn parse_keys(view: &str, ids: &[String], wrong: &mut Vec<Violation>) -> Vec<RecordKey> {
+/// The keys of a read; wrong ones are told by their places.
+fn parse_keys(view: &str, ids: &EntityIds, wrong: &mut Vec<Violation>) -> Vec<RecordKey> {
     let view = parse_view(view, wrong);
     if ids.is_empty() {
         wrong.push(Violation::new("entity_ids", "MISSING_FIELD", "there is no entity id"));
     }
-    let mut keys = Vec::with_capacity(ids.len());
-    for (i, id) in ids.iter().enumerate() {
-        match (EntityId::parse(id), &view) {
-            (Ok(entity_id), Some(view)) => keys.push(RecordKey { view: view.clone(), entity_id }),
-            (Ok(_), None) => {}
-            (Err(why), _) => wrong.push(Violation::new(format!("entity_ids[{i}]"), "INVALID_ENTITY_ID", why)),
+    match (EntityId::parse_all(ids), view) {
+        (Ok(ids), Some(view)) => ids.map(|entity_id| RecordKey { view: view.clone(), entity_id }).collect(),
+        (Ok(_), None) => Vec::new(),
+        (Err(refused), _) => {
+            let violation = |(i, why)| Violation::new(format!("entity_ids[{i}]"), "INVALID_ENTITY_ID", why);
+            wrong.extend(refused.into_iter().map(violation));
+            Vec::new()
         }
     }
-    keys
 }
 
 fn parse_feature_names(names: &[String], wrong: &mut Vec<Violation>) -> Vec<FeatureName> {

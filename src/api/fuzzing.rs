@@ -9,6 +9,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::Frame;
 use prost::Message;
 use prost_types::{ListValue, Struct, Timestamp, value::Kind as JsonKind};
+use tokio::time::Instant;
 use tonic::{
     Code, Status, Streaming,
     codec::{Codec as _, EncodeBody},
@@ -52,7 +53,7 @@ pub fn decode(data: &[u8]) {
     let wire = input.rest();
     let limits = limits();
     match which % 5 {
-        0 => message(wire, piece, |request| check_refusal(convert::read(request, &limits))),
+        0 => message(wire, piece, |request| check_refusal(convert::read(request, &limits, |_| Instant::now()))),
         1 => message(wire, piece, |request| check_refusal(convert::upsert(request, &limits))),
         2 => message(wire, piece, |request| check_refusal(convert::chunk(request, None, &limits))),
         3 => message(wire, piece, |request| check_refusal(convert::delete(request, &limits))),
@@ -261,7 +262,7 @@ impl World {
         let count = input.byte() % 4;
         let request = GetFeaturesRequest {
             feature_view: view(input),
-            entity_ids: ids(input),
+            entity_ids: ids(input).into_iter().collect(),
             feature_names: (0..count).map(|_| name(input)).collect(),
             consistency: i32::from(input.byte() % 4),
             expected_model_version: input.text(),
@@ -270,12 +271,12 @@ impl World {
             format: i32::from(input.byte() % 6),
             omit_metadata: input.flag(),
         };
-        let read = match convert::read(request.clone(), &self.limits) {
+        let read = match convert::read(request.clone(), &self.limits, |_| Instant::now()) {
             Ok(read) => read,
             Err(failure) => return check_failure(failure, Code::InvalidArgument),
         };
-        let keys = read.keys.clone();
-        assert!(keys.iter().map(|key| key.entity_id.as_str()).eq(request.entity_ids.iter().map(String::as_str)));
+        let keys = read.request.keys.clone();
+        assert!(keys.iter().map(|key| key.entity_id.as_str().as_bytes()).eq(request.entity_ids.iter()));
         let rows = keys.iter().map(|key| Ok(Row { state: self.state(key), tier: Tier::L2 })).collect();
         let response = rows::response(read, ReadAnswer { rows, degraded: false }, self.now).expect("nothing failed");
         let wire = response.encode_to_vec();

@@ -11,7 +11,7 @@ use super::{
     matrix,
 };
 use crate::{
-    proto::{EncodedRow, GetFeaturesResponse, RowStatus, Source},
+    proto::{EncodedRow, GetFeaturesResponse, RowStatus, SharedText, Source},
     record::{
         Millis, State,
         encoding::{Corrupt, Projection, Scratch, StoredRecord},
@@ -48,7 +48,8 @@ pub(super) fn response(read: Read, answer: ReadAnswer, now: Millis) -> Result<Ge
         Shape::Rows(projection) => {
             let mut scratch = Scratch::for_rows(rows.len());
             let build = |(id, row)| encoded_row(id, row, &judge, projection.as_ref(), read.omit_metadata, &mut scratch);
-            let rows = read.entity_ids.into_iter().zip(rows).map(build).collect();
+            let ids = read.request.keys.into_iter().map(|key| key.entity_id.into_text());
+            let rows = ids.zip(rows).map(build).collect();
             GetFeaturesResponse { rows, matrix: None, degraded }
         }
         Shape::Matrix { names, columns, single } => {
@@ -97,7 +98,7 @@ impl Judge<'_> {
 }
 
 fn encoded_row(
-    id: String,
+    id: SharedText,
     row: Result<Row, RowError>,
     judge: &Judge<'_>,
     projection: Option<&Projection>,
@@ -136,12 +137,12 @@ fn encoded_row(
             (false, true) => from_tier(id, status),
         },
         Err(cause) => {
-            let failure = Failure::unreadable(Some(&id), &cause);
+            let failure = Failure::unreadable(Some(id.as_str()), &cause);
             error_row(id, failure)
         }
     }
 }
 
-fn error_row(id: String, failure: Failure) -> EncodedRow {
+fn error_row(id: SharedText, failure: Failure) -> EncodedRow {
     EncodedRow::new(id, RowStatus::Error).with_error(failure.into())
 }

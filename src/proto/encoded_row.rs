@@ -9,96 +9,155 @@ use prost::{
     encoding::{self, DecodeContext, WireType},
 };
 
-use super::{Error, RowStatus, Source};
+use super::{Error, RowStatus, SharedText, Source};
 
 /// A `FeatureRow` whose features and metadata are already encoded. Each field is set once at most, as its length is added
 /// up then: an answer's length is asked for several times, and a batch has many rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EncodedRow {
     /// Field 1, as it was asked for.
-    entity_id: String,
-    /// Field 2, a `RowStatus`.
-    status: i32,
+    entity_id: SharedText,
     /// Encoded fields that a record is stored with: 3, 4, 6, 7 and 8, or some of them.
     stored: Bytes,
     /// Encoded field 3 where only some features are wanted.
     projected: Bytes,
-    /// Field 5.
-    revision: i64,
-    /// Field 9, a `Source`.
-    source: i32,
-    /// Field 10.
-    missing_features: Vec<String>,
-    /// Field 11; boxed, as it is rare.
-    error: Option<Box<Error>>,
+    /// Fields 2, 5 and 9: a `RowStatus`, the revision, a `Source`.
+    small: Fields,
+    /// Fields 10 and 11; boxed, as they are rare.
+    rare: Option<Box<Rare>>,
     /// Of all of them.
-    len: usize,
+    len: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Rare {
+    missing_features: Vec<String>,
+    error: Option<Error>,
 }
 
 impl EncodedRow {
     /// A row of this status and nothing else.
-    pub fn new(entity_id: String, status: RowStatus) -> Self {
-        let (status, mut len) = (status as i32, 0);
-        if !entity_id.is_empty() {
-            len += encoding::string::encoded_len(1, &entity_id);
-        }
-        if status != 0 {
-            len += encoding::int32::encoded_len(2, &status);
-        }
-        Self { entity_id, status, len, ..Self::default() }
+    #[inline]
+    pub fn new(entity_id: SharedText, status: RowStatus) -> Self {
+        let id_len = entity_id.as_bytes().len();
+        let len = if id_len > 0 { 1 + encoding::encoded_len_varint(id_len as u64) + id_len } else { 0 };
+        let row = Self {
+            entity_id,
+            stored: Bytes::new(),
+            projected: Bytes::new(),
+            small: Fields::default(),
+            rare: None,
+            len: len as u32,
+        };
+        row.with_number(2, status as u64)
     }
 
     /// With the revision of what was found.
-    pub fn at_revision(mut self, revision: i64) -> Self {
-        self.revision = revision;
-        if revision != 0 {
-            self.len += encoding::int64::encoded_len(5, &revision);
-        }
-        self
+    #[inline]
+    pub fn at_revision(self, revision: i64) -> Self {
+        self.with_number(5, revision as u64)
     }
 
     /// With the tier that answered.
-    pub fn from_source(mut self, source: Source) -> Self {
-        self.source = source as i32;
-        if self.source != 0 {
-            self.len += encoding::int32::encoded_len(9, &self.source);
+    #[inline]
+    pub fn from_source(self, source: Source) -> Self {
+        self.with_number(9, source as u64)
+    }
+
+    #[inline]
+    fn with_number(mut self, field: u8, number: u64) -> Self {
+        if number != 0 {
+            let before = self.small.len;
+            self.small.put(field << 3, number);
+            self.len += u32::from(self.small.len - before);
         }
         self
     }
 
     /// With encoded fields 3, 4, 6, 7 and 8, or some of them.
+    #[inline]
     pub fn with_stored(mut self, fields: Bytes) -> Self {
-        self.len += fields.len();
+        self.len += fields.len() as u32;
         self.stored = fields;
         self
     }
 
     /// With encoded field 3 of the features that were asked for by name, and the names that the record lacks.
     pub fn with_projected(mut self, features: Bytes, missing: Vec<String>) -> Self {
-        self.len += features.len() + encoding::string::encoded_len_repeated(10, &missing);
-        (self.projected, self.missing_features) = (features, missing);
+        self.len += features.len() as u32;
+        self.projected = features;
+        if !missing.is_empty() {
+            self.len += encoding::string::encoded_len_repeated(10, &missing) as u32;
+            self.rare.get_or_insert_default().missing_features = missing;
+        }
         self
     }
 
     /// With what went wrong.
     pub fn with_error(mut self, error: Error) -> Self {
-        self.len += encoding::message::encoded_len(11, &error);
-        self.error = Some(Box::new(error));
+        self.len += encoding::message::encoded_len(11, &error) as u32;
+        self.rare.get_or_insert_default().error = Some(error);
         self
+    }
+
+    /// As one of a message's rows.
+    pub(super) fn encode_as(&self, field: u8, buf: &mut impl BufMut) {
+        let mut head = Fields::default();
+        head.put(field << 3 | WireType::LengthDelimited as u8, u64::from(self.len));
+        self.encode_after(head, buf);
+    }
+
+    /// Its length as one of a message's rows.
+    pub(super) fn encoded_len_as(&self) -> usize {
+        1 + encoding::encoded_len_varint(u64::from(self.len)) + self.len as usize
+    }
+
+    fn encode_after(&self, mut head: Fields, buf: &mut impl BufMut) {
+        let entity_id = self.entity_id.as_bytes();
+        if !entity_id.is_empty() {
+            head.put(1 << 3 | WireType::LengthDelimited as u8, entity_id.len() as u64);
+        }
+        buf.put_slice(head.bytes());
+        buf.put_slice(entity_id);
+        buf.put_slice(self.small.bytes());
+        if !self.projected.is_empty() {
+            buf.put_slice(&self.projected);
+        }
+        buf.put_slice(&self.stored);
+        if let Some(rare) = &self.rare {
+            encoding::string::encode_repeated(10, &rare.missing_features, buf);
+            if let Some(error) = &rare.error {
+                encoding::message::encode(11, error, buf);
+            }
+        }
     }
 }
 
 /// A few small fields beside each other: a buffer takes them at once in a fraction of the time that it takes single bytes.
-#[derive(Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Fields {
+    /// Enough for what is put here (a status, a revision, a source; a row's and an id's length), and for eight bytes beyond.
     bytes: [u8; 24],
-    len: usize,
+    len: u8,
 }
 
 impl Fields {
-    /// A field's key, which is one byte up to field 15, and a number. Two of them fit, whatever the numbers.
+    /// A field's key, which is one byte up to field 15, and a number.
+    #[inline]
     fn put(&mut self, key: u8, mut number: u64) {
         self.push(key);
+        if (1 << 21..1 << 56).contains(&number) {
+            // Seven bits a byte, eight bytes at once: a revision has them all.
+            let mut spread = number & 0x0fff_ffff | (number & 0x00ff_ffff_f000_0000) << 4;
+            spread = spread & 0x0000_3fff_0000_3fff | (spread & 0x0fff_c000_0fff_c000) << 2;
+            spread = spread & 0x007f_007f_007f_007f | (spread & 0x3f80_3f80_3f80_3f80) << 1;
+            let last = (63 - (number | 1).leading_zeros()) / 7;
+            let more = 0x8080_8080_8080_8080 & ((1 << (8 * last)) - 1);
+            let at = usize::from(self.len);
+            self.bytes[at..at + 8].copy_from_slice(&(spread | more).to_le_bytes());
+            self.len += last as u8 + 1;
+            return;
+        }
         while number >= 0x80 {
             self.push(number as u8 | 0x80);
             number >>= 7;
@@ -107,46 +166,22 @@ impl Fields {
     }
 
     fn push(&mut self, byte: u8) {
-        self.bytes[self.len] = byte;
+        self.bytes[usize::from(self.len)] = byte;
         self.len += 1;
     }
 
     fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        &self.bytes[..usize::from(self.len)]
     }
 }
 
 impl Message for EncodedRow {
     fn encode_raw(&self, buf: &mut impl BufMut) {
-        if !self.entity_id.is_empty() {
-            let mut head = Fields::default();
-            head.put(1 << 3 | WireType::LengthDelimited as u8, self.entity_id.len() as u64);
-            buf.put_slice(head.bytes());
-            buf.put_slice(self.entity_id.as_bytes());
-        }
-        if self.status != 0 {
-            let mut status = Fields::default();
-            status.put(2 << 3, self.status as u64);
-            buf.put_slice(status.bytes());
-        }
-        buf.put_slice(&self.projected);
-        buf.put_slice(&self.stored);
-        let mut tail = Fields::default();
-        if self.revision != 0 {
-            tail.put(5 << 3, self.revision as u64);
-        }
-        if self.source != 0 {
-            tail.put(9 << 3, self.source as u64);
-        }
-        buf.put_slice(tail.bytes());
-        encoding::string::encode_repeated(10, &self.missing_features, buf);
-        if let Some(error) = &self.error {
-            encoding::message::encode(11, error.as_ref(), buf);
-        }
+        self.encode_after(Fields::default(), buf);
     }
 
     fn encoded_len(&self) -> usize {
-        self.len
+        self.len as usize
     }
 
     fn merge_field(
@@ -162,5 +197,31 @@ impl Message for EncodedRow {
 
     fn clear(&mut self) {
         *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_number_is_put_as_the_library_puts_it(number in any::<u64>(), bits in 0_u32..64) {
+            let mut fields = Fields::default();
+            fields.put(1 << 3, number >> bits);
+            let mut library = Vec::new();
+            encoding::uint64::encode(1, &(number >> bits), &mut library);
+            prop_assert_eq!(fields.bytes(), library);
+        }
+    }
+
+    #[test]
+    fn the_widest_fields_have_room() {
+        let row = EncodedRow::new("id".into(), RowStatus::Error).at_revision(-1).from_source(Source::L2);
+        assert_eq!(row.encode_to_vec().len(), row.encoded_len());
+        let long = EncodedRow::new(SharedText::from("x".repeat(1 << 21).as_str()), RowStatus::Found);
+        assert_eq!(long.encode_to_vec().len(), long.encoded_len());
     }
 }

@@ -204,7 +204,7 @@ impl Server {
     async fn try_read(&self, id: &str, consistency: Consistency) -> Result<Seen, RowError> {
         let deadline = Instant::now() + Duration::from_secs(2);
         let request = ReadRequest { keys: vec![key(id)], consistency, min_revisions: HashMap::new(), deadline };
-        let mut answer = self.tiered.read(request).await;
+        let mut answer = self.tiered.read(&request).await;
         let row = answer.rows.pop().unwrap()?;
         Ok(Seen { revision: row.state.revision(), tier: row.tier, degraded: answer.degraded })
     }

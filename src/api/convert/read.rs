@@ -1,6 +1,6 @@
 //! GetFeatures: what is asked, and in which shape.
 
-use std::{collections::HashMap, mem};
+use std::collections::HashMap;
 
 use tokio::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::{
     },
     proto::{self, GetFeaturesRequest, ResponseFormat},
     record::{
-        RecordKey, Revision,
+        Revision,
         encoding::{Columns, Projection},
         quoted,
     },
@@ -21,11 +21,8 @@ use crate::{
 
 /// A checked GetFeaturesRequest.
 pub(in crate::api) struct Read {
-    /// As they were asked for.
-    pub(in crate::api) entity_ids: Vec<String>,
-    pub(in crate::api) keys: Vec<RecordKey>,
-    pub(in crate::api) consistency: Consistency,
-    pub(in crate::api) min_revisions: HashMap<RecordKey, Revision>,
+    /// For the tiers.
+    pub(in crate::api) request: ReadRequest,
     pub(in crate::api) expected_model_version: String,
     /// Milliseconds.
     pub(in crate::api) max_age: Option<i64>,
@@ -39,19 +36,12 @@ pub(in crate::api) enum Shape {
     Matrix { names: Vec<String>, columns: Columns, single: bool },
 }
 
-impl Read {
-    /// What the tiers are asked; moved out, as the answer needs none of it.
-    pub(in crate::api) fn take_request(&mut self, deadline: Instant) -> ReadRequest {
-        ReadRequest {
-            keys: mem::take(&mut self.keys),
-            consistency: self.consistency,
-            min_revisions: mem::take(&mut self.min_revisions),
-            deadline,
-        }
-    }
-}
-
-pub(in crate::api) fn read(request: GetFeaturesRequest, limits: &Limits) -> Result<Read, Failure> {
+/// `deadline`: by when the tiers answer, as the consistency has it.
+pub(in crate::api) fn read(
+    request: GetFeaturesRequest,
+    limits: &Limits,
+    deadline: impl FnOnce(Consistency) -> Instant,
+) -> Result<Read, Failure> {
     let GetFeaturesRequest {
         feature_view,
         entity_ids,
@@ -120,5 +110,6 @@ pub(in crate::api) fn read(request: GetFeaturesRequest, limits: &Limits) -> Resu
         },
         false => Shape::Rows((!names.is_empty()).then(|| Projection::new(&names))),
     };
-    Ok(Read { entity_ids, keys, consistency, min_revisions, expected_model_version, max_age, shape, omit_metadata })
+    let request = ReadRequest { keys, consistency, min_revisions, deadline: deadline(consistency) };
+    Ok(Read { request, expected_model_version, max_age, shape, omit_metadata })
 }

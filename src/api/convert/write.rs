@@ -74,7 +74,7 @@ pub(in crate::api) fn delete(request: DeleteFeaturesRequest, limits: &Limits) ->
         return Err(Failure::too_many("TOO_MANY_ENTITIES", "entity ids", entity_ids.len(), limits.max_entities));
     }
     let mut wrong = Vec::new();
-    let keys = parse_keys(&feature_view, &entity_ids, &mut wrong);
+    let keys = parse_keys(&feature_view, &entity_ids.iter().collect(), &mut wrong);
     let request_id = parse_request_id(&request_id, &mut wrong);
     if !wrong.is_empty() {
         return Err(Failure::invalid(wrong));

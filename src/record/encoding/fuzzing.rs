@@ -80,7 +80,7 @@ fn read_all(
     }
 
     assert_eq!(record.model_version(), Ok(snapshot.model_version.as_str()));
-    let encoded = EncodedRow::new("id".to_owned(), RowStatus::Found)
+    let encoded = EncodedRow::new("id".into(), RowStatus::Found)
         .at_revision(snapshot.revision.0)
         .with_stored(record.clone().into_segments());
     let wire = encoded.encode_to_vec();

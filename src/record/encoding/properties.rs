@@ -94,7 +94,7 @@ proptest! {
     fn a_passed_through_row_is_what_a_client_expects(snapshot in snapshots()) {
         let stored = StoredRecord::encode(&snapshot);
         prop_assert_eq!([stored.clone().into_features(), stored.clone().into_metadata()].concat(), stored.clone().into_segments());
-        let row = EncodedRow::new("id".to_owned(), RowStatus::Found)
+        let row = EncodedRow::new("id".into(), RowStatus::Found)
             .from_source(Source::L1)
             .at_revision(snapshot.revision.0)
             .with_stored(stored.into_segments());

@@ -255,7 +255,7 @@ fn read_error(error: &fjall::Error) -> StoreError {
 
 /// A view holds no NUL, so keys of different records differ.
 pub(super) fn record_key(key: &RecordKey) -> Vec<u8> {
-    let (view, id) = (key.view.as_str().as_bytes(), key.entity_id.as_str().as_bytes());
+    let (view, id) = (key.view.as_str().as_bytes(), key.entity_id.as_bytes());
     [view, &[0], id].concat()
 }
 

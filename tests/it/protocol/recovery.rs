@@ -99,7 +99,7 @@ async fn more_keys_than_can_be_remembered_cost_one_new_epoch() {
     let keys = (0..=100_000).map(|i| key(&i.to_string())).collect();
     let deadline = Instant::now() + Duration::from_secs(60);
     let request = ReadRequest { keys, consistency: Consistency::Strong, min_revisions: HashMap::new(), deadline };
-    assert!(a.tiered.read(request).await.degraded);
+    assert!(a.tiered.read(&request).await.degraded);
     assert_eq!(a.remembered(), 100_000);
     a.tiered.look_at_l1().await;
     assert_eq!((a.remembered(), a.faults.count(Op::RenewEpoch)), (0, 1), "in a new epoch nothing need be remembered");

@@ -31,7 +31,7 @@ async fn read_both(server: &Server, consistency: Consistency, at_least: Revision
     let keys = vec![key("x"), key("y")];
     let min_revisions = HashMap::from([(key("x"), at_least)]);
     let deadline = Instant::now() + Duration::from_secs(2);
-    let answer = server.tiered.read(ReadRequest { keys, consistency, min_revisions, deadline }).await;
+    let answer = server.tiered.read(&ReadRequest { keys, consistency, min_revisions, deadline }).await;
     assert!(answer.rows.iter().all(Result::is_ok), "{:?}", answer.rows);
     answer.degraded
 }

@@ -62,7 +62,7 @@ async fn it_removes_what_a_failover_of_redis_brought_back() {
             min_revisions: Default::default(),
             deadline: tokio::time::Instant::now() + Duration::from_secs(5),
         };
-        tiered.read(request).await.rows.remove(0).unwrap().state.revision()
+        tiered.read(&request).await.rows.remove(0).unwrap().state.revision()
     };
     assert_eq!(read().await, old.receipt.revision, "the test brings nothing back");
     let start = Instant::now();

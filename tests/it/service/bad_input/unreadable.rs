@@ -67,6 +67,12 @@ async fn what_is_no_message_is_refused_with_a_reason_and_does_not_count_as_a_bug
     bad[at] = 0xff;
     let status = told(&raw, raw::head("UpsertFeatures"), frame(0, bad.len() as u32, &bad)).await;
     assert!(status.message().contains("entity_id"), "{status:?}");
+    // In a read the ids are checked by the server itself: the bad one is told by its place.
+    let mut bad = prost::Message::encode_to_vec(&get(["RIGHT", "LEFT"]));
+    let at = bad.windows(4).position(|bytes| bytes == b"LEFT").unwrap();
+    bad[at] = 0xff;
+    let refused = Refusal::of(&told(&raw, raw::head("GetFeatures"), frame(0, bad.len() as u32, &bad)).await);
+    assert_eq!((refused.code, &refused.fields[..]), (Code::InvalidArgument, &["entity_ids[1]".to_owned()][..]));
     let text = server.metrics().await;
     let bugs = text.lines().filter(|line| line.contains(r#"rpc_response_status_code="INTERNAL""#));
     let counts: Vec<_> = bugs.filter(|line| line.contains("_count{")).collect();

@@ -1,0 +1,52 @@
+//! `GetFeaturesResponse` as the server sends it: rows know their lengths, and what comes before a row's stored bytes goes out
+//! in few pieces.
+
+use bytes::{Buf, BufMut};
+use prost::{
+    DecodeError, Message,
+    encoding::{self, DecodeContext, WireType},
+};
+
+use super::{EncodedRow, FeatureMatrix};
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GetFeaturesResponse {
+    pub rows: Vec<EncodedRow>,
+    pub matrix: Option<FeatureMatrix>,
+    pub degraded: bool,
+}
+
+impl Message for GetFeaturesResponse {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        for row in &self.rows {
+            row.encode_as(1, buf);
+        }
+        if let Some(matrix) = &self.matrix {
+            encoding::message::encode(2, matrix, buf);
+        }
+        if self.degraded {
+            encoding::bool::encode(3, &self.degraded, buf);
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        let rows: usize = self.rows.iter().map(EncodedRow::encoded_len_as).sum();
+        let matrix = self.matrix.as_ref().map_or(0, |matrix| encoding::message::encoded_len(2, matrix));
+        rows + matrix + if self.degraded { encoding::bool::encoded_len(3, &self.degraded) } else { 0 }
+    }
+
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: WireType,
+        buf: &mut impl Buf,
+        ctx: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        // Nobody sends a server an answer.
+        encoding::skip_field(wire_type, tag, buf, ctx)
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}

@@ -85,6 +85,8 @@ const OVERHEAD_BYTES: u64 = 288;
 const PERMIT_BYTES: u64 = 40;
 /// No shard is smaller, unless the whole is: an entry must fit into one.
 const MIN_SHARD_BYTES: u64 = 8 << 20;
+/// So many that threads rarely meet, and no more: a batch takes what is in one shard at once.
+const SHARDS_A_CORE: u64 = 4;
 const MAX_SHARDS: u64 = 64;
 
 /// L1 in this process.
@@ -99,7 +101,8 @@ pub struct MemoryCache {
 impl MemoryCache {
     /// An empty one that holds about `capacity_bytes` at most: keys, values and what they cost beside.
     pub fn new(capacity_bytes: u64) -> Self {
-        let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS.min(SHARDS_A_CORE * cores));
         let shard = || Mutex::new(new_shard(capacity_bytes / shards));
         Self {
             shards: (0..shards).map(|_| shard()).collect(),
@@ -120,10 +123,45 @@ impl MemoryCache {
 
     fn shard<'a>(&self, key: &'a CacheKey) -> (MutexGuard<'_, Shard>, Sought<'a>) {
         let hash = self.hasher.hash_one(key.as_bytes());
+        (lock(&self.shards[self.shard_of(hash)]), Sought { key, hash })
+    }
+
+    fn shard_of(&self, hash: u64) -> usize {
         // Some bits in the middle: within a shard the others, of which the table uses the lowest and the highest, still
         // tell the keys apart.
-        let shard = (hash >> 32) as usize % self.shards.len();
-        (lock(&self.shards[shard]), Sought { key, hash })
+        ((hash >> 32 & 0xffff) as usize * self.shards.len()) >> 16
+    }
+
+    /// What is there of many keys, shard by shard. A hit is half a dozen loads from memory, each of which needs the one before;
+    /// step by step for all keys of a shard, with nothing between that the processor may not reorder, many are under way at once.
+    fn get_many(&self, keys: &[CacheKey], now: u64) -> Vec<Option<CacheValue>> {
+        let hashes: Vec<u64> = keys.iter().map(|key| self.hasher.hash_one(key.as_bytes())).collect();
+        // Each shard's keys, as a chain from one place to the next; one more than a place, 0 ends it.
+        let (mut firsts, mut nexts) = ([0_u32; MAX_SHARDS as usize], vec![0_u32; keys.len()]);
+        for (i, hash) in hashes.iter().enumerate() {
+            let first = &mut firsts[self.shard_of(*hash)];
+            nexts[i] = std::mem::replace(first, i as u32 + 1);
+        }
+        let mut values = vec![None; keys.len()];
+        for (shard, first) in self.shards.iter().zip(firsts) {
+            if first == 0 {
+                continue;
+            }
+            let shard = lock(shard);
+            let (mut found, mut next) = (Vec::with_capacity(16), first);
+            while let Some(i) = next.checked_sub(1) {
+                let i = i as usize;
+                let entry = shard.get(&Sought { key: &keys[i], hash: hashes[i] });
+                if let Some(value) = entry.and_then(|entry| entry.hit(now)) {
+                    found.push((i, value));
+                }
+                next = nexts[i];
+            }
+            for (i, value) in found {
+                values[i] = Some(value.clone());
+            }
+        }
+        values
     }
 
     /// Runs one operation on one entry, whatever becomes of it.
@@ -177,11 +215,11 @@ fn install(fill: &Fill) -> Install<CacheValue> {
 impl Cache for MemoryCache {
     async fn get(&self, keys: &[CacheKey], _: Instant) -> Vec<Result<Option<CacheValue>, CacheError>> {
         let now = self.now();
-        let hit = |key| {
+        if let [key] = keys {
             let (shard, sought) = self.shard(key);
-            Ok(shard.get(&sought).and_then(|entry| entry.hit(now)).cloned())
-        };
-        keys.iter().map(hit).collect()
+            return vec![Ok(shard.get(&sought).and_then(|entry| entry.hit(now)).cloned())];
+        }
+        self.get_many(keys, now).into_iter().map(Ok).collect()
     }
 
     async fn acquire(&self, asks: &[(CacheKey, PermitId)], _: Instant) -> Vec<Result<Acquired, CacheError>> {

@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         .btree_map(".featurestore.v1")
         .extern_path(".featurestore.v1.FeatureRow", "crate::proto::EncodedRow")
+        .extern_path(".featurestore.v1.FeatureRecord", "crate::proto::FeatureRecord")
         .codec_path("crate::proto::SizedCodec")
         .compile_fds(descriptors.clone())?;
 

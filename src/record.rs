@@ -247,7 +247,7 @@ pub struct Record {
     /// What becomes of what is stored.
     pub mode: WriteMode,
     /// The features that are set.
-    pub features: Features,
+    pub features: encoding::EncodedFeatures,
     /// "": none given.
     pub model_version: String,
     /// None: the later of L2's clock and the stored event time.

@@ -12,11 +12,13 @@ use std::{
     ops::Bound,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
+    compaction::Leveled,
     config::{FilterPolicy, HashRatioPolicy},
 };
 
@@ -33,6 +35,9 @@ const BLOCKS_OF_CACHE: f64 = 0.7;
 /// Small memtables and journals: an open after a crash replays all journals, and 64 MiB are read well below a second.
 const JOURNAL_BYTES: u64 = 64 << 20;
 const RECORDS_MEMTABLE_BYTES: u64 = 16 << 20;
+/// So that the first level, which holds four of these, is as large as what is merged into it at a time: four flushed memtables.
+/// Each of those overlaps all of it, as the numbers of the groups (`chain`) are in it, so that all of it is written again.
+const RECORDS_TABLE_BYTES: u64 = 16 << 20;
 const SMALL_MEMTABLE_BYTES: u64 = 2 << 20;
 
 pub(super) struct Engine {
@@ -148,6 +153,7 @@ impl Engine {
         }
         let records = database.keyspace("records", || {
             KeyspaceCreateOptions::default()
+                .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(RECORDS_TABLE_BYTES)))
                 .max_memtable_size(RECORDS_MEMTABLE_BYTES)
                 .data_block_hash_ratio_policy(HashRatioPolicy::all(1.0))
         })?;

@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .extern_path(".featurestore.v1.GetFeaturesRequest", "crate::proto::GetFeaturesRequest")
         .extern_path(".featurestore.v1.GetFeaturesResponse", "crate::proto::GetFeaturesResponse")
         .extern_path(".featurestore.v1.FeatureRow", "crate::proto::EncodedRow")
+        .extern_path(".featurestore.v1.FeatureRecord", "crate::record::FeatureRecord")
         .codec_path("crate::proto::SizedCodec")
         .compile_fds(descriptors.clone())?;
 

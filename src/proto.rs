@@ -1,5 +1,6 @@
 //! The generated code of `featurestore.v1`, and what of it is written by hand: a read whose ids stay in one piece, and its answer,
-//! in which a row's features stay the bytes they are stored as. And the codec that all go through.
+//! in which a row's features stay the bytes they are stored as. And the codec that all go through. One more is by hand, the record
+//! that is written: it is in `record`, as its features are checked while they are received.
 
 #![allow(missing_docs, clippy::all, reason = "generated; the documentation is in the .proto file")]
 

@@ -5,6 +5,7 @@
 
 pub mod encoding;
 mod entity_id;
+mod feature_record;
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -12,6 +13,7 @@ use crate::proto::Value;
 
 pub use crate::proto::SharedText;
 pub use entity_id::{EntityId, MAX_ENTITY_ID_BYTES};
+pub use feature_record::{FeatureRecord, GivenFeatures};
 
 /// The most bytes that a feature name may have.
 pub const MAX_FEATURE_NAME_BYTES: usize = 128;
@@ -210,7 +212,7 @@ pub struct Record {
     /// What becomes of what is stored.
     pub mode: WriteMode,
     /// The features that are set.
-    pub features: Features,
+    pub features: encoding::EncodedFeatures,
     /// "": none given.
     pub model_version: String,
     /// None: the later of L2's clock and the stored event time.

@@ -9,9 +9,10 @@ use featurestore::{
     app::App,
     config::{Config, Flags},
     proto::{
-        FeatureRecord, GetFeaturesRequest, ResponseFormat, UpsertFeaturesRequest,
+        GetFeaturesRequest, ResponseFormat, UpsertFeaturesRequest,
         feature_store_service_server::{FeatureStoreService as _, FeatureStoreServiceServer},
     },
+    record::FeatureRecord,
 };
 use futures_util::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};

@@ -7,6 +7,7 @@ use std::{path::Path, sync::Arc};
 
 use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, PersistMode,
+    compaction::Leveled,
     config::{FilterPolicy, HashRatioPolicy},
 };
 
@@ -45,6 +46,7 @@ impl Engine {
             .open()?;
         let records = database.keyspace("records", || {
             KeyspaceCreateOptions::default()
+                .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(16 << 20)))
                 .max_memtable_size(16 << 20)
                 .data_block_hash_ratio_policy(HashRatioPolicy::all(1.0))
         })?;

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{
-    Api, Arrival, InFlight, Share, audit,
+    Api, Arrival, InFlight, Limits, Share, audit,
     convert::{self, Chunk},
     failure::Failure,
     status, within,
@@ -36,7 +36,25 @@ const SILENCE: Duration = Duration::from_secs(300);
 type Answer = Result<BulkUpsertResponse, Status>;
 
 /// A chunk, and the bytes that it came as: they are given back once it is answered and written, whichever is last.
-type Received = (Result<BulkUpsertRequest, Status>, Option<Arc<Share>>);
+type Received = (Result<Checked, Status>, Option<Arc<Share>>);
+
+/// A chunk that was checked while the one before it was written; and the feature view that it named, maybe none.
+struct Checked {
+    named: String,
+    chunk: Result<Chunk, Failure>,
+}
+
+impl Checked {
+    /// `view`: of the chunk before, for those that name none.
+    fn of(request: BulkUpsertRequest, view: &mut Option<FeatureView>, limits: &Limits) -> Self {
+        let named = request.feature_view.clone();
+        let chunk = convert::chunk(request, view.as_ref(), limits);
+        if let Ok(chunk) = &chunk {
+            *view = Some(chunk.view.clone());
+        }
+        Self { named, chunk }
+    }
+}
 
 /// Records of all streams, by what became of them.
 #[derive(Debug, Default)]
@@ -70,7 +88,7 @@ pub(super) fn serve(
 ) -> ReceiverStream<Answer> {
     let (received, chunks) = mpsc::channel(1);
     let (answers, to_client) = mpsc::channel(ANSWERS);
-    let receiving = receive(requests, received, place.clone());
+    let receiving = receive(api.clone(), requests, received, place.clone());
     match unpacked {
         None => tokio::spawn(receiving),
         Some(unpacked) => tokio::spawn(unpacked.throughout(receiving)),
@@ -82,20 +100,23 @@ pub(super) fn serve(
     ReceiverStream::new(to_client)
 }
 
-/// Reads ahead by one chunk. Ends when the writer is gone.
+/// Reads ahead by one chunk, and checks it. Ends when the writer is gone.
 async fn receive(
+    api: Api,
     mut requests: Streaming<BulkUpsertRequest>,
     received: mpsc::Sender<Received>,
     place: Option<InFlight>,
 ) {
+    let mut view = None;
     loop {
         let next = tokio::select! {
             next = requests.message() => next,
             () = received.closed() => return,
         };
         let Some(next) = next.transpose() else { return };
-        let broken = next.is_err();
         let share = place.as_ref().map(|place| Arc::new(place.take_received()));
+        let next = next.map(|request| Checked::of(request, &mut view, &api.0.limits));
+        let broken = !matches!(&next, Ok(Checked { chunk: Ok(_), .. }));
         if received.send((next, share)).await.is_err() || broken {
             return;
         }
@@ -121,11 +142,9 @@ async fn write(
                 return;
             }
         };
-        let Some((request, share)) = next else { return };
-        let answer = match request {
-            Ok(request) => match let_in(access.as_mut(), &request.feature_view, view.as_ref())
-                .and_then(|()| convert::chunk(request, view.as_ref(), &api.0.limits))
-            {
+        let Some((checked, share)) = next else { return };
+        let answer = match checked {
+            Ok(Checked { named, chunk }) => match let_in(access.as_mut(), &named, view.as_ref()).and(chunk) {
                 Ok(chunk) => {
                     let view = view.insert(chunk.view.clone());
                     let records = chunk.entity_ids.len();

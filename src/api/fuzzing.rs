@@ -20,8 +20,8 @@ use crate::{
     fuzzing::{Input, client},
     proto::{self, value::Kind, *},
     record::{
-        Millis, RecordKey, State,
-        encoding::{StoredRecord, features_len, timestamp},
+        FeatureRecord, Millis, RecordKey, Snapshot, State,
+        encoding::{EncodedFeatures, StoredRecord, features_len, timestamp},
     },
     store::{
         Change, Outcome, Write, WriteRules,
@@ -152,6 +152,8 @@ impl World {
     fn upsert(&mut self, input: &mut Input<'_>) {
         let record = if input.byte() == 0xff { None } else { Some(record(input)) };
         let request = UpsertFeaturesRequest { feature_view: view(input), record, request_id: input.text() };
+        // As it comes over the wire.
+        let request = UpsertFeaturesRequest::decode(&*request.encode_to_vec()).expect("just encoded");
         let write = match convert::upsert(request.clone(), &self.limits) {
             Ok(write) => write,
             Err(failure) => return check_failure(failure, Code::InvalidArgument),
@@ -159,10 +161,13 @@ impl World {
         let record = request.record.expect("no record is refused");
         assert_eq!(write.key.entity_id.as_str(), record.entity_id);
         let Change::Upsert(checked) = &write.change else { panic!("{write:?}") };
-        assert_eq!(checked.features.len(), record.features.len());
-        for (name, value) in &checked.features {
-            assert_eq!(value.encode_to_vec(), record.features[name.as_str()].encode_to_vec(), "it is never rewritten");
+        let given = record.features.into_map();
+        assert_eq!(checked.features.count(), given.len());
+        for (name, value) in &checked.features.decode() {
+            assert_eq!(value.encode_to_vec(), given[name.as_str()].encode_to_vec(), "it is never rewritten");
         }
+        let again = checked.features.decode().into_iter().collect::<EncodedFeatures>();
+        assert_eq!(again, checked.features, "there is one way to store them");
         // Then it may be answered what another call was.
         let is_repeatable = !request.request_id.is_empty();
         let answer = self.write(&write);
@@ -195,6 +200,7 @@ impl World {
             warm_cache: input.flag(),
             all_results: input.flag(),
         };
+        let request = BulkUpsertRequest::decode(&*request.encode_to_vec()).expect("just encoded");
         let chunk = match convert::chunk(request.clone(), None, &self.limits) {
             Ok(chunk) => chunk,
             Err(failure) => return check_failure(failure, Code::InvalidArgument),
@@ -238,12 +244,12 @@ impl World {
         let (receipt, document) = apply(stored, write.clone(), self.now, &self.rules);
         if let Some(document) = document {
             assert!(document.revision().0 >= before, "revisions grow");
-            if let Content::Record(snapshot) = &document.content {
+            if let Content::Record(record) = &document.content {
+                let read = StoredRecord::parse(record.as_bytes().clone()).expect("just written");
+                let snapshot = read.decode().expect("just written");
                 assert!(snapshot.features.len() <= self.limits.max_features);
                 assert!(features_len(&snapshot.features) <= self.limits.max_record_bytes);
-                let record = StoredRecord::encode(snapshot);
-                let read = StoredRecord::parse(record.as_bytes().clone()).expect("just written");
-                assert_eq!(StoredRecord::encode(&read.decode().expect("just written")), record);
+                assert_eq!(StoredRecord::encode(&snapshot), *record);
             }
             self.documents.insert(write.key.clone(), document);
         }
@@ -251,11 +257,7 @@ impl World {
     }
 
     fn state(&self, key: &RecordKey) -> State {
-        match self.documents.get(key).map(|document| &document.content) {
-            None => State::Absent,
-            Some(Content::Tombstone(revision)) => State::Tombstone(*revision),
-            Some(Content::Record(snapshot)) => State::Record(StoredRecord::encode(snapshot)),
-        }
+        self.documents.get(key).map_or(State::Absent, |document| document.content.state())
     }
 
     fn read(&mut self, input: &mut Input<'_>) {
@@ -293,11 +295,16 @@ impl World {
         }
     }
 
+    fn snapshot(&self, key: &RecordKey) -> Option<Snapshot> {
+        match self.state(key) {
+            State::Record(record) => Some(record.decode().expect("just written")),
+            _ => None,
+        }
+    }
+
     /// What a row of this key says.
     fn status(&self, key: &RecordKey, request: &GetFeaturesRequest) -> RowStatus {
-        let Some(Content::Record(snapshot)) = self.documents.get(key).map(|document| &document.content) else {
-            return RowStatus::NotFound;
-        };
+        let Some(snapshot) = self.snapshot(key) else { return RowStatus::NotFound };
         let (wanted, max_age) = (&request.expected_model_version, request.max_age.as_ref());
         let max_age = max_age.map(|age| age.seconds * 1000 + i64::from(age.nanos) / 1_000_000);
         if snapshot.expire_at.is_some_and(|at| at <= self.now) {
@@ -315,7 +322,7 @@ impl World {
         let status = self.status(key, request);
         assert_eq!((row.entity_id.as_str(), row.status), (key.entity_id.as_str(), status as i32));
         assert_eq!(row.revision, self.state(key).revision().0);
-        let Some(Content::Record(snapshot)) = self.documents.get(key).map(|document| &document.content) else { return };
+        let Some(snapshot) = self.snapshot(key) else { return };
         if !request.omit_metadata {
             assert_eq!(row.model_version, snapshot.model_version);
             let times = [Some(snapshot.event_time), Some(snapshot.write_time), snapshot.expire_at];

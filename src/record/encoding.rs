@@ -16,6 +16,7 @@
 //! The layout is final: a change gets a new format version, and this one is still read. Features are found by
 //! scanning tags, never by decoding values (`FeatureEntries`, `Projection`).
 
+mod features;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod matrix;
@@ -34,6 +35,7 @@ use prost_types::Timestamp;
 use super::{FeatureName, Features, Millis, Revision, Snapshot};
 use crate::proto::Value;
 
+pub use features::{EncodedFeatures, PlainFeatures};
 pub use matrix::{Cell, Columns};
 pub use places::Places;
 pub use projection::{Projection, Scratch};
@@ -147,6 +149,11 @@ impl StoredRecord {
         &self.0[HEADER_BYTES..self.segment2()]
     }
 
+    /// The features, undecoded: what a merge needs of them.
+    pub fn encoded_features(&self) -> EncodedFeatures {
+        EncodedFeatures::stored(self.features())
+    }
+
     /// The model version, without decoding the rest: it stands first in segment 2 where there is one.
     pub fn model_version(&self) -> Result<&str, Corrupt> {
         let mut rest = &self.0[self.segment2()..];
@@ -242,6 +249,11 @@ impl Encoder {
     pub fn put(&mut self, name: &str, value: &[u8]) {
         put_head(name, value.len(), &mut self.buf);
         self.buf.put_slice(value);
+    }
+
+    /// Adds features to a record that has none yet.
+    pub fn put_all(&mut self, features: &EncodedFeatures) {
+        self.buf.put_slice(features.as_bytes());
     }
 
     /// The record.

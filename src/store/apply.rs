@@ -2,7 +2,10 @@
 //! store's update pipeline is tested against it.
 
 use super::{Change, Outcome, REMEMBERED_REQUESTS, Receipt, RequestId, Write, WriteRules, collect_at};
-use crate::record::{Lifetime, Millis, Record, Revision, Snapshot, WriteMode, encoding};
+use crate::record::{
+    Lifetime, Millis, Revision, State, WriteMode,
+    encoding::{Encoder, Head, StoredRecord},
+};
 
 /// All that is stored for a key.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,8 +21,8 @@ pub struct Document {
 /// The record or its tombstone.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
-    /// A record, live or expired.
-    Record(Snapshot),
+    /// A record, live or expired. Its features stay encoded: no write looks at their values.
+    Record(StoredRecord),
     /// It was deleted at this revision.
     Tombstone(Revision),
 }
@@ -33,11 +36,21 @@ pub struct Remembered {
     pub outcome: Outcome,
 }
 
+impl Content {
+    /// What a read answers.
+    pub fn state(&self) -> State {
+        match self {
+            Self::Record(record) => State::Record(record.clone()),
+            Self::Tombstone(revision) => State::Tombstone(*revision),
+        }
+    }
+}
+
 impl Document {
     /// The revision of what stands here.
     pub fn revision(&self) -> Revision {
         match &self.content {
-            Content::Record(snapshot) => snapshot.revision,
+            Content::Record(record) => record.revision(),
             Content::Tombstone(revision) => *revision,
         }
     }
@@ -48,16 +61,17 @@ impl Document {
         Receipt { outcome, revision: self.revision(), tombstone }
     }
 
-    fn live(&self, now: Millis) -> Option<&Snapshot> {
+    fn live(&self, now: Millis) -> Option<&StoredRecord> {
         match &self.content {
-            Content::Record(snapshot) if snapshot.expire_at.is_none_or(|at| at > now) => Some(snapshot),
+            Content::Record(record) if !record.is_expired(now) => Some(record),
             _ => None,
         }
     }
 }
 
 /// Does `write` to what is stored, at L2's time `now`. Answers the receipt, and the document to store if anything
-/// changed (a remembered attempt is a change; an attempt on nothing leaves nothing).
+/// changed (a remembered attempt is a change; an attempt on nothing leaves nothing). A merge takes over what is stored
+/// undecoded: whoever has it from a disk sees to it that it can be decoded.
 pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &WriteRules) -> (Receipt, Option<Document>) {
     let Write { key: _, request_id, if_revision, change } = write;
     let remembered = |document: &&Document| document.requests.iter().find(|r| r.id == request_id).cloned();
@@ -71,8 +85,8 @@ pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &Write
     let document = match (content, stored) {
         (Some(content), stored) => Some(Document {
             collect_at: match &content {
-                Content::Record(snapshot) => collect_at(snapshot.expire_at, None, rules),
-                Content::Tombstone(_) => collect_at(live.and_then(|live| live.expire_at), Some(now), rules),
+                Content::Record(record) => collect_at(record.expire_at(), None, rules),
+                Content::Tombstone(_) => collect_at(live.and_then(StoredRecord::expire_at), Some(now), rules),
             },
             content,
             requests: remember(stored, request_id, outcome),
@@ -87,14 +101,14 @@ pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &Write
 }
 
 fn attempt(
-    live: Option<&Snapshot>,
+    live: Option<&StoredRecord>,
     next: Revision,
     if_revision: Option<Revision>,
     change: Change,
     now: Millis,
     rules: &WriteRules,
 ) -> (Outcome, Option<Content>) {
-    let stored = live.map_or(Revision::NONE, |live| live.revision);
+    let stored = live.map_or(Revision::NONE, StoredRecord::revision);
     if if_revision.is_some_and(|wanted| wanted != stored) {
         return (Outcome::RevisionMismatch { stored }, None);
     }
@@ -104,43 +118,41 @@ fn attempt(
         Change::Upsert(record) => record,
     };
     if let (Some(event_time), Some(live)) = (record.event_time, live)
-        && event_time < live.event_time
+        && event_time < live.event_time()
     {
         return (Outcome::SkippedStale, None);
     }
-    let merged = merge(live, record, next, now, rules);
-    let (count, bytes) = (merged.features.len(), encoding::features_len(&merged.features));
+    let base = live.filter(|_| record.mode == WriteMode::Merge);
+    let features = match base {
+        Some(base) => record.features.over(&base.encoded_features()),
+        None => record.features,
+    };
+    let (count, bytes) = (features.count(), features.as_bytes().len());
     if count > rules.max_features {
         return (Outcome::TooManyFeatures { count }, None);
     }
     if bytes > rules.max_record_bytes {
         return (Outcome::RecordTooLarge { bytes }, None);
     }
-    (Outcome::Written, Some(Content::Record(merged)))
-}
-
-fn merge(live: Option<&Snapshot>, record: Record, revision: Revision, now: Millis, rules: &WriteRules) -> Snapshot {
-    let base = live.filter(|_| record.mode == WriteMode::Merge);
-    let mut features = base.map(|base| base.features.clone()).unwrap_or_default();
-    if features.is_empty() {
-        features = record.features;
-    } else {
-        features.extend(record.features);
-    }
-    let given_version = Some(record.model_version).filter(|version| !version.is_empty());
-    Snapshot {
-        features,
-        model_version: given_version.or_else(|| base.map(|base| base.model_version.clone())).unwrap_or_default(),
-        revision,
-        event_time: record.event_time.unwrap_or_else(|| live.map_or(now, |live| live.event_time.max(now))),
+    let model_version = match record.model_version.as_str() {
+        "" => base.and_then(|base| base.model_version().ok()).unwrap_or_default(),
+        given => given,
+    };
+    let mut encoder = Encoder::with_capacity(bytes + model_version.len());
+    encoder.put_all(&features);
+    let merged = encoder.finish(Head {
+        model_version,
+        revision: next,
+        event_time: record.event_time.unwrap_or_else(|| live.map_or(now, |live| live.event_time().max(now))),
         write_time: now,
         expire_at: match (record.lifetime, base) {
             (Some(Lifetime::Forever), _) => None,
             (Some(Lifetime::Ttl(ttl)), _) => Some(now.after(ttl)),
-            (None, Some(base)) => base.expire_at,
+            (None, Some(base)) => base.expire_at(),
             (None, None) => Some(now.after(rules.default_ttl)),
         },
-    }
+    });
+    (Outcome::Written, Some(Content::Record(merged)))
 }
 
 fn remember(stored: Option<&Document>, id: RequestId, outcome: Outcome) -> Vec<Remembered> {

@@ -35,7 +35,7 @@ use tokio::{
 pub use open::OpenError;
 
 use self::{
-    engine::{Engine, record_key},
+    engine::{Engine, RecordKeys, record_key},
     queue::{Queue, Work},
     writer::Writer,
 };
@@ -123,7 +123,7 @@ impl Store for EmbeddedStore {
         if keys.len() <= KEYS_READ_INLINE {
             return keys.iter().map(|key| read_one(&engine, &record_key(key))).collect();
         }
-        let stored_keys: Vec<_> = keys.iter().map(record_key).collect();
+        let stored_keys = RecordKeys::of(keys);
         let readers = Arc::clone(&self.readers);
         let reading = async move {
             let turn = readers.acquire_owned().await;
@@ -141,16 +141,13 @@ impl Store for EmbeddedStore {
     }
 
     async fn write(&self, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError> {
-        let mut written = self.queue.submit(1, deadline, |reply| Work::Write(vec![write], reply)).await?;
-        written.pop().unwrap_or_else(|| Err(StoreError::Internal("the writer lost an answer".into())))
+        self.queue.submit(1, deadline, |reply| Work::Write(Box::new(write), reply)).await?
     }
 
     async fn write_batch(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Receipt, StoreError>> {
         let count = writes.len();
-        match self.queue.submit(count, deadline, |reply| Work::Write(writes, reply)).await {
-            Ok(written) => written.into_iter().map(|result| result.map(|(receipt, _)| receipt)).collect(),
-            Err(error) => vec![Err(error); count],
-        }
+        let receipts = self.queue.submit(count, deadline, |reply| Work::Batch(writes, reply)).await;
+        receipts.unwrap_or_else(|error| vec![Err(error); count])
     }
 
     async fn epoch(&self, _: Instant) -> Result<EpochState, StoreError> {

@@ -1,6 +1,6 @@
 //! What a flight does: it asks L1 for the lease, L2 for the records, and tells L1 what L2 answered.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -28,10 +28,18 @@ pub(super) struct Ask {
     suspect: Option<CacheValue>,
 }
 
+/// The keys at these places, of which each is named once at most and in their order: mostly all.
+fn those<'a>(keys: &'a [RecordKey], places: &[usize]) -> Cow<'a, [RecordKey]> {
+    match places.len() == keys.len() {
+        true => Cow::Borrowed(keys),
+        false => Cow::Owned(places.iter().map(|place| keys[*place].clone()).collect()),
+    }
+}
+
 impl Tiered {
-    /// Runs flights, and those that queue behind them, to the end.
-    pub(super) async fn fly(&self, to_start: Vec<Arc<Flight>>) {
-        let mut crew = Crew::new(&self.flights, to_start);
+    /// Runs a flight, and those that queue behind them, to the end.
+    pub(super) async fn fly(&self, flight: Arc<Flight>) {
+        let mut crew = Crew::new(&self.flights, flight);
         let mut queued = false;
         loop {
             let keys = crew.keys();
@@ -74,7 +82,7 @@ impl Tiered {
                 }
             }
         }
-        let wanted: Vec<RecordKey> = missing.iter().map(|i| keys[*i].clone()).collect();
+        let wanted = those(keys, &missing);
         if board.degraded || !matches!(l1, L1Use::Trusted(_)) {
             board.degraded = true;
             l1 = L1Use::Bypassed;
@@ -98,7 +106,7 @@ impl Tiered {
             }
         }
         if !to_read.is_empty() {
-            let l2_keys: Vec<RecordKey> = to_read.iter().map(|place| wanted[*place].clone()).collect();
+            let l2_keys = those(&wanted, &to_read);
             let states = self.query(&l2_keys, ReadConcern::Majority, deadline).await;
             drop(place);
             if acquire_failed {

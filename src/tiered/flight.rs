@@ -7,9 +7,12 @@
 //! A flight is a task of its own with its own deadline: a client that gives up does not cancel the fill for the others.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     mem,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -39,48 +42,74 @@ impl Landed {
     }
 }
 
-/// One read of one key.
+/// One read of some keys, which one caller missed together. Its doors and its time are changed under the lock of all
+/// flights.
 pub(super) struct Flight {
-    pub(super) key: RecordKey,
-    landed: OnceLock<Landed>,
+    /// Set as soon as its caller has boarded.
+    keys: OnceLock<Vec<RecordKey>>,
+    /// As `keys`.
+    landed: OnceLock<Vec<Landed>>,
     done: Notify,
+    /// It has begun to ask: joining it is over.
+    sent: AtomicBool,
+    /// The time for L1 that is left to those aboard: to whom has the least, in nanoseconds.
+    l1_nanos: AtomicU64,
 }
 
 impl Flight {
-    fn new(key: RecordKey) -> Arc<Self> {
-        Arc::new(Self { key, landed: OnceLock::new(), done: Notify::new() })
+    fn new(l1_time: Duration) -> Arc<Self> {
+        let (keys, landed, done, sent) = Default::default();
+        Arc::new(Self { keys, landed, done, sent, l1_nanos: AtomicU64::new(nanos(l1_time)) })
     }
 
-    /// Waits for the landing. Callers bound it by their own deadlines.
-    pub(super) async fn landed(&self) -> Landed {
-        // Most of a batch's flights land together, so only the first of them is waited for.
-        if let Some(landed) = self.landed.get() {
-            return landed.clone();
-        }
-        loop {
-            let done = self.done.notified();
-            tokio::pin!(done);
-            done.as_mut().enable(); // from here on no landing is missed
-            if let Some(landed) = self.landed.get() {
-                return landed.clone();
-            }
-            done.await;
-        }
+    pub(super) fn keys(&self) -> &[RecordKey] {
+        self.keys.get().map_or(&[], Vec::as_slice)
     }
 
-    fn land(&self, landed: Landed) {
+    fn at_most(&self, l1_time: Duration) {
+        self.l1_nanos.fetch_min(nanos(l1_time), Relaxed);
+    }
+
+    fn land(&self, landed: Vec<Landed>) {
         let _ = self.landed.set(landed);
         self.done.notify_waiters();
     }
 }
 
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A key's place in a flight.
+#[derive(Clone)]
+pub(super) struct Seat {
+    flight: Arc<Flight>,
+    place: usize,
+}
+
+impl Seat {
+    /// What it brought, if it has landed.
+    pub(super) fn landed(&self) -> Option<Landed> {
+        self.flight.landed.get()?.get(self.place).cloned()
+    }
+
+    /// Waits for the landing. Callers bound it by their own deadlines.
+    pub(super) async fn landing(&self) -> Landed {
+        loop {
+            let done = self.flight.done.notified();
+            tokio::pin!(done);
+            done.as_mut().enable(); // from here on no landing is missed
+            if let Some(landed) = self.landed() {
+                return landed;
+            }
+            done.await;
+        }
+    }
+}
+
 struct Slot {
-    running: Arc<Flight>,
-    /// The time for L1 that is left to those aboard: to whom has the least.
-    l1_time: Duration,
-    /// The running flight has begun to ask: joining it is over.
-    sent: bool,
-    queued: Option<(Arc<Flight>, Duration)>,
+    running: Seat,
+    queued: Option<Arc<Flight>>,
 }
 
 /// The flights of this process, by key.
@@ -92,33 +121,48 @@ pub(super) struct Flights {
 }
 
 impl Flights {
-    /// Joins a flight for each key, making those that are not there. The second list is of those that the caller must
-    /// start. No flight waits for L1 longer than each of those aboard still may.
-    pub(super) fn board(&self, keys: &[RecordKey], l1_time: Duration) -> (Vec<Arc<Flight>>, Vec<Arc<Flight>>) {
+    /// Takes a seat for each key, in a new flight for those that have none. The second answer is that flight, which the caller
+    /// must start. No flight waits for L1 longer than each of those aboard still may.
+    pub(super) fn board<'a>(
+        &self,
+        keys: impl ExactSizeIterator<Item = &'a RecordKey>,
+        l1_time: Duration,
+    ) -> (Vec<Seat>, Option<Arc<Flight>>) {
+        let flight = Flight::new(l1_time);
+        let (mut seats, mut to_read) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
         let mut slots = self.lock();
-        let mut to_start = Vec::new();
-        let boarded = keys.iter().map(|key| match slots.get_mut(key) {
-            Some(slot) if !slot.sent => {
-                slot.l1_time = slot.l1_time.min(l1_time);
-                slot.running.clone()
-            }
-            Some(slot) => {
-                let (queued, least) = slot.queued.get_or_insert_with(|| (Flight::new(key.clone()), l1_time));
-                *least = l1_time.min(*least);
-                queued.clone()
-            }
-            None => {
-                let running = Flight::new(key.clone());
-                slots.insert(key.clone(), Slot { running: running.clone(), l1_time, sent: false, queued: None });
-                to_start.push(running.clone());
-                running
-            }
-        });
-        let boarded: Vec<_> = boarded.collect();
-        if boarded.len() > to_start.len() {
-            self.joined.add(boarded.len() - to_start.len());
+        for key in keys {
+            seats.push(match slots.entry(key.clone()) {
+                Entry::Occupied(mut slot) if slot.get().running.flight.sent.load(Relaxed) => {
+                    let new = || {
+                        let flight = Flight::new(l1_time);
+                        let _ = flight.keys.set(vec![key.clone()]);
+                        flight
+                    };
+                    let queued = slot.get_mut().queued.get_or_insert_with(new);
+                    queued.at_most(l1_time);
+                    Seat { flight: queued.clone(), place: 0 }
+                }
+                Entry::Occupied(slot) => {
+                    let running = &slot.get().running;
+                    running.flight.at_most(l1_time);
+                    running.clone()
+                }
+                Entry::Vacant(slot) => {
+                    let running = Seat { flight: flight.clone(), place: to_read.len() };
+                    to_read.push(key.clone());
+                    slot.insert(Slot { running: running.clone(), queued: None });
+                    running
+                }
+            });
         }
-        (boarded, to_start)
+        if seats.len() > to_read.len() {
+            self.joined.add(seats.len() - to_read.len());
+        }
+        let is_needed = !to_read.is_empty();
+        let _ = flight.keys.set(to_read);
+        drop(slots);
+        (seats, is_needed.then_some(flight))
     }
 
     /// Keys that needed no read of their own, since start.
@@ -144,43 +188,33 @@ pub(super) struct Crew<'a> {
 }
 
 impl<'a> Crew<'a> {
-    pub(super) fn new(flights: &'a Flights, aboard: Vec<Arc<Flight>>) -> Self {
-        Self { flights, aboard }
+    pub(super) fn new(flights: &'a Flights, flight: Arc<Flight>) -> Self {
+        Self { flights, aboard: vec![flight] }
     }
 
     pub(super) fn keys(&self) -> Vec<RecordKey> {
-        self.aboard.iter().map(|flight| flight.key.clone()).collect()
+        self.aboard.iter().flat_map(|flight| flight.keys()).cloned().collect()
     }
 
     /// The flights begin to ask: from now on nobody joins. Tells how long they may wait for L1.
     pub(super) fn close_doors(&self) -> Duration {
-        let mut slots = self.flights.lock();
-        let mut l1_time = Duration::MAX;
-        for flight in &self.aboard {
-            if let Some(slot) = slots.get_mut(&flight.key) {
-                slot.sent = true;
-                l1_time = l1_time.min(slot.l1_time);
-            }
-        }
-        l1_time
+        let _slots = self.flights.lock();
+        self.aboard.iter().for_each(|flight| flight.sent.store(true, Relaxed));
+        let least = self.aboard.iter().map(|flight| flight.l1_nanos.load(Relaxed)).min();
+        least.map_or(Duration::MAX, Duration::from_nanos)
     }
 
     /// Lands all flights, in the order of `keys`, and takes over those that queued meanwhile. False: none did.
     pub(super) fn land(&mut self, landed: Vec<Landed>) -> bool {
+        let mut landed = landed.into_iter();
         let mut slots = self.flights.lock();
-        let aboard = mem::take(&mut self.aboard);
-        for (flight, landed) in aboard.into_iter().zip(landed) {
-            flight.land(landed);
-            if let Some(slot) = slots.get_mut(&flight.key) {
-                match slot.queued.take() {
-                    Some((next, l1_time)) => {
-                        *slot = Slot { running: next.clone(), l1_time, sent: false, queued: None };
-                        self.aboard.push(next);
-                    }
-                    None => {
-                        slots.remove(&flight.key);
-                    }
-                }
+        for flight in mem::take(&mut self.aboard) {
+            flight.land(landed.by_ref().take(flight.keys().len()).collect());
+            for key in flight.keys() {
+                let Some(Slot { queued: Some(next), .. }) = slots.remove(key) else { continue };
+                let running = Seat { flight: next.clone(), place: 0 };
+                slots.insert(key.clone(), Slot { running, queued: None });
+                self.aboard.push(next);
             }
         }
         !self.aboard.is_empty()
@@ -191,8 +225,8 @@ impl Drop for Crew<'_> {
     fn drop(&mut self) {
         while !self.aboard.is_empty() {
             let lost = Landed { row: Err(RowError::Internal), degraded: true, l1_time: Duration::ZERO };
-            let landed = vec![lost; self.aboard.len()];
-            self.land(landed);
+            let count = self.aboard.iter().map(|flight| flight.keys().len()).sum();
+            self.land(vec![lost; count]);
         }
     }
 }
@@ -201,7 +235,7 @@ impl Drop for Crew<'_> {
 mod tests {
     use super::*;
     use crate::{
-        record::{EntityId, FeatureView, State},
+        record::{EntityId, FeatureView, Revision, State},
         tiered::read::Tier,
     };
 
@@ -219,50 +253,76 @@ mod tests {
     #[tokio::test]
     async fn joins_until_the_read_is_sent_and_queues_afterwards() {
         let flights = Flights::default();
-        let (first, start) = flights.board(&keys(&["a"]), L1_TIME);
-        assert_eq!(start.len(), 1);
-        let (joined, start_none) = flights.board(&keys(&["a"]), L1_TIME);
-        assert!(Arc::ptr_eq(&first[0], &joined[0]) && start_none.is_empty());
+        let is_same = |a: &[Seat], b: &[Seat]| Arc::ptr_eq(&a[0].flight, &b[0].flight) && a[0].place == b[0].place;
+        let (first, start) = flights.board(keys(&["a"]).iter(), L1_TIME);
+        let (joined, start_none) = flights.board(keys(&["a"]).iter(), L1_TIME);
+        assert!(is_same(&first, &joined) && start_none.is_none());
 
-        let mut crew = Crew::new(&flights, start);
+        let mut crew = Crew::new(&flights, start.unwrap());
         assert_eq!(crew.close_doors(), L1_TIME);
-        let (late, start_none) = flights.board(&keys(&["a"]), L1_TIME);
-        let (later, _) = flights.board(&keys(&["a"]), L1_TIME);
-        assert!(!Arc::ptr_eq(&first[0], &late[0]) && Arc::ptr_eq(&late[0], &later[0]) && start_none.is_empty());
+        let (late, start_none) = flights.board(keys(&["a"]).iter(), L1_TIME);
+        let (later, _) = flights.board(keys(&["a"]).iter(), L1_TIME);
+        assert!(!is_same(&first, &late) && is_same(&late, &later) && start_none.is_none());
 
         assert!(crew.land(vec![absent()]), "the queued flight is taken over");
-        assert!(first[0].landed().await.row.is_ok());
-        let (joined, _) = flights.board(&keys(&["a"]), L1_TIME);
-        assert!(Arc::ptr_eq(&late[0], &joined[0]), "its doors are open again");
+        assert!(first[0].landing().await.row.is_ok());
+        let (joined, _) = flights.board(keys(&["a"]).iter(), L1_TIME);
+        assert!(is_same(&late, &joined), "its doors are open again");
         assert!(!crew.land(vec![absent()]));
-        assert!(late[0].landed().await.row.is_ok());
+        assert!(late[0].landing().await.row.is_ok());
         assert!(flights.lock().is_empty());
     }
 
     #[tokio::test]
     async fn a_flight_waits_for_l1_no_longer_than_any_of_those_aboard_may() {
         let flights = Flights::default();
-        let (_, start) = flights.board(&keys(&["a", "b"]), L1_TIME);
-        flights.board(&keys(&["b"]), L1_TIME / 2);
-        let mut crew = Crew::new(&flights, start);
+        let (_, start) = flights.board(keys(&["a", "b"]).iter(), L1_TIME);
+        flights.board(keys(&["b"]).iter(), L1_TIME / 2);
+        let mut crew = Crew::new(&flights, start.unwrap());
         assert_eq!(crew.close_doors(), L1_TIME / 2);
         for left in [L1_TIME / 3, L1_TIME] {
-            flights.board(&keys(&["a"]), left);
+            flights.board(keys(&["a"]).iter(), left);
         }
         crew.land(vec![absent(), absent()]);
         assert_eq!(crew.close_doors(), L1_TIME / 3);
     }
 
     #[tokio::test]
+    async fn each_key_gets_its_own_answer_whoever_flies_with_it() {
+        let flights = Flights::default();
+        let landed =
+            |number| Landed { row: Ok(Row { state: State::Tombstone(Revision(number)), tier: Tier::L2 }), ..absent() };
+        let revision = async |seat: &Seat| seat.landing().await.row.unwrap().state.revision().0;
+        let (one, start) = flights.board(keys(&["a", "b"]).iter(), L1_TIME);
+        let mut crew = Crew::new(&flights, start.unwrap());
+        let (two, start) = flights.board(keys(&["b", "c", "d"]).iter(), L1_TIME);
+        let mut other = Crew::new(&flights, start.unwrap());
+        assert_eq!((crew.keys(), other.keys()), (keys(&["a", "b"]), keys(&["c", "d"])));
+        crew.close_doors();
+        let (queued, start) = flights.board(keys(&["d", "b", "a"]).iter(), L1_TIME);
+        assert!(start.is_none());
+        assert!(crew.land(vec![landed(1), landed(2)]));
+        assert_eq!(crew.keys(), keys(&["a", "b"]));
+        assert!(!crew.land(vec![landed(11), landed(12)]));
+        assert!(!other.land(vec![landed(3), landed(4)]));
+        for (seats, expected) in [(one, vec![1, 2]), (two, vec![2, 3, 4]), (queued, vec![4, 12, 11])] {
+            for (seat, expected) in seats.iter().zip(expected) {
+                assert_eq!(revision(seat).await, expected);
+            }
+        }
+        assert!(flights.lock().is_empty());
+    }
+
+    #[tokio::test]
     async fn a_lost_crew_leaves_nobody_waiting() {
         let flights = Flights::default();
-        let (boarded, start) = flights.board(&keys(&["a", "b"]), L1_TIME);
-        let crew = Crew::new(&flights, start);
+        let (boarded, start) = flights.board(keys(&["a", "b"]).iter(), L1_TIME);
+        let crew = Crew::new(&flights, start.unwrap());
         crew.close_doors();
-        let (queued, _) = flights.board(&keys(&["a"]), L1_TIME);
+        let (queued, _) = flights.board(keys(&["a"]).iter(), L1_TIME);
         drop(crew);
-        for flight in boarded.iter().chain(&queued) {
-            assert!(flight.landed().await.row.is_err());
+        for seat in boarded.iter().chain(&queued) {
+            assert!(seat.landing().await.row.is_err());
         }
         assert!(flights.lock().is_empty());
     }

@@ -220,18 +220,22 @@ impl Tiered {
         deadline: Instant,
         board: &mut Board<'_>,
     ) {
-        let wanted: Vec<_> = missed.iter().map(|i| keys[*i].clone()).collect();
         // What failed this call is left alone by its flights.
         let l1_time = if board.degraded { Duration::ZERO } else { board.patience.left() };
-        let (boarded, to_start) = self.flights.board(&wanted, l1_time);
-        if !to_start.is_empty() {
+        let (seats, to_start) = self.flights.board(missed.iter().map(|i| &keys[*i]), l1_time);
+        if let Some(flight) = to_start {
             let tiered = self.clone();
-            self.tasks.spawn(trace::carried(async move { tiered.fly(to_start).await }));
+            self.tasks.spawn(trace::carried(async move { tiered.fly(flight).await }));
         }
-        for (i, flight) in missed.iter().zip(boarded) {
-            let landed = tokio::time::timeout_at(deadline, flight.landed()).await;
-            let late = Landed { row: Err(RowError::Deadline), degraded: true, l1_time: Duration::ZERO };
-            let landed = landed.unwrap_or(late);
+        for (i, seat) in missed.iter().zip(seats) {
+            // Most of a batch's seats are in one flight, so only the first of them is waited for.
+            let landed = match seat.landed() {
+                Some(landed) => landed,
+                None => {
+                    let landed = tokio::time::timeout_at(deadline, seat.landing()).await;
+                    landed.unwrap_or(Landed { row: Err(RowError::Deadline), degraded: true, l1_time: Duration::ZERO })
+                }
+            };
             board.degraded |= landed.degraded;
             board.patience.at_most(landed.l1_time);
             board.rows[*i] = Some(landed.row);

@@ -12,9 +12,7 @@ use std::{sync::Arc, time::Duration};
 use bson::{Document, doc};
 use featurestore::{
     proto::{Value, value::Kind},
-    record::{
-        EntityId, FeatureName, FeatureView, Features, Lifetime, Record, RecordKey, Revision, Snapshot, State, WriteMode,
-    },
+    record::{EntityId, FeatureName, FeatureView, Lifetime, Record, RecordKey, Revision, Snapshot, State, WriteMode},
     store::{
         Change, Outcome, ReadConcern, Receipt, RequestId, Store as _, StoreError, Write, WriteRules,
         mongodb::{MongoConfig, MongoStore},

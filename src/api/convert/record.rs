@@ -1,6 +1,6 @@
 //! A `FeatureRecord` from the wire, checked field by field.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use prost_types::{Timestamp, value::Kind as JsonKind};
 
@@ -9,8 +9,11 @@ use crate::{
         Limits,
         failure::{Failure, Violation},
     },
-    proto::{FeatureRecord, Value, WriteMode as ProtoWriteMode, value::Kind},
-    record::{EntityId, FeatureName, Features, Lifetime, Millis, Record, Revision, WriteMode, encoding, quoted},
+    proto::{Value, WriteMode as ProtoWriteMode, value::Kind},
+    record::{
+        EntityId, FeatureName, FeatureRecord, Features, GivenFeatures, Lifetime, Millis, Record, Revision, WriteMode,
+        encoding::EncodedFeatures, quoted,
+    },
 };
 
 use super::unknown_enum;
@@ -51,14 +54,22 @@ pub(super) fn parse_record(
 ) -> Result<ParsedRecord, Failure> {
     let FeatureRecord { entity_id, features, model_version, event_time, ttl, never_expires, write_mode, if_revision } =
         record;
-    if features.len() > limits.max_features {
-        return Err(Failure::too_many("TOO_MANY_FEATURES", "features", features.len(), limits.max_features));
+    let features = match features {
+        GivenFeatures::Plain(plain) => Given::Checked(plain.finish()),
+        GivenFeatures::Decoded(map) => Given::Decoded(map),
+    };
+    let count = features.count();
+    if count > limits.max_features {
+        return Err(Failure::too_many("TOO_MANY_FEATURES", "features", count, limits.max_features));
     }
     let mut wrong = Vec::new();
     let entity_id = EntityId::parse(&entity_id)
         .map_err(|why| wrong.push(Violation::new("entity_id", "INVALID_ENTITY_ID", why)))
         .ok();
-    let features = parse_features(features, &mut wrong);
+    let features = match features {
+        Given::Checked(features) => features,
+        Given::Decoded(map) => EncodedFeatures::from(&parse_features(map, &mut wrong)),
+    };
     let event_time = event_time.and_then(|at| parse_time(at, &mut wrong));
     if never_expires && ttl.is_some() {
         wrong.push(Violation::new("ttl", "INVALID_TTL", "a record that never expires has no ttl: give one of both"));
@@ -78,7 +89,7 @@ pub(super) fn parse_record(
     let Some(entity_id) = entity_id.filter(|_| wrong.is_empty()) else { return Err(Failure::invalid(wrong)) };
 
     let model_version = if model_version.is_empty() { defaults.model_version.clone() } else { model_version };
-    let bytes = encoding::features_len(&features) + model_version.len();
+    let bytes = features.as_bytes().len() + model_version.len();
     if bytes > limits.max_record_bytes {
         return Err(Failure::record_too_large(bytes, limits.max_record_bytes));
     }
@@ -90,7 +101,22 @@ pub(super) fn parse_record(
     })
 }
 
-fn parse_features(features: std::collections::BTreeMap<String, Value>, wrong: &mut Vec<Violation>) -> Features {
+/// The features of a record, each once.
+enum Given {
+    Checked(EncodedFeatures),
+    Decoded(BTreeMap<String, Value>),
+}
+
+impl Given {
+    fn count(&self) -> usize {
+        match self {
+            Self::Checked(features) => features.count(),
+            Self::Decoded(map) => map.len(),
+        }
+    }
+}
+
+fn parse_features(features: BTreeMap<String, Value>, wrong: &mut Vec<Violation>) -> Features {
     let mut parsed = Features::new();
     for (name, value) in features {
         let field = || format!("features[{}]", quoted(&name));

@@ -12,11 +12,13 @@ use std::{
     ops::Bound,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use fjall::{
     Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode,
+    compaction::Leveled,
     config::{FilterPolicy, HashRatioPolicy},
 };
 
@@ -33,6 +35,9 @@ const BLOCKS_OF_CACHE: f64 = 0.7;
 /// Small memtables and journals: an open after a crash replays all journals, and 64 MiB are read well below a second.
 const JOURNAL_BYTES: u64 = 64 << 20;
 const RECORDS_MEMTABLE_BYTES: u64 = 16 << 20;
+/// So that the first level, which holds four of these, is as large as what is merged into it at a time: four flushed memtables.
+/// Each of those overlaps all of it, as the numbers of the groups (`chain`) are in it, so that all of it is written again.
+const RECORDS_TABLE_BYTES: u64 = 16 << 20;
 const SMALL_MEMTABLE_BYTES: u64 = 2 << 20;
 
 pub(super) struct Engine {
@@ -148,6 +153,7 @@ impl Engine {
         }
         let records = database.keyspace("records", || {
             KeyspaceCreateOptions::default()
+                .compaction_strategy(Arc::new(Leveled::default().with_table_target_size(RECORDS_TABLE_BYTES)))
                 .max_memtable_size(RECORDS_MEMTABLE_BYTES)
                 .data_block_hash_ratio_policy(HashRatioPolicy::all(1.0))
         })?;
@@ -259,6 +265,30 @@ pub(super) fn record_key(key: &RecordKey) -> Vec<u8> {
     [view, &[0], id].concat()
 }
 
+/// The stored keys of a batch, in one buffer: they are made on one thread and let go on another.
+pub(super) struct RecordKeys {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl RecordKeys {
+    pub(super) fn of(keys: &[RecordKey]) -> Self {
+        let (mut bytes, mut ends) = (Vec::with_capacity(32 * keys.len()), Vec::with_capacity(keys.len()));
+        for RecordKey { view, entity_id } in keys {
+            bytes.extend_from_slice(view.as_str().as_bytes());
+            bytes.push(0);
+            bytes.extend_from_slice(entity_id.as_bytes());
+            ends.push(bytes.len());
+        }
+        Self { bytes, ends }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    }
+}
+
 /// Sorts by time, then key.
 pub(super) fn expiry_key(at: Millis, key: &[u8]) -> Vec<u8> {
     let time = (at.0 as u64) ^ (1 << 63); // so that negative times sort first
@@ -274,6 +304,16 @@ pub(super) fn parse_expiry_key(expiry_key: &[u8]) -> Option<(Millis, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_keys_of_a_batch_are_those_of_its_records() {
+        let key = |id: &str| RecordKey {
+            view: crate::record::FeatureView::parse("v").unwrap(),
+            entity_id: crate::record::EntityId::parse(id).unwrap(),
+        };
+        let keys = ["a", "ü", &"n".repeat(512)].map(key);
+        assert!(RecordKeys::of(&keys).iter().eq(keys.iter().map(record_key)));
+    }
 
     #[test]
     fn expiry_keys_sort_by_time() {

@@ -19,7 +19,7 @@ use bytes::{Buf, BufMut, Bytes};
 
 use crate::{
     record::{
-        Millis, Revision, Snapshot, State,
+        Millis, Revision, State,
         encoding::{Corrupt, StoredRecord},
     },
     store::{
@@ -33,94 +33,40 @@ const HEADER_BYTES: usize = 16;
 const TOMBSTONE: u8 = 1;
 const NEVER: i64 = i64::MAX;
 
-/// All that is stored for a key, its features undecoded.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Stored {
-    pub(super) content: Kept,
-    pub(super) requests: Vec<Remembered>,
-    pub(super) collect_at: Option<Millis>,
+/// The bytes to store under `key`.
+pub(super) fn encode(document: &Document, key: &[u8]) -> Vec<u8> {
+    let requests: usize = document.requests.iter().map(|request| 13 + request.id.0.len()).sum();
+    let content = if let Content::Record(record) = &document.content { record.as_bytes().len() } else { 8 };
+    let mut buf = Vec::with_capacity(HEADER_BYTES + requests + content);
+    buf.put_u8(FORMAT_VERSION);
+    buf.put_u8(if matches!(document.content, Content::Tombstone(_)) { TOMBSTONE } else { 0 });
+    buf.put_u8(u8::try_from(document.requests.len()).expect("a document remembers 8 requests"));
+    buf.put_bytes(0, 5);
+    buf.put_i64_le(document.collect_at.map_or(NEVER, |at| at.0));
+    for Remembered { id, outcome } in &document.requests {
+        buf.put_u32_le(u32::try_from(id.0.len()).expect("a request id is far below 4 GiB"));
+        buf.put_slice(id.0.as_bytes());
+        let (tag, argument) = outcome_code(*outcome);
+        buf.put_u8(tag);
+        buf.put_i64_le(argument);
+    }
+    match &document.content {
+        Content::Record(record) => buf.put_slice(record.as_bytes()),
+        Content::Tombstone(revision) => buf.put_i64_le(revision.0),
+    }
+    let sum = checksum(key, &buf);
+    buf[4..8].copy_from_slice(&sum.to_le_bytes());
+    buf
 }
 
-/// The record or its tombstone.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Kept {
-    Record(StoredRecord),
-    Tombstone(Revision),
-}
-
-impl Kept {
-    pub(super) fn state(&self) -> State {
-        match self {
-            Self::Record(record) => State::Record(record.clone()),
-            Self::Tombstone(revision) => State::Tombstone(*revision),
-        }
-    }
-}
-
-impl Stored {
-    /// For `apply`. Only a merge looks at the features; any other write is spared the decoding.
-    pub(super) fn document(&self, with_features: bool) -> Result<Document, Corrupt> {
-        let content = match &self.content {
-            Kept::Tombstone(revision) => Content::Tombstone(*revision),
-            Kept::Record(record) if with_features => Content::Record(record.decode()?),
-            Kept::Record(record) => Content::Record(Snapshot {
-                features: Default::default(),
-                model_version: String::new(),
-                revision: record.revision(),
-                event_time: record.event_time(),
-                write_time: Millis::default(),
-                expire_at: record.expire_at(),
-            }),
-        };
-        Ok(Document { content, requests: self.requests.clone(), collect_at: self.collect_at })
-    }
-
-    /// What `apply` answered. Where the attempt changed nothing but the memory of requests, `before` stays as it is: the
-    /// document may lack the features.
-    pub(super) fn after(document: Document, outcome: Outcome, before: Option<&Self>) -> Self {
-        let content = match (document.content, before) {
-            (Content::Record(_), Some(before)) if outcome != Outcome::Written => before.content.clone(),
-            (Content::Record(snapshot), _) => Kept::Record(StoredRecord::encode(&snapshot)),
-            (Content::Tombstone(revision), _) => Kept::Tombstone(revision),
-        };
-        Self { content, requests: document.requests, collect_at: document.collect_at }
-    }
-
-    /// The bytes to store under `key`.
-    pub(super) fn encode(&self, key: &[u8]) -> Vec<u8> {
-        let requests: usize = self.requests.iter().map(|request| 13 + request.id.0.len()).sum();
-        let content = if let Kept::Record(record) = &self.content { record.as_bytes().len() } else { 8 };
-        let mut buf = Vec::with_capacity(HEADER_BYTES + requests + content);
-        buf.put_u8(FORMAT_VERSION);
-        buf.put_u8(if matches!(self.content, Kept::Tombstone(_)) { TOMBSTONE } else { 0 });
-        buf.put_u8(u8::try_from(self.requests.len()).expect("a document remembers 8 requests"));
-        buf.put_bytes(0, 5);
-        buf.put_i64_le(self.collect_at.map_or(NEVER, |at| at.0));
-        for Remembered { id, outcome } in &self.requests {
-            buf.put_u32_le(u32::try_from(id.0.len()).expect("a request id is far below 4 GiB"));
-            buf.put_slice(id.0.as_bytes());
-            let (tag, argument) = outcome_code(*outcome);
-            buf.put_u8(tag);
-            buf.put_i64_le(argument);
-        }
-        match &self.content {
-            Kept::Record(record) => buf.put_slice(record.as_bytes()),
-            Kept::Tombstone(revision) => buf.put_i64_le(revision.0),
-        }
-        let sum = checksum(key, &buf);
-        buf[4..8].copy_from_slice(&sum.to_le_bytes());
-        buf
-    }
-
-    /// Checks and reads what was stored under `key`.
-    pub(super) fn decode(key: &[u8], bytes: Bytes) -> Result<Self, Corrupt> {
-        let mut rest = check(key, bytes)?;
-        let (is_tombstone, count) = (rest[1] == TOMBSTONE, rest[2]);
-        rest.advance(8);
-        let collect_at = Some(rest.get_i64_le()).filter(|at| *at != NEVER).map(Millis);
-        let requests = (0..count).map(|_| take_request(&mut rest)).collect::<Result<_, _>>()?;
-        Ok(Self { content: content(is_tombstone, rest)?, requests, collect_at })
-    }
+/// Checks and reads what was stored under `key`.
+pub(super) fn decode(key: &[u8], bytes: Bytes) -> Result<Document, Corrupt> {
+    let mut rest = check(key, bytes)?;
+    let (is_tombstone, count) = (rest[1] == TOMBSTONE, rest[2]);
+    rest.advance(8);
+    let collect_at = Some(rest.get_i64_le()).filter(|at| *at != NEVER).map(Millis);
+    let requests = (0..count).map(|_| take_request(&mut rest)).collect::<Result<_, _>>()?;
+    Ok(Document { content: content(is_tombstone, rest)?, requests, collect_at })
 }
 
 /// What a read answers for the bytes stored under `key`: the record is sliced out, nothing is decoded.
@@ -153,11 +99,11 @@ fn check(key: &[u8], bytes: Bytes) -> Result<Bytes, Corrupt> {
     Ok(bytes)
 }
 
-fn content(is_tombstone: bool, mut rest: Bytes) -> Result<Kept, Corrupt> {
+fn content(is_tombstone: bool, mut rest: Bytes) -> Result<Content, Corrupt> {
     if is_tombstone {
-        rest.try_get_i64_le().map(|revision| Kept::Tombstone(Revision(revision))).map_err(|_| CUT_OFF)
+        rest.try_get_i64_le().map(|revision| Content::Tombstone(Revision(revision))).map_err(|_| CUT_OFF)
     } else {
-        StoredRecord::parse_summed(rest).map(Kept::Record)
+        StoredRecord::parse_summed(rest).map(Content::Record)
     }
 }
 
@@ -222,8 +168,9 @@ pub(super) fn summed(key: &[u8], mut bytes: Vec<u8>) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Snapshot;
 
-    fn samples() -> [Stored; 2] {
+    fn samples() -> [Document; 2] {
         let outcomes = [
             Outcome::Written,
             Outcome::SkippedStale,
@@ -247,16 +194,20 @@ mod tests {
             expire_at: Some(Millis(6)),
         };
         [
-            Stored { content: Kept::Tombstone(Revision(12)), requests: requests.clone(), collect_at: Some(Millis(99)) },
-            Stored { content: Kept::Record(StoredRecord::encode(&snapshot)), requests, collect_at: None },
+            Document {
+                content: Content::Tombstone(Revision(12)),
+                requests: requests.clone(),
+                collect_at: Some(Millis(99)),
+            },
+            Document { content: Content::Record(StoredRecord::encode(&snapshot)), requests, collect_at: None },
         ]
     }
 
     #[test]
     fn what_was_stored_reads_back() {
         for stored in samples() {
-            let bytes = Bytes::from(stored.encode(b"key"));
-            assert_eq!(Stored::decode(b"key", bytes.clone()), Ok(stored.clone()));
+            let bytes = Bytes::from(encode(&stored, b"key"));
+            assert_eq!(decode(b"key", bytes.clone()), Ok(stored.clone()));
             assert_eq!(state(b"key", bytes), Ok(stored.content.state()));
         }
     }
@@ -264,31 +215,31 @@ mod tests {
     #[test]
     fn the_layout_is_final() {
         // These bytes were written by the first release; they must be read, and written, for ever.
-        let hex = |stored: &Stored| stored.encode(b"key").iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let hex = |stored: &Document| encode(stored, b"key").iter().map(|b| format!("{b:02x}")).collect::<String>();
         assert_eq!(samples().each_ref().map(hex)[..], include_str!("envelope/v1.hex").lines().collect::<Vec<_>>());
     }
 
     #[test]
     fn a_newer_version_is_called_that_and_never_read() {
         for stored in samples() {
-            let mut bytes = stored.encode(b"key");
+            let mut bytes = encode(&stored, b"key");
             bytes[0] += 1;
             let sum = checksum(b"key", &bytes);
             bytes[4..8].copy_from_slice(&sum.to_le_bytes());
             let newer = Corrupt("an envelope of a newer featurestore");
             assert_eq!(state(b"key", bytes.clone().into()), Err(newer.clone()));
-            assert_eq!(Stored::decode(b"key", bytes.into()), Err(newer));
+            assert_eq!(decode(b"key", bytes.into()), Err(newer));
         }
     }
 
     #[test]
     fn a_flipped_bit_a_cut_or_another_key_is_noticed() {
         for stored in samples() {
-            let bytes = stored.encode(b"key");
+            let bytes = encode(&stored, b"key");
             for at in 0..bytes.len() * 8 {
                 let mut bad = bytes.clone();
                 bad[at / 8] ^= 1 << (at % 8);
-                assert!(Stored::decode(b"key", bad.clone().into()).is_err(), "bit {at}");
+                assert!(decode(b"key", bad.clone().into()).is_err(), "bit {at}");
                 assert!(state(b"key", bad.into()).is_err(), "bit {at}");
             }
             for len in 0..bytes.len() {

@@ -21,15 +21,19 @@ use crate::{
 /// Writes that may wait for the writer; more wait, within their deadline, in the callers.
 const WAITING_WRITES: u32 = 4096;
 
-/// What became of each write of a job.
-pub(super) type Written = Vec<Result<(Receipt, State), StoreError>>;
+/// What became of a write, and what stands after it.
+pub(super) type Written = Result<(Receipt, State), StoreError>;
+/// What became of each write of a batch.
+pub(super) type Receipts = Vec<Result<Receipt, StoreError>>;
 /// Where a job's answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// What the writer is asked to do.
 pub(super) enum Work {
+    /// One write.
+    Write(Box<Write>, Reply<Written>),
     /// Writes, in their order.
-    Write(Vec<Write>, Reply<Written>),
+    Batch(Vec<Write>, Reply<Receipts>),
     /// A new epoch if it is still this one.
     RenewEpoch(Epoch, Reply<EpochState>),
     /// The flag of the present epoch.

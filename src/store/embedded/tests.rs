@@ -75,7 +75,7 @@ async fn a_damaged_record_answers_every_write_that_depends_on_it_with_corrupt() 
     let mut too_large = upsert(&key, WriteMode::Replace, "");
     if let Change::Upsert(record) = &mut too_large.change {
         let text = crate::proto::Value { kind: Some(crate::proto::value::Kind::StringVal(too_many)) };
-        record.features.insert(crate::record::FeatureName::parse("f").unwrap(), text);
+        record.features = [(crate::record::FeatureName::parse("f").unwrap(), text)].into_iter().collect();
     }
     for refused in [
         upsert(&key, WriteMode::Merge, "after"),

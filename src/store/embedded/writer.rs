@@ -17,14 +17,13 @@ use arc_swap::ArcSwap;
 
 use super::{
     engine::{Engine, parse_expiry_key},
-    envelope::Stored,
-    epoch,
+    envelope, epoch,
     group::Group,
-    queue::{Halt, Job, Reply, Work, Written},
+    queue::{Halt, Job, Receipts, Reply, Work, Written},
 };
 use crate::{
-    record::{Clock, Revision},
-    store::{EpochState, StoreError, WriteRules},
+    record::{Clock, Revision, State},
+    store::{EpochState, StoreError, WriteRules, apply::Document},
 };
 
 /// A group is closed at so many jobs or so many writes, so that its callers do not wait long and its memory is bounded.
@@ -51,6 +50,7 @@ pub(super) struct Writer {
 /// An answer that waits for the commit.
 enum Answer {
     Written(Reply<Written>, Written),
+    Receipts(Reply<Receipts>, Receipts),
     Epoch(Reply<EpochState>, EpochState),
     Ping(Reply<()>),
 }
@@ -95,10 +95,15 @@ impl Writer {
         while let Some(job) = next {
             size += 1;
             match job.claim() {
-                Some(Work::Write(writes, reply)) => {
-                    size += writes.len();
-                    let written = writes.into_iter().map(|write| group.write(write)).collect();
+                Some(Work::Write(write, reply)) => {
+                    size += 1;
+                    let written = group.write(*write).map(|(receipt, stored)| (receipt, state(stored)));
                     answers.push(Answer::Written(reply, written));
+                }
+                Some(Work::Batch(writes, reply)) => {
+                    size += writes.len();
+                    let receipts = writes.into_iter().map(|write| Ok(group.write(write)?.0)).collect();
+                    answers.push(Answer::Receipts(reply, receipts));
                 }
                 Some(Work::RenewEpoch(seen, reply)) => {
                     if epoch.epoch == seen {
@@ -167,7 +172,7 @@ impl Writer {
         let mut changes = self.engine.changes(self.commits + 1, self.highest);
         for expiry_key in due {
             let Some((at, key)) = parse_expiry_key(&expiry_key) else { continue };
-            match self.engine.get(key).map(|envelope| envelope.map(|bytes| Stored::decode(key, bytes))) {
+            match self.engine.get(key).map(|envelope| envelope.map(|bytes| envelope::decode(key, bytes))) {
                 Ok(Some(Ok(stored))) if stored.collect_at == Some(at) => self.engine.remove(&mut changes, key),
                 Ok(Some(Ok(_)) | None) => {}           // it lives on, or is gone
                 Ok(Some(Err(_))) | Err(_) => continue, // cannot be read: left as it is for whoever repairs it
@@ -201,11 +206,16 @@ impl Writer {
     }
 }
 
+fn state(stored: Option<&Document>) -> State {
+    stored.map_or(State::Absent, |stored| stored.content.state())
+}
+
 impl Answer {
     fn send(self, failure: Option<StoreError>) {
         // A caller that no longer waits has its own answer.
         match self {
             Self::Written(reply, written) => drop(reply.send(failure.map_or(Ok(written), Err))),
+            Self::Receipts(reply, receipts) => drop(reply.send(failure.map_or(Ok(receipts), Err))),
             Self::Epoch(reply, epoch) => drop(reply.send(failure.map_or(Ok(epoch), Err))),
             Self::Ping(reply) => drop(reply.send(failure.map_or(Ok(()), Err))),
         }

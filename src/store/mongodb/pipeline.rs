@@ -85,7 +85,7 @@ struct Given<'a> {
 
 impl<'a> Given<'a> {
     fn new(record: &'a Record) -> Self {
-        let (features, kinds) = to_documents(&record.features);
+        let (features, kinds) = to_documents(&record.features.decode());
         // Encoding fails for a NUL in a key only, and neither feature names nor the keys of natural structs hold one.
         let bytes = features.to_vec().map_or(usize::MAX, |encoded| encoded.len());
         Self { record, kinds, count: features.len(), bytes, features }

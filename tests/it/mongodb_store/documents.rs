@@ -71,14 +71,14 @@ async fn every_kind_of_value_reads_back_as_it_was_written() {
         let expected = every_kind();
         let (receipt, state) = bench.write(upsert("a", expected.clone())).await;
         assert_eq!(receipt.outcome, Outcome::Written);
-        assert_eq!(format!("{:?}", snapshot(&state).features), format!("{:?}", expected.features));
+        assert_eq!(format!("{:?}", snapshot(&state).features), format!("{:?}", expected.features.decode()));
         assert_eq!(bench.read("a").await.unwrap(), state);
 
         let (_, merged) = bench.write(upsert("a", Record { mode: WriteMode::Merge, ..every_kind() })).await;
-        assert_eq!(format!("{:?}", snapshot(&merged).features), format!("{:?}", expected.features));
+        assert_eq!(format!("{:?}", snapshot(&merged).features), format!("{:?}", expected.features.decode()));
         let receipts = bench.store.write_batch(vec![upsert("b", every_kind())], soon()).await;
         assert_eq!(receipts[0].as_ref().unwrap().outcome, Outcome::Written);
-        assert_eq!(format!("{:?}", bench.snapshot("b").await.features), format!("{:?}", expected.features));
+        assert_eq!(format!("{:?}", bench.snapshot("b").await.features), format!("{:?}", expected.features.decode()));
     }
 }
 
@@ -239,7 +239,7 @@ async fn values_that_look_like_code_stay_values() {
             let write = if mode == WriteMode::Merge { upsert(text, record.clone()) } else { write };
             let (receipt, state) = bench.write(write).await;
             assert_eq!(receipt.outcome, Outcome::Written);
-            assert_eq!(snapshot(&state).features, record.features);
+            assert_eq!(snapshot(&state).features, record.features.decode());
             assert_eq!(snapshot(&state).model_version, text);
         }
         let (repeated, _) = bench.write(Write { request_id: id, ..delete(text) }).await;

@@ -9,7 +9,7 @@ use featurestore::{
     proto::{Value, value::Kind},
     record::{
         Clock, EntityId, FeatureName, FeatureView, Lifetime, Millis, Record, RecordKey, Revision, Snapshot, State,
-        WriteMode,
+        WriteMode, encoding::EncodedFeatures,
     },
     store::{Change, Outcome, ReadConcern, Receipt, RequestId, Store, StoreError, Write, WriteRules},
 };
@@ -81,7 +81,10 @@ impl Draft {
     }
 
     pub(crate) fn kind(mut self, name: &str, kind: Kind) -> Self {
-        self.record().features.insert(FeatureName::parse(name).unwrap(), Value { kind: Some(kind) });
+        let record = self.record();
+        let mut features = record.features.decode();
+        features.insert(FeatureName::parse(name).unwrap(), Value { kind: Some(kind) });
+        record.features = EncodedFeatures::from(&features);
         self
     }
 

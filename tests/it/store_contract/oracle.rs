@@ -125,8 +125,8 @@ impl Expected {
         match (self.documents.get(key).map(|document| &document.content), state) {
             (None, State::Absent) | (Some(Content::Tombstone(_)), State::Tombstone(_)) => {}
             (Some(Content::Record(expected)), State::Record(stored)) => {
-                let stored = stored.decode().unwrap();
-                assert_eq!(names(&stored), names(expected), "{at}: {key:?}");
+                let (stored, expected) = (stored.decode().unwrap(), expected.decode().unwrap());
+                assert_eq!(names(&stored), names(&expected), "{at}: {key:?}");
                 for (name, value) in &expected.features {
                     assert_same(&format!("{at}: {name:?}"), &stored.features[name], value);
                 }

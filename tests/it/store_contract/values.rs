@@ -53,7 +53,7 @@ pub(crate) async fn names_and_texts_that_look_like_operators_are_only_texts(stor
         assert_eq!(stored.model_version, "$$ROOT");
         assert_eq!(stored.features.len(), 8);
         let featurestore::store::Change::Upsert(written) = written.0.change else { unreachable!() };
-        for (name, value) in &written.features {
+        for (name, value) in &written.features.decode() {
             assert_same(name.as_str(), &stored.features[name.as_str()], value);
         }
         let repeated = put(&key).request(&format!("$$NOW {i}")).int("again", 1).on(&store).await;

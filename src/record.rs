@@ -93,7 +93,7 @@ pub struct FeatureName(Box<str>);
 impl FeatureName {
     /// Checks a name; it is never rewritten.
     pub fn parse(name: &str) -> Result<Self, InvalidName> {
-        if Self::is_allowed(name) {
+        if Self::is_allowed(name.as_bytes()) {
             Ok(Self(name.into()))
         } else {
             let name = quoted(name);
@@ -104,8 +104,8 @@ impl FeatureName {
     }
 
     /// Whether a feature may have this name.
-    pub fn is_allowed(name: &str) -> bool {
-        let mut bytes = name.bytes();
+    pub fn is_allowed(name: &[u8]) -> bool {
+        let mut bytes = name.iter().copied();
         name.len() <= MAX_FEATURE_NAME_BYTES
             && bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
             && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))

@@ -233,22 +233,38 @@ pub struct Head<'a> {
 /// Writes a record's bytes feature by feature, for those who have values in another form than `Value`.
 #[derive(Debug)]
 pub struct Encoder {
-    buf: BytesMut,
+    buf: Vec<u8>,
 }
 
 impl Encoder {
     /// With room for features, and a model version, of so many bytes.
     pub fn with_capacity(bytes: usize) -> Self {
-        let mut buf = BytesMut::with_capacity(HEADER_BYTES + bytes + 64);
-        buf.put_bytes(0, HEADER_BYTES);
-        Self { buf }
+        let mut encoder = Self { buf: Vec::with_capacity(HEADER_BYTES + bytes + 64) };
+        encoder.clear();
+        encoder
+    }
+
+    /// Begins again.
+    pub fn clear(&mut self) {
+        self.buf.clear();
+        self.buf.resize(HEADER_BYTES, 0);
     }
 
     /// Adds a feature. The caller sees to it that names are allowed and come in their order, each once, and that `value`
     /// is an encoded `Value`.
     pub fn put(&mut self, name: &str, value: &[u8]) {
-        put_head(name, value.len(), &mut self.buf);
-        self.buf.put_slice(value);
+        let body = 4 + name.len() + value.len();
+        if body < 0x80 {
+            // Each length is a byte, as nearly always.
+            self.buf.reserve(2 + body);
+            self.buf.extend_from_slice(&[FEATURES_TAG, body as u8, (1 << 3) | 2, name.len() as u8]);
+            self.buf.extend_from_slice(name.as_bytes());
+            self.buf.extend_from_slice(&[(2 << 3) | 2, value.len() as u8]);
+            self.buf.extend_from_slice(value);
+        } else {
+            put_head(name, value.len(), &mut self.buf);
+            self.buf.put_slice(value);
+        }
     }
 
     /// Adds features to a record that has none yet.
@@ -258,6 +274,19 @@ impl Encoder {
 
     /// The record.
     pub fn finish(mut self, head: Head<'_>) -> StoredRecord {
+        self.end(head);
+        StoredRecord(self.buf.into())
+    }
+
+    /// The record as a part of `buf`, which others share; begins again.
+    pub fn finish_in(&mut self, head: Head<'_>, buf: &mut BytesMut) -> StoredRecord {
+        self.end(head);
+        buf.extend_from_slice(&self.buf);
+        self.clear();
+        StoredRecord(buf.split().freeze())
+    }
+
+    fn end(&mut self, head: Head<'_>) {
         let buf = &mut self.buf;
         let segment2 = u32::try_from(buf.len()).expect("records are far below 4 GiB");
         if !head.model_version.is_empty() {
@@ -276,7 +305,6 @@ impl Encoder {
         buf[32..36].copy_from_slice(&segment2.to_le_bytes());
         let sum = checksum(buf);
         buf[4..8].copy_from_slice(&sum.to_le_bytes());
-        StoredRecord(self.buf.freeze())
     }
 }
 
@@ -365,20 +393,20 @@ fn entry_len(name: &FeatureName, value: &Value) -> usize {
     1 + encoding::encoded_len_varint(body as u64) + body
 }
 
-fn put_entry(name: &FeatureName, value: &Value, buf: &mut BytesMut) {
+fn put_entry(name: &FeatureName, value: &Value, buf: &mut Vec<u8>) {
     put_head(name.as_str(), value.encoded_len(), buf);
     value.encode_raw(buf);
 }
 
 /// All of an entry that stands before its value.
-fn put_head(name: &str, value_len: usize, buf: &mut BytesMut) {
+fn put_head(name: &str, value_len: usize, buf: &mut Vec<u8>) {
     put_delimited_head(3, entry_body_len(name, value_len), buf);
     put_delimited_head(1, name.len(), buf);
     buf.put_slice(name.as_bytes());
     put_delimited_head(2, value_len, buf);
 }
 
-fn put_delimited_head(field: u8, len: usize, buf: &mut BytesMut) {
+fn put_delimited_head(field: u8, len: usize, buf: &mut Vec<u8>) {
     buf.put_u8((field << 3) | 2);
     encoding::encode_varint(len as u64, buf);
 }

@@ -55,9 +55,8 @@ async fn read_majority(
         Ok(found) => found,
         Err(failure) => return failed(failure),
     };
-    keys.iter()
-        .map(|key| found.get(&name(key)).map_or(Ok(State::Absent), |document| document::state(document)))
-        .collect()
+    let mut reader = document::Reader::new(found.values().map(|document| document.as_bytes().len()).sum());
+    keys.iter().map(|key| found.get(&name(key)).map_or(Ok(State::Absent), |document| reader.state(document))).collect()
 }
 
 async fn read_linearizable(connection: &Connection, key: RecordKey, deadline: Instant) -> Result<State, StoreError> {

@@ -292,12 +292,38 @@ impl Cache for MemoryCache {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
-    use crate::record::{EntityId, FeatureView, RecordKey, Revision};
+    use crate::record::{
+        EntityId, FeatureView, Features, Millis, RecordKey, Revision, Snapshot, encoding::StoredRecord,
+    };
 
     fn key(number: usize) -> CacheKey {
         let view = FeatureView::parse("").unwrap();
         CacheKey::new(Epoch(1), &RecordKey { view, entity_id: EntityId::parse(&number.to_string()).unwrap() })
+    }
+
+    #[tokio::test]
+    async fn what_it_keeps_is_no_part_of_a_larger_buffer() {
+        let cache = MemoryCache::new(1 << 20);
+        let (key, token, soon) = (key(1), PermitId([1; 8]), Instant::now());
+        let snapshot = Snapshot {
+            features: Features::new(),
+            model_version: "v".to_owned(),
+            revision: Revision(1),
+            event_time: Millis(1),
+            write_time: Millis(1),
+            expire_at: None,
+        };
+        let record = StoredRecord::encode(&snapshot);
+        let larger = Bytes::from([record.as_bytes(), &[0; 32 << 10][..]].concat());
+        let record = StoredRecord::parse(larger.slice(..record.as_bytes().len())).unwrap();
+        cache.acquire(&[(key.clone(), token)], soon).await;
+        let fill = Fill { value: CacheValue::Record(record), ttl: std::time::Duration::from_secs(9) };
+        cache.settle(&[Settle { key: key.clone(), revision: Revision(1), fill: Some((token, fill)) }], soon).await;
+        let [Ok(Some(CacheValue::Record(kept)))] = &cache.get(&[key], soon).await[..] else { panic!("a hit") };
+        assert!(!larger.as_ptr_range().contains(&kept.as_bytes().as_ptr()));
     }
 
     #[tokio::test]

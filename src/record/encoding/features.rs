@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use bytes::{BufMut as _, BytesMut};
+use bytes::BufMut as _;
 use prost::encoding::{self, WireType};
 
 use super::{FEATURES_TAG, FeatureEntries, entry_len, put_entry, take_byte, take_delimited};
@@ -15,14 +15,14 @@ use crate::{
 /// Checked features, as segment 1 of a record has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncodedFeatures {
-    bytes: BytesMut,
+    bytes: Vec<u8>,
     count: usize,
 }
 
 impl EncodedFeatures {
     /// Those of a stored record, which were checked when they were written.
     pub(super) fn stored(bytes: &[u8]) -> Self {
-        Self { bytes: bytes.into(), count: FeatureEntries(bytes).count() }
+        Self { bytes: bytes.to_vec(), count: FeatureEntries(bytes).count() }
     }
 
     /// How many there are.
@@ -45,7 +45,7 @@ impl EncodedFeatures {
         if base.count == 0 {
             return self;
         }
-        let mut merged = Self { bytes: BytesMut::with_capacity(self.bytes.len() + base.bytes.len()), count: 0 };
+        let mut merged = Self { bytes: Vec::with_capacity(self.bytes.len() + base.bytes.len()), count: 0 };
         let (mut new, mut old) = (self.entries().flatten().peekable(), base.entries().flatten().peekable());
         loop {
             let entry = match (new.peek(), old.peek()) {
@@ -80,7 +80,7 @@ impl EncodedFeatures {
 impl From<&Features> for EncodedFeatures {
     fn from(features: &Features) -> Self {
         let len = features.iter().map(|(name, value)| entry_len(name, value)).sum();
-        let mut bytes = BytesMut::with_capacity(len);
+        let mut bytes = Vec::with_capacity(len);
         features.iter().for_each(|(name, value)| put_entry(name, value, &mut bytes));
         Self { bytes, count: features.len() }
     }
@@ -136,7 +136,7 @@ impl PlainFeatures {
         }
         let mut entries: Vec<_> = self.taken.entries().flatten().collect();
         entries.sort_by_key(|entry| entry.name); // stable
-        let mut sorted = EncodedFeatures { bytes: BytesMut::with_capacity(self.taken.bytes.len()), count: 0 };
+        let mut sorted = EncodedFeatures { bytes: Vec::with_capacity(self.taken.bytes.len()), count: 0 };
         for (i, entry) in entries.iter().enumerate() {
             if entries.get(i + 1).is_none_or(|next| next.name != entry.name) {
                 sorted.bytes.put_slice(entry.encoded);
@@ -154,7 +154,7 @@ fn plain_entry(mut body: &[u8]) -> Option<&[u8]> {
         return None;
     }
     let name = take_shortest(rest)?;
-    let is_allowed = std::str::from_utf8(name).is_ok_and(FeatureName::is_allowed);
+    let is_allowed = FeatureName::is_allowed(name);
     if !is_allowed || take_byte(rest)? != (2 << 3) | 2 {
         return None;
     }

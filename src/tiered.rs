@@ -16,6 +16,7 @@
 pub mod audit;
 pub mod breaker;
 mod bulk;
+mod distinct;
 mod fetch;
 mod flight;
 pub mod lane;

@@ -259,10 +259,17 @@ fn read_error(error: &fjall::Error) -> StoreError {
     }
 }
 
-/// A view holds no NUL, so keys of different records differ.
 pub(super) fn record_key(key: &RecordKey) -> Vec<u8> {
-    let (view, id) = (key.view.as_str().as_bytes(), key.entity_id.as_bytes());
-    [view, &[0], id].concat()
+    let mut bytes = Vec::with_capacity(key.view.as_str().len() + 1 + key.entity_id.as_bytes().len());
+    put_record_key(key, &mut bytes);
+    bytes
+}
+
+/// A view holds no NUL, so keys of different records differ.
+fn put_record_key(key: &RecordKey, bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(key.view.as_str().as_bytes());
+    bytes.push(0);
+    bytes.extend_from_slice(key.entity_id.as_bytes());
 }
 
 /// The stored keys of a batch, in one buffer: they are made on one thread and let go on another.
@@ -274,10 +281,8 @@ pub(super) struct RecordKeys {
 impl RecordKeys {
     pub(super) fn of(keys: &[RecordKey]) -> Self {
         let (mut bytes, mut ends) = (Vec::with_capacity(32 * keys.len()), Vec::with_capacity(keys.len()));
-        for RecordKey { view, entity_id } in keys {
-            bytes.extend_from_slice(view.as_str().as_bytes());
-            bytes.push(0);
-            bytes.extend_from_slice(entity_id.as_bytes());
+        for key in keys {
+            put_record_key(key, &mut bytes);
             ends.push(bytes.len());
         }
         Self { bytes, ends }

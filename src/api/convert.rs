@@ -26,7 +26,7 @@ fn parse_view(name: &str, wrong: &mut Vec<Violation>) -> Option<FeatureView> {
     parsed.map_err(|why| wrong.push(Violation::new("feature_view", "INVALID_FEATURE_VIEW", why))).ok()
 }
 
-/// The keys of a read; wrong ones are told by their places.
+/// The keys of a batch; wrong ones are told by their places.
 fn parse_keys(view: &str, ids: &EntityIds, wrong: &mut Vec<Violation>) -> Vec<RecordKey> {
     let view = parse_view(view, wrong);
     if ids.is_empty() {

@@ -54,21 +54,24 @@ pub(super) fn parse_record(
 ) -> Result<ParsedRecord, Failure> {
     let FeatureRecord { entity_id, features, model_version, event_time, ttl, never_expires, write_mode, if_revision } =
         record;
-    let features = match features {
-        GivenFeatures::Plain(plain) => Given::Checked(plain.finish()),
-        GivenFeatures::Decoded(map) => Given::Decoded(map),
+    let within = |count| match count > limits.max_features {
+        true => Err(Failure::too_many("TOO_MANY_FEATURES", "features", count, limits.max_features)),
+        false => Ok(()),
     };
-    let count = features.count();
-    if count > limits.max_features {
-        return Err(Failure::too_many("TOO_MANY_FEATURES", "features", count, limits.max_features));
-    }
     let mut wrong = Vec::new();
     let entity_id = EntityId::parse(&entity_id)
         .map_err(|why| wrong.push(Violation::new("entity_id", "INVALID_ENTITY_ID", why)))
         .ok();
     let features = match features {
-        Given::Checked(features) => features,
-        Given::Decoded(map) => EncodedFeatures::from(&parse_features(map, &mut wrong)),
+        GivenFeatures::Plain(plain) => {
+            let features = plain.finish();
+            within(features.count())?;
+            features
+        }
+        GivenFeatures::Decoded(map) => {
+            within(map.len())?;
+            EncodedFeatures::from(&parse_features(map, &mut wrong))
+        }
     };
     let event_time = event_time.and_then(|at| parse_time(at, &mut wrong));
     if never_expires && ttl.is_some() {
@@ -99,21 +102,6 @@ pub(super) fn parse_record(
         record: Record { mode, features, model_version, event_time, lifetime },
         if_revision: if_revision.map(Revision),
     })
-}
-
-/// The features of a record, each once.
-enum Given {
-    Checked(EncodedFeatures),
-    Decoded(BTreeMap<String, Value>),
-}
-
-impl Given {
-    fn count(&self) -> usize {
-        match self {
-            Self::Checked(features) => features.count(),
-            Self::Decoded(map) => map.len(),
-        }
-    }
 }
 
 fn parse_features(features: BTreeMap<String, Value>, wrong: &mut Vec<Violation>) -> Features {

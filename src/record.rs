@@ -86,6 +86,13 @@ pub struct RecordKey {
     pub entity_id: EntityId,
 }
 
+impl RecordKey {
+    /// The same for keeping: the ids of a batch share one text, all of which each of them keeps.
+    pub fn detached(&self) -> Self {
+        Self { view: self.view.clone(), entity_id: self.entity_id.detached() }
+    }
+}
+
 /// A feature's name: 1 to 128 bytes of `[A-Za-z_][A-Za-z0-9_:-]*`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeatureName(Box<str>);

@@ -207,17 +207,13 @@ impl Weighter<Hashed, Entry> for Weight {
     }
 }
 
+/// In a buffer of its own: what is given may be part of one with others, which it would keep.
 fn install(fill: &Fill) -> Install<CacheValue> {
-    Install { value: fill.value.clone(), ttl_ms: u64::try_from(fill.ttl.as_millis()).unwrap_or(u64::MAX) }
-}
-
-/// The same in a buffer of its own: what was read may be part of one with others, which it would keep.
-fn install_detached(fill: &Fill) -> Install<CacheValue> {
-    let mut install = install(fill);
-    if let CacheValue::Record(record) = &mut install.value {
-        *record = record.detached();
-    }
-    install
+    let value = match &fill.value {
+        CacheValue::Record(record) => CacheValue::Record(record.detached()),
+        CacheValue::Absent(revision) => CacheValue::Absent(*revision),
+    };
+    Install { value, ttl_ms: u64::try_from(fill.ttl.as_millis()).unwrap_or(u64::MAX) }
 }
 
 #[async_trait]
@@ -240,7 +236,7 @@ impl Cache for MemoryCache {
     async fn settle(&self, settles: &[Settle], _: Instant) -> Vec<Result<Effect, CacheError>> {
         let now = self.now();
         let settle = |Settle { key, revision, fill }: &_| {
-            let fill = fill.as_ref().map(|(token, fill)| (*token, install_detached(fill)));
+            let fill = fill.as_ref().map(|(token, fill)| (*token, install(fill)));
             self.change(key, |slot| Entry::settle(slot, *revision, fill, now))
         };
         settles.iter().map(settle).map(Ok).collect()

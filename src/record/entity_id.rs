@@ -49,6 +49,11 @@ impl EntityId {
         self.0.as_bytes()
     }
 
+    /// The same in a text of its own, for keeping.
+    pub fn detached(&self) -> Self {
+        Self(self.0.detached())
+    }
+
     /// The id as a text that a row can carry.
     pub fn into_text(self) -> SharedText {
         self.0

@@ -66,7 +66,7 @@ impl Audit {
 
     /// Takes a record to be looked at soon; dropped where too many wait.
     pub fn sample(&self, key: &RecordKey) {
-        let _ = self.samples.try_send(key.clone());
+        let _ = self.samples.try_send(key.detached());
     }
 
     /// Hits happened: `before` of them since start, and `count` now.

@@ -305,7 +305,7 @@ impl Remembered {
             *doubt = Doubt { writes: doubt.writes + writes, stamp };
         } else if self.keys.len() < MAX_REMEMBERED || writes > 0 {
             // Writes on their way are bounded by the calls in flight; the bound is for what has ended.
-            self.keys.insert(key.clone(), Doubt { writes, stamp });
+            self.keys.insert(key.detached(), Doubt { writes, stamp });
         } else {
             self.overflow = true;
         }

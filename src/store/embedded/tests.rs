@@ -1,4 +1,5 @@
-//! A record whose envelope is damaged: never absence, and mended by a write that looks at nothing stored.
+//! A record whose envelope is damaged: never absence, and mended by a write that looks at nothing stored. And what an idle store
+//! does.
 
 use std::{path::Path, time::Duration};
 
@@ -121,4 +122,44 @@ async fn a_damaged_record_is_replaced_or_deleted_at_a_revision_above_all_even_af
     for (key, before) in keys.iter().zip(read_before) {
         assert_eq!(read(&store, key).await.unwrap(), before);
     }
+}
+
+/// Bytes of the engine's tables.
+fn tables(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let size = |entry: &std::fs::DirEntry| entry.metadata().map_or(0, |metadata| metadata.len());
+    let of = |entry: std::fs::DirEntry| match entry.path() {
+        path if path.is_dir() => tables(&path),
+        path if path.parent().is_some_and(|folder| folder.ends_with("tables")) => size(&entry),
+        _ => 0,
+    };
+    entries.map(of).sum()
+}
+
+#[tokio::test]
+async fn what_was_written_is_in_a_table_once_the_store_is_idle() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Clock::system());
+    // Which the engine cannot compress.
+    let digits = |number: u64| format!("{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let version = |number: u64| (0..12).map(|i| digits(12 * number + i)).collect::<String>();
+    for thousand in 0..40 {
+        let write = |number: u64| upsert(&key(&number.to_string()), WriteMode::Replace, &version(number));
+        let writes = (1000 * thousand..1000 * (thousand + 1)).map(write).collect();
+        assert!(store.write_batch(writes, deadline()).await.iter().all(Result::is_ok));
+    }
+    let end = deadline();
+    while tables(dir.path()) < 40_000 * 192 {
+        assert!(Instant::now() < end, "{} bytes in tables", tables(dir.path()));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let model_version = |state: State| match state {
+        State::Record(record) => record.model_version().unwrap().to_owned(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(model_version(read(&store, &key("39999")).await.unwrap()), version(39_999));
+    store.close().await;
+    let store = open(dir.path(), Clock::system());
+    assert_eq!(model_version(read(&store, &key("7")).await.unwrap()), version(7));
+    store.close().await;
 }

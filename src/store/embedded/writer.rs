@@ -2,7 +2,8 @@
 //! only then answers. While one group is fsynced the next gathers in the queue, so groups grow with the load and a lone
 //! write never waits for company.
 //!
-//! It also collects, a bounded batch at a time, what the expiry table says is due.
+//! It also collects, a bounded batch at a time, what the expiry table says is due, and flushes what it wrote when it has been
+//! idle for a second or two.
 
 use std::{
     ops::ControlFlow,
@@ -59,7 +60,7 @@ impl Writer {
     /// Works until it is told to close, or nobody can ask anymore.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         let _last_words = LastWords(Arc::clone(&self.halt));
-        let mut sweep_at = Instant::now() + SWEEP_EVERY;
+        let (mut sweep_at, mut commits_before) = (Instant::now() + SWEEP_EVERY, None);
         loop {
             let first = match jobs.recv_timeout(sweep_at.saturating_duration_since(Instant::now())) {
                 Ok(job) => Some(job),
@@ -76,6 +77,9 @@ impl Writer {
             }
             if Instant::now() >= sweep_at {
                 let more = self.sweep();
+                if commits_before.replace(self.commits) == Some(self.commits) && self.halt.get().is_none() {
+                    self.engine.settle();
+                }
                 sweep_at = Instant::now() + if more { Duration::ZERO } else { SWEEP_EVERY };
             }
         }

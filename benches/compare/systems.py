@@ -157,12 +157,12 @@ class Django(Http):
 
 
 class Ours:
-    """The feature store: L1 in Redis, L2 in MongoDB."""
+    """The feature store."""
 
-    name = "ours"
     path = "/featurestore.v1.FeatureStoreService/GetFeatures"
 
-    def __init__(self, port: int, group: int) -> None:
+    def __init__(self, name: str, port: int, group: int) -> None:
+        self.name = name
         self.port = port
         self.group = group
         self.target = f"127.0.0.1:{port}"
@@ -172,19 +172,22 @@ class Ours:
         self._call = self._channel.unary_unary(self.path)
 
     @classmethod
-    def start(cls, processes: Processes, backends: Backends, binary: str, folder: pathlib.Path) -> "Ours":
+    def start(
+        cls, name: str, processes: Processes, backends: Backends | None, binary: str, folder: pathlib.Path
+    ) -> "Ours":
+        """L1 in Redis and L2 in MongoDB; without backends as it comes, with both in its process and on disk."""
         port, admin_port = free_ports(2)
         environment = {
             "FEATURESTORE_LISTEN": f"127.0.0.1:{port}",
             "FEATURESTORE_ADMIN_LISTEN": f"127.0.0.1:{admin_port}",
-            "FEATURESTORE_DATA_DIR": str(folder / "data"),
-            "REDIS_URL": backends.redis_url(0),
-            "MONGO_URI": backends.mongo_uri,
+            "FEATURESTORE_DATA_DIR": str(folder / name),
             "RUST_LOG": "warn",
             "FEATURESTORE_DRAIN_DELAY": "0s",
         }
-        ours = cls(port, processes.start("featurestore", [binary, "serve"], environment))
-        processes.until(cls.name, ours.info)
+        if backends:
+            environment |= {"REDIS_URL": backends.redis_url(0), "MONGO_URI": backends.mongo_uri}
+        ours = cls(name, port, processes.start(name, [binary, "serve"], environment))
+        processes.until(name, ours.info)
         bulk = ours._channel.stream_stream(
             "/featurestore.v1.FeatureStoreService/BulkUpsert",
             request_serializer=pb.BulkUpsertRequest.SerializeToString,
@@ -193,7 +196,7 @@ class Ours:
         written = sum(answer.written for answer in bulk(cls._chunks(), timeout=120))
         if written != len(IDS):
             raise SystemExit(f"ours has written {written} of {len(IDS)} records")
-        processes.until("ours, answering everything from L1,", ours._all_in_l1)
+        processes.until(f"{name}, answering everything from L1,", ours._all_in_l1)
         return ours
 
     @staticmethod

@@ -14,7 +14,7 @@ use fjall::{
 /// The default of l2.cache.
 pub(crate) const L2_CACHE: u64 = 256 << 20;
 /// What the store gives the engine of it.
-const CACHE_BYTES: u64 = L2_CACHE / 10 * 6;
+const CACHE_BYTES: u64 = L2_CACHE / 100 * 55;
 
 /// A small generator of numbers; the quality does not matter here.
 pub(crate) struct Numbers(pub(crate) u64);

@@ -31,7 +31,7 @@ use crate::{
 const COMMITS: &str = "commits";
 /// fjall counts the bytes of blocks. Measured with 1 M records, 256 MiB of them took 340 MiB of the process (the allocator's
 /// rounding and the cache's own tables), and its small tables take some more. l2.cache promises what the process takes.
-const BLOCKS_OF_CACHE: f64 = 0.6;
+const BLOCKS_OF_CACHE: f64 = 0.55;
 /// Small memtables and journals: an open after a crash replays all journals, and 64 MiB are read well below a second.
 const JOURNAL_BYTES: u64 = 64 << 20;
 const RECORDS_MEMTABLE_BYTES: u64 = 16 << 20;

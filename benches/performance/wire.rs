@@ -138,7 +138,11 @@ impl Call for Wire {
         let answer = connection.send_request(request).await.map_err(text)?;
         let bytes = received(answer).await?;
         let size = bytes.saturating_sub(PREFIX_BYTES);
-        if self.size.contains(&size) { Ok(()) } else { Err(format!("an answer of {size} bytes, not {:?}", self.size)) }
+        if self.size.contains(&size) {
+            Ok(())
+        } else {
+            Err(format!("an answer of {size} bytes, not {:?}: degraded, or with other rows", self.size))
+        }
     }
 
     fn pid(&self) -> u32 {

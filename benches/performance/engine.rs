@@ -56,6 +56,11 @@ impl Engine {
         Ok(Self { database, records, expiry })
     }
 
+    /// Flushes the records in memory, as the store does when it is idle.
+    pub(crate) fn settle(&self) -> fjall::Result<()> {
+        self.records.rotate_memtable_and_wait()
+    }
+
     /// Writes a batch durably as the store does: each key is looked at, put, and entered where expiry is ordered.
     pub(crate) fn write(&self, envelopes: impl IntoIterator<Item = (Vec<u8>, Arc<[u8]>)>) -> fjall::Result<()> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));

@@ -84,6 +84,7 @@ pub(crate) async fn run(bench: Arc<Bench>) -> Result<(), String> {
     let copy = bench.folder()?;
     copy_folder(&data.join("fjall"), &copy.join("fjall")).map_err(|e| format!("copying the store: {e}"))?;
     let engine = Arc::new(Engine::open(&copy).map_err(|e| format!("opening the copy: {e}"))?);
+    engine.settle().map_err(|e| format!("flushing the copy: {e}"))?;
     let server = Server::start(&data, vec![(L1_OFF.0, L1_OFF.1.to_owned())]).await?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     for (name, entities, in_flight, target) in [("read 100", 100, 32, ">= 0.70"), ("read 1", 1, 128, "")] {

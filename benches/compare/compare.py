@@ -190,12 +190,12 @@ class Run:
         load = generators.h2load(system.url, requests, in_flight, seconds, self.folder)
         # h2load does not look at grpc-status; an answer of another length is no answer.
         if not 0.99 < load.bytes_per_call / expected < 1.01:
-            raise SystemExit(f"ours answers {load.bytes_per_call} bytes a call under load, and alone {expected}")
+            raise SystemExit(f"{system.name} answers {load.bytes_per_call} bytes a call under load, and alone {expected}")
         # Where Redis is too slow, as on a machine too busy, ours leaves it alone, and callers of one key share a read
         # of L2: with so few keys that would look better than it is.
         hits = min(1.0, (system.info().l1.hits - before) / (load.calls * entities))
         if hits < ALL_HITS:
-            say(f"NOTE: with {in_flight} calls in flight L1 answered {hits:.1%} of ours: this machine is too busy")
+            say(f"NOTE: with {in_flight} calls in flight L1 answered {hits:.1%} of {system.name}: this machine is too busy")
         return load, hits
 
     def _python(self, kind: str, entities: int, seed: int) -> dict:

@@ -195,7 +195,7 @@ class Ours:
         )
         written = sum(answer.written for answer in bulk(cls._chunks(), timeout=120))
         if written != len(IDS):
-            raise SystemExit(f"ours has written {written} of {len(IDS)} records")
+            raise SystemExit(f"{name} has written {written} of {len(IDS)} records")
         processes.until(f"{name}, answering everything from L1,", ours._all_in_l1)
         return ours
 

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -86,6 +86,8 @@ pub(crate) async fn run(bench: Arc<Bench>) -> Result<(), String> {
     let engine = Arc::new(Engine::open(&copy).map_err(|e| format!("opening the copy: {e}"))?);
     engine.settle().map_err(|e| format!("flushing the copy: {e}"))?;
     let server = Server::start(&data, vec![(L1_OFF.0, L1_OFF.1.to_owned())]).await?;
+    // Until the server has been idle for long enough to do the same.
+    tokio::time::sleep(Duration::from_secs(8)).await;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     for (name, entities, in_flight, target) in [("read 100", 100, 32, ">= 0.70"), ("read 1", 1, 128, "")] {
         let row = row(name).against("the engine's point reads, a thread on each core").target(target);

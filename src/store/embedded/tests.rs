@@ -143,13 +143,13 @@ async fn what_was_written_is_in_a_table_once_the_store_is_idle() {
     // Which the engine cannot compress.
     let digits = |number: u64| format!("{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let version = |number: u64| (0..12).map(|i| digits(12 * number + i)).collect::<String>();
-    for thousand in 0..40 {
+    for thousand in 0..30 {
         let write = |number: u64| upsert(&key(&number.to_string()), WriteMode::Replace, &version(number));
         let writes = (1000 * thousand..1000 * (thousand + 1)).map(write).collect();
         assert!(store.write_batch(writes, deadline()).await.iter().all(Result::is_ok));
     }
     let end = deadline();
-    while tables(dir.path()) < 40_000 * 192 {
+    while tables(dir.path()) < 15_000 * 192 {
         assert!(Instant::now() < end, "{} bytes in tables", tables(dir.path()));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -157,7 +157,7 @@ async fn what_was_written_is_in_a_table_once_the_store_is_idle() {
         State::Record(record) => record.model_version().unwrap().to_owned(),
         other => panic!("{other:?}"),
     };
-    assert_eq!(model_version(read(&store, &key("39999")).await.unwrap()), version(39_999));
+    assert_eq!(model_version(read(&store, &key("29999")).await.unwrap()), version(29_999));
     store.close().await;
     let store = open(dir.path(), Clock::system());
     assert_eq!(model_version(read(&store, &key("7")).await.unwrap()), version(7));

@@ -3,7 +3,7 @@
 //! write never waits for company.
 //!
 //! It also collects, a bounded batch at a time, what the expiry table says is due, and flushes what it wrote when it has been
-//! idle for a second or two.
+//! idle for some seconds.
 
 use std::{
     ops::ControlFlow,
@@ -30,6 +30,8 @@ use crate::{
 /// A group is closed at so many jobs or so many writes, so that its callers do not wait long and its memory is bounded.
 const GROUP_WRITES: usize = 2048;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// After so many sweeps without a commit it is idle; a pause between the batches of a load is none.
+const IDLE_SWEEPS: u32 = 5;
 /// How much one sweep removes: a few milliseconds of the writer.
 const SWEEP_RECORDS: usize = 500;
 
@@ -60,7 +62,8 @@ impl Writer {
     /// Works until it is told to close, or nobody can ask anymore.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         let _last_words = LastWords(Arc::clone(&self.halt));
-        let (mut sweep_at, mut commits_before) = (Instant::now() + SWEEP_EVERY, None);
+        let mut sweep_at = Instant::now() + SWEEP_EVERY;
+        let (mut commits_before, mut idle_sweeps) = (self.commits, 0);
         loop {
             let first = match jobs.recv_timeout(sweep_at.saturating_duration_since(Instant::now())) {
                 Ok(job) => Some(job),
@@ -77,7 +80,9 @@ impl Writer {
             }
             if Instant::now() >= sweep_at {
                 let more = self.sweep();
-                if commits_before.replace(self.commits) == Some(self.commits) && self.halt.get().is_none() {
+                idle_sweeps = if self.commits == commits_before { idle_sweeps + 1 } else { 0 };
+                commits_before = self.commits;
+                if idle_sweeps >= IDLE_SWEEPS && self.halt.get().is_none() {
                     self.engine.settle();
                 }
                 sweep_at = Instant::now() + if more { Duration::ZERO } else { SWEEP_EVERY };

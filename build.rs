@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     if Path::new(".git/logs/HEAD").exists() {
         println!("cargo::rerun-if-changed=.git/logs/HEAD");
     }
-    println!("cargo::rustc-env=FEATURESTORE_GIT_COMMIT={}", git_commit());
+    // No name of our settings: `cargo run` gives it to the server's environment, which warns of settings that it does not know.
+    println!("cargo::rustc-env=BUILD_GIT_COMMIT={}", git_commit());
 
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut compiler = Compiler::new(["proto"])?;

@@ -82,7 +82,7 @@ impl Command {
     /// Does what was asked for.
     pub(crate) fn run(self) -> ExitCode {
         if let Some(Action::Version) = self.action {
-            println!("featurestore {} ({})", env!("CARGO_PKG_VERSION"), env!("FEATURESTORE_GIT_COMMIT"));
+            println!("featurestore {} ({})", env!("CARGO_PKG_VERSION"), env!("BUILD_GIT_COMMIT"));
             return ExitCode::SUCCESS;
         }
         if let Some(Action::Token(TokenAction::New)) = self.action {

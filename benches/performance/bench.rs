@@ -33,7 +33,7 @@ impl Bench {
     pub(crate) fn new(args: Args, root: PathBuf) -> Self {
         let about = json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "commit": env!("FEATURESTORE_GIT_COMMIT"),
+            "commit": env!("BUILD_GIT_COMMIT"),
             "cpu": usage::cpu_model(),
             "cores": std::thread::available_parallelism().map_or(0, usize::from),
             "rounds": args.rounds,

@@ -19,7 +19,7 @@ pub(super) fn response(api: &Inner) -> InfoResponse {
     let limits = &api.limits;
     InfoResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        git_commit: env!("FEATURESTORE_GIT_COMMIT").to_owned(),
+        git_commit: env!("BUILD_GIT_COMMIT").to_owned(),
         uptime: Some(duration(api.started.elapsed())),
         l1: Some(tier(cache.kind, cache.address, l1_state, &tiered.l1_meter)),
         l2: Some(tier(store.kind, store.address, l2_state, &tiered.l2_meter)),

@@ -31,7 +31,7 @@ impl Metrics {
     /// All of it, as it stands now.
     pub(super) fn text(&self, format: Format) -> String {
         let mut text = Text::new(format);
-        let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("FEATURESTORE_GIT_COMMIT"))];
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("BUILD_GIT_COMMIT"))];
         text.family("featurestore_build", Kind::Info, "Which build this is.").value(&build, 1.0);
         self.calls(&mut text);
         tiers::write(&mut text, &self.tiered);

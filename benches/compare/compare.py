@@ -166,7 +166,8 @@ class Run:
             "failed": load.failed,
             "hits": hits,
         }
-        # With one call in flight its restarts are refused connections, and a process that ends takes its CPU time along.
+        # With one call in flight its restarts are refused connections, and a process that ends takes its CPU time
+        # along.
         if system.name != FEAST_DEFAULTS:
             # Of the processes of the server, without Redis.
             figures["cpu_us_per_call"] = cpu / span / load.calls_per_second * 1e6
@@ -190,12 +191,14 @@ class Run:
         load = generators.h2load(system.url, requests, in_flight, seconds, self.folder)
         # h2load does not look at grpc-status; an answer of another length is no answer.
         if not 0.99 < load.bytes_per_call / expected < 1.01:
-            raise SystemExit(f"{system.name} answers {load.bytes_per_call} bytes a call under load, and alone {expected}")
+            answered = f"{load.bytes_per_call} bytes a call under load, and alone {expected}"
+            raise SystemExit(f"{system.name} answers {answered}")
         # Where Redis is too slow, as on a machine too busy, ours leaves it alone, and callers of one key share a read
         # of L2: with so few keys that would look better than it is.
         hits = min(1.0, (system.info().l1.hits - before) / (load.calls * entities))
         if hits < ALL_HITS:
-            say(f"NOTE: with {in_flight} calls in flight L1 answered {hits:.1%} of {system.name}: this machine is too busy")
+            answered = f"L1 answered {hits:.1%} of {system.name}"
+            say(f"NOTE: with {in_flight} calls in flight {answered}: this machine is too busy")
         return load, hits
 
     def _python(self, kind: str, entities: int, seed: int) -> dict:
@@ -286,15 +289,11 @@ def show(report: dict) -> None:
     print(f"{'':<28} {'in flight':>9} {'calls/s':>9} {'rows/s':>9} {'CPU us/call':>11} |", end="")
     print(f" {'p50 us':>8} {'p99 us':>8} | {'x calls/s':>9} {'x CPU':>7} {'x p99':>7}")
     for row in report["servers"]:
-        throughput, p99 = row["ours_ratio_calls_per_second"], row.get("ours_ratio_p99_us")
-        cpu = f"{row['cpu_us_per_call']:,.0f}" if "cpu_us_per_call" in row else "-"
-        cpu_ratio = f"{row['ours_ratio_cpu_us_per_call']:.3f}" if "cpu_us_per_call" in row else "-"
         print(
             f"{row['system'] + ', ' + str(row['entities']):<28} {row['in_flight']:>9.0f}"
-            f" {row['calls_per_second']:>9,.0f} {row['rows_per_second']:>9,.0f} {cpu:>11} |"
-            + (f" {row['p50_us']:>8,.0f} {row['p99_us']:>8,.0f} |" if p99 else f" {'-':>8} {'-':>8} |")
-            + f" {throughput:>9.1f} {cpu_ratio:>7}"
-            + (f" {p99:>7.3f}" if p99 else f" {'-':>7}")
+            f" {row['calls_per_second']:>9,.0f} {row['rows_per_second']:>9,.0f} {cell(row, 'cpu_us_per_call', 11)} |"
+            f" {cell(row, 'p50_us', 8)} {cell(row, 'p99_us', 8)} | {row['ours_ratio_calls_per_second']:>9.1f}"
+            f" {cell(row, 'ours_ratio_cpu_us_per_call', 7, '.3f')} {cell(row, 'ours_ratio_p99_us', 7, '.3f')}"
             + (f" {row['failed']:.0f} calls failed" if row["failed"] else "")
             + (f" L1 answered only {row['hits']:.1%}" if row["hits"] < ALL_HITS else "")
         )
@@ -312,10 +311,16 @@ def show(report: dict) -> None:
         print("The machine was not idle when the run began: judge by CPU, if at all.")
     for row in report["targets"]:
         print(
-            f"{'met' if row['met'] else 'MISSED'}: {row['system']} against {row['baseline']}, {row['entities']} per call:"
-            f" {row['throughput_ratio']:.0f} times its throughput (at least {row['at_least']}),"
+            f"{'met' if row['met'] else 'MISSED'}: {row['system']} against {row['baseline']},"
+            f" {row['entities']} per call: {row['throughput_ratio']:.0f} times its throughput"
+            f" (at least {row['at_least']}),"
             f" {row['p99_ratio']:.3f} of its p99 with one call in flight (below 1)"
         )
+
+
+def cell(row: dict, figure: str, width: int, form: str = ",.0f") -> str:
+    """A figure that not every system has."""
+    return f"{row[figure] if figure in row else '-':>{width}{form if figure in row else ''}}"
 
 
 def say(words: str) -> None:

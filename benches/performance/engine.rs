@@ -57,7 +57,7 @@ impl Engine {
     }
 
     /// Flushes the records in memory, as the store does when it is idle.
-    pub(crate) fn settle(&self) -> fjall::Result<()> {
+    pub(crate) fn flush(&self) -> fjall::Result<()> {
         self.records.rotate_memtable_and_wait()
     }
 

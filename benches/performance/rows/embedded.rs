@@ -84,7 +84,7 @@ pub(crate) async fn run(bench: Arc<Bench>) -> Result<(), String> {
     let copy = bench.folder()?;
     copy_folder(&data.join("fjall"), &copy.join("fjall")).map_err(|e| format!("copying the store: {e}"))?;
     let engine = Arc::new(Engine::open(&copy).map_err(|e| format!("opening the copy: {e}"))?);
-    engine.settle().map_err(|e| format!("flushing the copy: {e}"))?;
+    engine.flush().map_err(|e| format!("flushing the copy: {e}"))?;
     let server = Server::start(&data, vec![(L1_OFF.0, L1_OFF.1.to_owned())]).await?;
     // Until the server has been idle for long enough to do the same.
     tokio::time::sleep(Duration::from_secs(8)).await;

@@ -40,9 +40,9 @@ const RECORDS_MEMTABLE_BYTES: u64 = 16 << 20;
 const RECORDS_TABLE_BYTES: u64 = 16 << 20;
 const SMALL_MEMTABLE_BYTES: u64 = 2 << 20;
 /// A memtable that nobody writes to is flushed from so many bytes on; small tables would make more to merge than they spare.
-const SETTLED_BYTES: u64 = 4 << 20;
+const IDLE_FLUSH_BYTES: u64 = 4 << 20;
 /// And only with so much room on the disk: a flush or the merge after it that finds none would end all writes until a restart.
-const SETTLING_ROOM_BYTES: u64 = 256 << 20;
+const FLUSH_ROOM_BYTES: u64 = 256 << 20;
 
 pub(super) struct Engine {
     database: Database,
@@ -195,12 +195,12 @@ impl Engine {
 
     /// Flushes the records in memory, while nobody writes: what is read for hours after a load is found faster in a table,
     /// where a filter tells which has it, than by a walk from node to node of a memtable that has filled by half.
-    pub(super) fn settle(&self) {
-        if self.records.tree.active_memtable().size() < SETTLED_BYTES {
+    pub(super) fn flush(&self) {
+        if self.records.tree.active_memtable().size() < IDLE_FLUSH_BYTES {
             return;
         }
         let room = rustix::fs::statvfs(&self.dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
-        if room < SETTLING_ROOM_BYTES {
+        if room < FLUSH_ROOM_BYTES {
             return;
         }
         if let Err(error) = self.records.rotate_memtable() {

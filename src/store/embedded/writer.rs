@@ -83,7 +83,7 @@ impl Writer {
                 idle_sweeps = if self.commits == commits_before { idle_sweeps + 1 } else { 0 };
                 commits_before = self.commits;
                 if idle_sweeps >= IDLE_SWEEPS && self.halt.get().is_none() {
-                    self.engine.settle();
+                    self.engine.flush();
                 }
                 sweep_at = Instant::now() + if more { Duration::ZERO } else { SWEEP_EVERY };
             }

@@ -9,7 +9,6 @@ mod convert;
 mod failure;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod in_flight;
 mod info;
 mod matrix;
 mod rows;
@@ -42,7 +41,7 @@ use crate::{
 use bulk::BulkRecords;
 use failure::Failure;
 
-pub use in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Share};
+pub use crate::in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Share};
 
 /// What a request may hold at most.
 #[derive(Clone, Debug)]

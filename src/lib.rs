@@ -4,6 +4,7 @@
 //! it):
 //!
 //! - [`metrics`], [`trace`]: counters, histograms and their text; the spans of calls and of what they ask of backends.
+//! - [`in_flight`]: the places of calls and the bytes that they hold, counted against their bounds.
 //! - [`proto`]: the generated code.
 //! - [`record`]: feature views, entity ids, records, revisions, and the stored bytes of a record.
 //! - [`cache`]: the contract of L1, the entry state machine, L1 in process and in Redis.
@@ -33,6 +34,7 @@ pub mod config;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod in_flight;
 pub mod metrics;
 pub mod proto;
 pub mod record;

@@ -7,16 +7,17 @@ use std::{
 };
 
 /// Left imports right, never back.
-const MAY_IMPORT: [(&str, &[&str]); 15] = [
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
+    ("in_flight", &[]),
     ("metrics", &[]),
     ("trace", &[]),
     ("proto", &[]),
     ("record", &["proto"]),
     ("cache", &["record", "metrics", "trace"]),
     ("store", &["cache", "record", "proto", "metrics", "trace"]),
-    ("tiered", &["store", "cache", "record", "metrics", "trace"]),
+    ("tiered", &["store", "cache", "record", "in_flight", "metrics", "trace"]),
     ("access", &["record", "metrics"]),
-    ("api", &["access", "tiered", "store", "record", "proto", "metrics", "trace"]),
+    ("api", &["access", "tiered", "store", "record", "proto", "in_flight", "metrics", "trace"]),
     ("server", &["access", "api", "tiered", "proto", "metrics", "trace"]),
     ("config", &["api", "tiered"]),
     ("telemetry", &["trace"]),

@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use super::{
     explore::Next,
     l1::{Command, Id, L1, Value},
-    setup::{ACTORS, Role, Setup},
+    setup::{ACTORS, Role, Second, Setup},
 };
 
 /// Where an actor is.
@@ -42,6 +42,8 @@ pub(super) enum Actor {
 pub(super) struct L2 {
     pub version: u8,
     pub kind: Kind,
+    /// Came from a backup, with the revision that it had then.
+    pub restored: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,11 +55,29 @@ pub(super) enum Kind {
 
 impl L2 {
     pub(super) fn value(self) -> Value {
-        Value { version: self.version, revision: if self.kind == Kind::Nothing { 0 } else { self.version } }
+        let revision = match self.kind {
+            Kind::Nothing => 0,
+            _ if self.restored => 1,
+            _ => self.version & !COPIED,
+        };
+        Value { version: self.version, revision }
     }
 }
 
-/// What a server knows of the epoch, of which there are two: 0, and 1 after the change.
+/// What is written in the copy of L2 only has versions with this bit.
+pub(super) const COPIED: u8 = 0x40;
+
+/// The epoch's document in L2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Document {
+    /// Part of every key in L1.
+    pub epoch: u8,
+    /// The L1 that it names, by its id and its history.
+    pub l1: u8,
+}
+
+/// What a server knows of the epoch's document, of which there are two: 0, and 1 after the change. Actors call both
+/// "epoch", also where the second keeps the epoch of the first and only names another history of L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum View {
     /// Of the epoch at the beginning, and fresh.
@@ -70,6 +90,9 @@ pub(super) enum View {
     Second,
 }
 
+/// No entry anywhere.
+pub(super) const EMPTY: [L1; 4] = [None, None, None, None];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Server {
     /// It remembers the key, so it does not trust L1.
@@ -77,44 +100,72 @@ pub(super) struct Server {
     pub view: View,
     /// The newest that it answered with `cached = false` or `degraded`, promised once L1 is trusted again.
     pub owed: u8,
+    /// The L1 that its connection leads to.
+    pub connected: u8,
+    /// L2 knows that it uses the L1 that the first document names.
+    pub leased: bool,
+    /// Its machine sleeps, and so does its clock.
+    pub suspended: bool,
 }
 
 /// All that the future depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct State {
-    /// By epoch.
-    pub l1: [L1; 2],
-    pub l2: L2,
+    /// Of each L1 the entry of each epoch.
+    pub l1: [L1; 4],
+    /// L2, and a copy of it.
+    pub l2: [L2; 2],
     pub now: u8,
-    /// The newest version that was answered, and is promised to every later read.
-    pub promised: u8,
+    /// The newest version that was answered, and is promised to every later read; by L2.
+    pub promised: [u8; 2],
     pub servers: [Server; 2],
     pub actors: [Actor; ACTORS],
     /// Commands on their way that nobody waits for.
-    pub late: [Option<(u8, Command)>; 2],
+    pub late: [Option<(usize, Command)>; 2],
     /// Versions whose change events are on their way, a bit each.
     pub changes: u8,
     pub evictions: u8,
     pub faults: u8,
-    pub changed: bool,
+    /// The document after its change, by L2.
+    pub changed: [Option<Document>; 2],
+    /// How often addresses of L1 may yet change, and servers be restarted.
+    pub moves: u8,
+    pub restarts: u8,
+    /// L1 1 follows L1 0 no longer.
+    pub promoted: bool,
+    /// The marker in L1 1 is one that nobody has renewed for longer than the second pass looks back.
+    pub aged: bool,
+    /// A failover may have lost what was confirmed, and the second pass has not gone by yet.
+    pub excused: bool,
+    /// L2 is not the one that the epoch's document tells of.
+    pub replaced: bool,
 }
 
 impl State {
     pub(super) fn first(setup: &Setup) -> Self {
         let version = u8::from(!setup.absent);
-        let l2 = L2 { version, kind: if setup.absent { Kind::Nothing } else { Kind::Record } };
+        let kind = if setup.absent { Kind::Nothing } else { Kind::Record };
+        let l2 = L2 { version, kind, restored: false };
+        let server =
+            Server { remembers: false, view: View::First, owed: 0, connected: 0, leased: true, suspended: false };
         let mut state = Self {
-            l1: [None, None],
-            l2,
+            l1: EMPTY,
+            l2: [l2; 2],
             now: 0,
-            promised: version,
-            servers: [Server { remembers: false, view: View::First, owed: 0 }; 2],
+            promised: [version; 2],
+            servers: [server; 2],
             actors: [Actor::Idle; ACTORS],
             late: [None; 2],
             changes: 0,
             evictions: setup.evictions,
             faults: setup.faults,
-            changed: false,
+            changed: [None; 2],
+            moves: setup.moves,
+            restarts: setup.restarts,
+            promoted: false,
+            aged: setup.second == Some(Second::Restored),
+            excused: false,
+            replaced: false,
         };
         if !setup.absent {
             let (token, value) = (Id::MAX, l2.value());
@@ -122,13 +173,15 @@ impl State {
                 command.execute(setup, &mut state.l1[0], 0);
             }
         }
+        state.first_of_two(setup);
         state
     }
 
     /// Everything that may happen next.
     pub(super) fn next(&self, setup: &Setup) -> Vec<Next> {
         let mut out = Vec::with_capacity(16);
-        for who in 0..setup.roles.len() {
+        let runs = |who: &usize| !self.servers[setup.roles[*who].1].suspended;
+        for who in (0..setup.roles.len()).filter(runs) {
             match setup.roles[who].0 {
                 Role::Read | Role::Strong | Role::Flight => self.read(setup, who, &mut out),
                 _ => self.write(setup, who, &mut out),
@@ -140,22 +193,26 @@ impl State {
 
     /// A clean entry that a read which begins now would be answered with, although it is older than what was promised.
     pub(super) fn too_old_a_hit(&self, setup: &Setup) -> Option<Step> {
-        let too_old = |at: &usize| self.hit(*at).filter(|value| value.version < self.promised);
+        let too_old = |at: &usize| self.hit(setup, *at).filter(|value| self.is_too_old(setup, *at, *value));
         let (at, value) = setup.servers().find_map(|at| Some((at, too_old(&at)?)))?;
-        let how = "although a newer one was answered before";
+        let how = match self.is_of_the_other_l2(setup, at, value) {
+            true => "which only the other L2 holds",
+            false => "although a newer one was answered before",
+        };
         let revision = Some(value.version);
         Some(Step { who: "a reader at server", number: Some(at), does: "hits revision", revision, how })
     }
 
     /// What a server's read would hit.
-    pub(super) fn hit(&self, at: usize) -> Option<Value> {
+    pub(super) fn hit(&self, setup: &Setup, at: usize) -> Option<Value> {
         let server = &self.servers[at];
         let epoch = match server.view {
             View::First => 0,
             View::Second => 1,
             View::TooOld | View::Paused => return None,
         };
-        let entry = self.l1[epoch].as_ref().filter(|_| !server.remembers)?;
+        let looks = !server.remembers && !server.suspended && self.uses_l1(setup, at, epoch);
+        let entry = self.l1[self.slot(setup, at, epoch)].as_ref().filter(|_| looks)?;
         entry.hit(self.now.into()).copied()
     }
 
@@ -165,8 +222,24 @@ impl State {
         self.actors.iter().all(rests) && self.late == [None; 2] && self.changes == 0
     }
 
-    pub(super) fn promise(&mut self, version: u8) {
-        self.promised = self.promised.max(version);
+    pub(super) fn promise(&mut self, setup: &Setup, who: usize, version: u8) {
+        let at = setup.roles[who].1;
+        if self.may_promise(setup, at) {
+            let promised = &mut self.promised[setup.l2_of(at)];
+            *promised = version.max(*promised);
+        }
+    }
+
+    /// What a server owed is promised.
+    pub(super) fn pay(&mut self, setup: &Setup, at: usize) {
+        let promised = &mut self.promised[setup.l2_of(at)];
+        *promised = self.servers[at].owed.max(*promised);
+        self.servers[at].owed = 0;
+    }
+
+    /// What an actor's server finds in L2.
+    pub(super) fn l2(&self, setup: &Setup, who: usize) -> L2 {
+        self.l2[setup.l2_of(setup.roles[who].1)]
     }
 }
 

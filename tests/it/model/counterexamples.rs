@@ -3,7 +3,7 @@
 
 use super::{
     explore::{Explored, Schedule, explore},
-    setup::{Role::*, Rule, Setup},
+    setup::{Role::*, Rule, Second, Setup},
 };
 
 /// Without the rule a schedule of so many steps, and none shorter, ends with a wrong answer.
@@ -158,4 +158,132 @@ fn a_tombstone_that_is_forgotten_too_early_lets_the_deleted_record_be_seen_again
 #[test]
 fn where_nothing_stands_in_l2_only_removing_is_right() {
     goes_wrong(Rule::RemoveWhereNothingStands, 5, Setup { by_hand: true, evictions: 0, ..Setup::new(&[Delete]) });
+}
+
+/// Two servers over two L1, and an address that comes to lead to the other one.
+fn two(second: Second, roles: &[super::setup::Role]) -> Setup {
+    Setup { second: Some(second), moves: 1, evictions: 0, ..Setup::new(roles) }
+}
+
+#[test]
+fn without_the_name_in_the_epoch_an_address_that_leads_elsewhere_makes_two_caches_of_one_store() {
+    goes_wrong(Rule::EpochNamesItsL1, 5, two(Second::Other, &[Write, Read]).at([0, 1]));
+}
+
+#[test]
+fn without_the_name_in_the_epoch_a_cache_that_was_left_is_taken_up_again() {
+    let setup = Setup { moves: 0, restarts: 2, ..two(Second::Other, &[Write]) };
+    goes_wrong(Rule::EpochNamesItsL1, 8, setup);
+}
+
+#[test]
+fn a_marker_that_is_looked_at_over_a_connection_of_its_own_says_nothing_of_the_others() {
+    goes_wrong(Rule::MarkerOverTheSameConnection, 5, two(Second::Other, &[Write, Read]).at([0, 1]));
+}
+
+#[test]
+fn a_write_that_another_l1_confirmed_is_not_cached() {
+    goes_wrong(Rule::WriteConfirmedByTheNamedL1, 4, two(Second::Other, &[Bulk, Read]).at([1, 0]));
+    let setup = Setup { evictions: 1, ..two(Second::Other, &[Write, Read]) };
+    goes_wrong(Rule::WriteConfirmedByTheNamedL1, 4, setup.at([1, 0]));
+}
+
+#[test]
+fn a_read_that_another_l1_confirmed_is_followed_by_an_older_hit() {
+    goes_wrong(Rule::ReadConfirmedByTheNamedL1, 5, two(Second::Other, &[Bulk, Strong]).at([0, 1]));
+}
+
+#[test]
+fn a_key_that_was_removed_from_another_l1_is_still_in_this_one() {
+    let setup = Setup { moves: 2, ..two(Second::Other, &[Bulk]) };
+    goes_wrong(Rule::RemoveFromTheNamedL1, 5, setup.at([1]));
+}
+
+#[test]
+fn a_repairer_of_another_l1_repairs_nothing() {
+    let setup = Setup { repairer: true, ..two(Second::Other, &[Bulk, Read]) };
+    goes_wrong(Rule::RepairOfTheNamedL1, 5, setup.at([1, 0]));
+}
+
+#[test]
+fn without_the_lease_servers_take_the_epoch_from_each_other() {
+    goes_wrong(Rule::TakeoverAfterTheLease, 2, two(Second::Other, &[Write, Read]).at([0, 1]));
+}
+
+#[test]
+fn a_marker_that_is_overwritten_puts_those_who_use_it_out_of_use() {
+    goes_wrong(Rule::MarkerIsNeverOverwritten, 2, two(Second::Other, &[Write, Read]).at([0, 1]));
+}
+
+#[test]
+fn without_the_pause_a_new_epoch_for_another_l1_makes_two_caches() {
+    let setup = Setup { epochs: true, ..two(Second::Other, &[Write, Read]) };
+    goes_wrong(Rule::PauseAfterAChange, 6, setup.at([0, 1]));
+}
+
+#[test]
+fn another_run_without_a_marker_that_is_given_the_known_id_is_a_second_cache() {
+    goes_wrong(Rule::AnotherRunIsAnotherL1, 5, two(Second::Unmarked, &[Write, Read]).at([0, 1]));
+}
+
+#[test]
+fn without_the_history_in_the_epoch_a_promoted_copy_is_a_second_cache() {
+    let replica = two(Second::Replica, &[Write, Read]);
+    goes_wrong(Rule::EpochNamesTheHistory, 6, replica.at([0, 1]));
+}
+
+#[test]
+fn a_history_that_moves_on_while_somebody_uses_the_old_one_makes_two_caches() {
+    let replica = Setup { repairer: true, ..two(Second::Replica, &[Write, Read]) };
+    goes_wrong(Rule::HistoryMovesAfterTheLease, 8, replica.at([0, 1]));
+}
+
+#[test]
+fn a_view_that_is_fresh_before_its_lease_is_renewed_makes_two_caches() {
+    let replica = Setup { repairer: true, ..two(Second::Replica, &[Write, Read]) };
+    goes_wrong(Rule::LeaseWithTheLook, 10, replica.at([0, 1]));
+}
+
+#[test]
+fn a_promoted_replica_that_lagged_and_that_nobody_repairs_hides_what_it_lost() {
+    let replica = two(Second::Replica, &[Write, Read]);
+    goes_wrong(Rule::NoReplicaWithoutARepairer, 8, replica.at([0, 1]));
+}
+
+#[test]
+fn a_marker_from_a_backup_that_is_taken_for_a_living_one_brings_old_entries_back() {
+    let restored = Setup { repairer: true, ..two(Second::Restored, &[Write, Read]) };
+    goes_wrong(Rule::OldMarkerIsARestoredL1, 7, restored.at([0, 1]));
+}
+
+#[test]
+fn a_history_that_moves_on_to_a_copy_of_long_ago_brings_old_entries_back() {
+    let replica = Setup { repairer: true, ..two(Second::Replica, &[Write, Read]) };
+    goes_wrong(Rule::OldMarkerIsARestoredL1, 9, replica.at([0, 1]));
+}
+
+#[test]
+fn an_l1_of_one_process_beside_others_is_nobody_elses_cache() {
+    let private = Setup { repairer: true, moves: 0, ..two(Second::Private, &[Read, Write]) };
+    goes_wrong(Rule::PrivateL1CountsOnlyAlone, 4, private.at([0, 1]));
+}
+
+#[test]
+fn without_an_identity_of_l2_a_copy_shares_the_entries_of_the_original() {
+    let copy = Setup { copied: true, evictions: 0, ..Setup::new(&[Write, Write]) };
+    goes_wrong(Rule::L2HasAnIdentity, 5, copy.at([0, 1]));
+}
+
+#[test]
+fn without_an_identity_of_l2_a_backup_meets_the_entries_of_later() {
+    let restored = Setup { restores: true, evictions: 0, ..Setup::new(&[Write]) };
+    goes_wrong(Rule::L2HasAnIdentity, 3, restored);
+}
+
+#[test]
+fn a_machine_that_slept_uses_an_epoch_that_is_gone() {
+    let sleeper = Setup { suspends: true, epochs: true, evictions: 0, ..Setup::new(&[Write, Read]) };
+    goes_wrong(Rule::ViewIsFreshByTheWallClock, 8, sleeper.at([0, 1]));
+    let replica = Setup { suspends: true, repairer: true, ..two(Second::Replica, &[Write, Read]) };
+    goes_wrong(Rule::ViewIsFreshByTheWallClock, 10, replica.at([0, 1]));
 }

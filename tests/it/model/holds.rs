@@ -2,7 +2,7 @@
 
 use super::{
     explore::explore,
-    setup::{Role::*, Setup},
+    setup::{Role::*, Second, Setup},
 };
 
 /// No schedule of these goes wrong.
@@ -94,4 +94,60 @@ fn a_new_epoch() {
     holds(Setup { epochs: true, ..Setup::new(&[Write, Read, Read]) }.at([0, 0, 1]));
     holds(Setup { epochs: true, evictions: 0, ..Setup::new(&[Write, Write, Read]) }.at([0, 1, 1]));
     holds(Setup { epochs: true, evictions: 0, ..Setup::new(&[Bulk, Read, Strong]) }.at([0, 1, 1]));
+}
+
+#[test]
+fn addresses_that_come_to_lead_to_another_l1() {
+    let two = Setup { second: Some(Second::Other), moves: 2, evictions: 0, ..Setup::new(&[]) };
+    let over = |roles| Setup { roles: Setup::new(roles).roles, ..two.clone() };
+    holds(over(&[Write, Read]).at([0, 1]));
+    holds(Setup { evictions: 1, moves: 1, ..over(&[Write, Read, Read]) }.at([0, 0, 1]));
+    holds(Setup { moves: 1, ..over(&[Write, Write, Read]) }.at([0, 1, 1]));
+    holds(Setup { moves: 1, ..over(&[Bulk, Read, Strong]) }.at([0, 1, 1]));
+    holds(Setup { repairer: true, ..over(&[Bulk, Read]) }.at([0, 1]));
+    holds(Setup { epochs: true, ..over(&[Write, Read]) }.at([0, 1]));
+    holds(Setup { faults: 1, moves: 1, ..over(&[Write, Read]) }.at([0, 1]));
+    holds(Setup { second: Some(Second::Unmarked), ..over(&[Write, Read]) }.at([0, 1]));
+}
+
+#[test]
+fn servers_that_are_restarted_one_after_the_other_with_another_l1_and_back() {
+    let two = Setup { second: Some(Second::Other), restarts: 4, evictions: 0, ..Setup::new(&[Write, Read]) };
+    holds(two.clone().at([0, 1]));
+    holds(Setup { restarts: 2, evictions: 1, ..two }.at([0, 1]));
+}
+
+#[test]
+fn promoted_replicas_and_restored_copies_of_l1() {
+    for second in [Second::Replica, Second::Restored] {
+        for repairer in [false, true] {
+            let two = Setup { second: Some(second), moves: 1, repairer, evictions: 0, ..Setup::new(&[Write, Read]) };
+            holds(two.clone().at([0, 1]));
+            holds(Setup { roles: Setup::new(&[Bulk, Strong]).roles, ..two.clone() }.at([0, 1]));
+            holds(Setup { suspends: true, ..two }.at([0, 1]));
+        }
+    }
+}
+
+#[test]
+fn an_l1_in_one_process_beside_that_of_others() {
+    let two =
+        Setup { second: Some(Second::Private), repairer: true, evictions: 0, ..Setup::new(&[Write, Write, Read]) };
+    holds(two.clone().at([0, 1, 1]));
+    holds(Setup { roles: Setup::new(&[Write, Read, Strong]).roles, ..two }.at([1, 0, 1]));
+}
+
+#[test]
+fn a_copy_of_l2_and_a_backup_that_is_restored() {
+    let copy = Setup { copied: true, ..Setup::new(&[Write, Write, Read, Read]) };
+    holds(copy.at([0, 1, 0, 1]));
+    holds(Setup { restores: true, ..Setup::new(&[Write, Write, Read]) }.at([0, 1, 1]));
+    holds(Setup { restores: true, second: Some(Second::Other), moves: 1, ..Setup::new(&[Write, Read]) }.at([0, 1]));
+}
+
+#[test]
+fn machines_that_sleep() {
+    holds(Setup { suspends: true, epochs: true, ..Setup::new(&[Write, Read, Read]) }.at([0, 0, 1]));
+    let two = Setup { suspends: true, second: Some(Second::Other), moves: 1, ..Setup::new(&[Write, Read]) };
+    holds(two.at([0, 1]));
 }

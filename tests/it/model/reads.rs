@@ -21,7 +21,7 @@ impl State {
             (_, Actor::Hit { version, floor }) => {
                 self.join(setup, who, floor, self.joins_until(setup, false), out);
                 let mut to = self.clone();
-                to.promise(version);
+                to.promise(setup, who, version);
                 to.actors[who] = setup.after_a_read();
                 let value = Value { version, revision: version };
                 let mut next = step(setup, who, "lands with L1's answer, revision", value, "", to);
@@ -50,19 +50,19 @@ impl State {
 
     /// What a read that begins now must not fall below. Where L2 always answers what stands, this needs no check.
     fn floor(&self, setup: &Setup) -> u8 {
-        if setup.deposed { self.promised } else { 0 }
+        if setup.deposed { self.promised[0] } else { 0 }
     }
 
     /// The epoch in which a server reads from L1, unless it would hit.
     fn misses_in(&self, setup: &Setup, who: usize) -> Option<u8> {
         let at = setup.roles[who].1;
-        if self.servers[at].remembers || self.hit(at).is_some() {
+        if self.servers[at].remembers || self.hit(setup, at).is_some() {
             return None;
         }
         match self.servers[at].view {
-            View::First => Some(0),
-            View::Second => Some(1),
-            View::TooOld | View::Paused => None,
+            View::First if self.uses_l1(setup, at, 0) => Some(0),
+            View::Second if self.uses_l1(setup, at, 1) => Some(1),
+            _ => None,
         }
     }
 
@@ -76,7 +76,7 @@ impl State {
             out.push(plain(setup, who, "misses", "", to));
             return;
         }
-        for (mut to, reply, mut how) in self.send(setup, epoch, Command::Acquire { token }) {
+        for (mut to, reply, mut how) in self.send(setup, who, epoch, Command::Acquire { token }) {
             match reply {
                 Some(Reply::Hit(value)) => {
                     to.actors[who] = Actor::Hit { version: value.version, floor };
@@ -90,7 +90,7 @@ impl State {
                 }
                 // It reads L2, remembers the key, and answers `degraded`.
                 _ => {
-                    to.owe(setup, who, to.l2.version);
+                    to.owe(setup, who, to.l2(setup, who).version);
                     to.actors[who] = setup.after_a_read();
                 }
             }
@@ -109,9 +109,10 @@ impl State {
         epoch: u8,
         out: &mut Vec<Next>,
     ) {
-        let mut answers = vec![("reads from L2 revision", self.l2.value())];
-        if setup.deposed && suspect.is_some() && self.l2.version > 0 {
-            let before = self.l2.version - 1;
+        let l2 = self.l2(setup, who);
+        let mut answers = vec![("reads from L2 revision", l2.value())];
+        if setup.deposed && suspect.is_some() && l2.version > 0 {
+            let before = l2.version - 1;
             answers.push(("reads from a deposed primary revision", Value { version: before, revision: before }));
         }
         for (does, value) in answers {
@@ -119,7 +120,7 @@ impl State {
             let answer = newer.filter(|_| !setup.lacks(Rule::SuspectIsRight)).unwrap_or(value).version;
             let mut to = self.clone();
             if setup.lacks(Rule::SettleBeforeAReply) {
-                to.promise(answer);
+                to.promise(setup, who, answer);
             }
             to.actors[who] = Actor::Read { lease, value, answer, floor, epoch };
             out.push(step(setup, who, does, value, "", to));
@@ -139,16 +140,18 @@ impl State {
         out: &mut Vec<Next>,
     ) {
         let holds = self.holds(setup, who, epoch) || setup.lacks(Rule::ReadChecksItsViewAgain);
-        for (mut to, reply, how) in self.send(setup, epoch, Command::Settle { lease, value }) {
+        let counts = self.counts_at(setup, setup.roles[who].1, epoch, Rule::ReadConfirmedByTheNamedL1);
+        for (mut to, reply, how) in self.send(setup, who, epoch, Command::Settle { lease, value }) {
             to.actors[who] = setup.after_a_read();
             let how = match reply {
+                Some(_) if holds && !counts => "confirmed by an L1 that does not count, so it answers degraded",
                 Some(_) if holds => {
-                    to.promise(answer);
+                    to.promise(setup, who, answer);
                     if how.is_empty() { "and answers" } else { how }
                 }
                 Some(_) => "and answers degraded, as the epoch is another now",
                 None if setup.lacks(Rule::RememberALostSettle) => {
-                    to.promise(answer);
+                    to.promise(setup, who, answer);
                     "no reply in time, and answers"
                 }
                 None => {
@@ -157,16 +160,16 @@ impl State {
                 }
             };
             let mut next = step(setup, who, "SETTLE revision", value, how, to);
-            next.wrong = reply.is_some() && holds && answer < floor;
+            next.wrong = reply.is_some() && holds && counts && answer < floor;
             out.push(next);
         }
     }
 
     fn read_strong(&self, setup: &Setup, who: usize, out: &mut Vec<Next>) {
-        let value = self.l2.value();
+        let value = self.l2(setup, who).value();
         let mut to = self.clone();
         if setup.lacks(Rule::SettleBeforeAStrongReply) {
-            to.promise(value.version);
+            to.promise(setup, who, value.version);
             out.push(step(setup, who, "reads from L2 and answers revision", value, "", to));
             return;
         }
@@ -192,17 +195,17 @@ impl State {
     fn board(&self, setup: &Setup, who: usize, out: &mut Vec<Next>) {
         if self.misses_in(setup, who).is_some() {
             let mut to = self.clone();
-            to.actors[who] = Actor::Boarding { floor: self.promised };
+            to.actors[who] = Actor::Boarding { floor: self.promised[0] };
             out.push(plain(setup, who, "is boarded by a reader that missed", "", to));
         }
     }
 
     /// Another reader misses; what the flight brings must not be older than what was promised before.
     fn join(&self, setup: &Setup, who: usize, floor: u8, open: bool, out: &mut Vec<Next>) {
-        if !open || self.promised <= floor || self.misses_in(setup, who).is_none() {
+        if !open || self.promised[0] <= floor || self.misses_in(setup, who).is_none() {
             return;
         }
-        let floor = self.promised;
+        let floor = self.promised[0];
         let mut to = self.clone();
         to.actors[who] = match self.actors[who] {
             Actor::Hit { version, .. } => Actor::Hit { version, floor },

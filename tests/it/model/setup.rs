@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::actors::Actor;
+use super::actors::{Actor, COPIED};
 
 /// How many actors there are room for.
 pub(super) const ACTORS: usize = 4;
@@ -54,10 +54,43 @@ pub(super) enum Rule {
     PauseAfterAChange,
     WriteChecksItsViewAgain,
     ReadChecksItsViewAgain,
+    // Those that say which L1 counts, for which L2.
+    EpochNamesItsL1,
+    MarkerOverTheSameConnection,
+    WriteConfirmedByTheNamedL1,
+    ReadConfirmedByTheNamedL1,
+    RemoveFromTheNamedL1,
+    RepairOfTheNamedL1,
+    TakeoverAfterTheLease,
+    MarkerIsNeverOverwritten,
+    AnotherRunIsAnotherL1,
+    EpochNamesTheHistory,
+    HistoryMovesAfterTheLease,
+    LeaseWithTheLook,
+    NoReplicaWithoutARepairer,
+    OldMarkerIsARestoredL1,
+    PrivateL1CountsOnlyAlone,
+    L2HasAnIdentity,
+    ViewIsFreshByTheWallClock,
     // Others.
     SuspectIsRight,
     TombstonesAreKept,
     RemoveWhereNothingStands,
+}
+
+/// What the second L1 is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Second {
+    /// Another server, with a marker and an id of its own: another address, another database, another user's prefix.
+    Other,
+    /// Another server, which has no marker yet.
+    Unmarked,
+    /// A replica of the first, some way behind it, which may be promoted while that lives on.
+    Replica,
+    /// A server that came up with an old copy of what the first held, its marker among it.
+    Restored,
+    /// In the process of server 1, and followed by L2's change events.
+    Private,
 }
 
 /// Who takes part in one exploration, and what may happen to them.
@@ -83,6 +116,18 @@ pub(super) struct Setup {
     pub epochs: bool,
     /// Nothing stands at first. Else revision 1, clean in L1, and answered.
     pub absent: bool,
+    /// There is a second L1.
+    pub second: Option<Second>,
+    /// How often an address of L1 may lead to the other one, at a reconnect.
+    pub moves: u8,
+    /// How often a server may be restarted with the other L1.
+    pub restarts: u8,
+    /// A machine may be suspended.
+    pub suspends: bool,
+    /// Server 1 is over a copy of L2, which carries the epoch's document along.
+    pub copied: bool,
+    /// L2 may be restored from a backup, while no server runs.
+    pub restores: bool,
     /// What is taken away.
     pub without: Option<Rule>,
 }
@@ -103,6 +148,12 @@ impl Setup {
             by_hand: false,
             epochs: false,
             absent: false,
+            second: None,
+            moves: 0,
+            restarts: 0,
+            suspends: false,
+            copied: false,
+            restores: false,
             without: None,
         }
     }
@@ -128,6 +179,26 @@ impl Setup {
     /// Those that anybody is at.
     pub(super) fn servers(&self) -> Range<usize> {
         0..self.roles.iter().map(|(_, at)| at + 1).max().unwrap_or(0)
+    }
+
+    /// Whether it matters which L1 counts, and for which L2.
+    pub(super) fn whose(&self) -> bool {
+        self.second.is_some() || self.suspends || self.copied || self.restores
+    }
+
+    /// Whether the epoch's document may change.
+    pub(super) fn may_change(&self) -> bool {
+        self.epochs || self.whose()
+    }
+
+    /// The L2 of a server.
+    pub(super) fn l2_of(&self, server: usize) -> usize {
+        usize::from(self.copied && server == 1)
+    }
+
+    /// What is written next in an L2.
+    pub(super) fn next_version(&self, l2: usize, version: u8) -> u8 {
+        if l2 == 1 { (version + 1) | COPIED } else { version + 1 }
     }
 
     pub(super) fn lacks(&self, rule: Rule) -> bool {

@@ -1,7 +1,7 @@
 //! What happens of itself: eviction, time, late commands, change events, new epochs, and the removal of remembered keys.
 
 use super::{
-    actors::{Actor, Kind, L2, State, Step, View},
+    actors::{Actor, Document, EMPTY, Kind, L2, State, Step, View},
     explore::Next,
     l1::{Command, Value},
     setup::{Role, Rule, Setup},
@@ -12,11 +12,11 @@ impl State {
         let mut happens = |who, number, does, revision, to| {
             out.push(Next { step: Step { who, number, does, revision, how: "" }, to, wrong: false });
         };
-        for (epoch, slot) in self.l1.iter().enumerate() {
+        for (at, slot) in self.l1.iter().enumerate() {
             if slot.is_some() && self.evictions > 0 {
                 let mut to = self.clone();
                 to.evictions -= 1;
-                to.l1[epoch] = None;
+                to.l1[at] = None;
                 happens("L1", None, "evicts the entry", None, to);
             }
         }
@@ -26,10 +26,10 @@ impl State {
             happens("all that is timed", None, "is over", None, to);
         }
         for (at, late) in self.late.iter().enumerate() {
-            if let Some((epoch, command)) = late {
+            if let Some((slot, command)) = late {
                 let mut to = self.clone();
                 to.late[at] = None;
-                command.execute(setup, &mut to.l1[usize::from(*epoch)], self.now);
+                command.execute(setup, &mut to.l1[*slot], self.now);
                 let (does, revision) = match command {
                     Command::Acquire { .. } => ("executes a late ACQUIRE", None),
                     Command::Settle { value, .. } => ("executes a late SETTLE, revision", Some(value.version)),
@@ -41,84 +41,117 @@ impl State {
                 happens("L1", None, does, revision, to);
             }
         }
-        for version in (0..8).filter(|version| self.changes & 1 << version != 0) {
+        // Of two L1 servers repair the one that they use.
+        let changes = if setup.second.is_none() { self.changes } else { 0 };
+        for version in (0..8).filter(|version| changes & 1 << version != 0) {
             let mut to = self.clone();
             to.changes &= !(1 << version);
             let value = Value { version, revision: version };
             Command::Settle { lease: None, value }.execute(setup, &mut to.l1[0], self.now);
             happens("repairer", None, "SETTLE without a lease, revision", Some(version), to);
         }
-        if setup.by_hand && self.l2.kind == Kind::Record {
+        let l2 = self.l2[0];
+        if setup.by_hand && l2.kind == Kind::Record {
             let mut to = self.clone();
-            to.l2 = L2 { version: self.l2.version + 1, kind: Kind::Nothing };
+            to.l2[0] = L2 { version: l2.version + 1, kind: Kind::Nothing, restored: false };
             happens("somebody", None, "deletes the document by hand", None, to);
         }
-        if self.l2.kind == Kind::Tombstone && (self.is_quiet() || setup.lacks(Rule::TombstonesAreKept)) {
+        if l2.kind == Kind::Tombstone && (self.is_quiet() || setup.lacks(Rule::TombstonesAreKept)) {
             let mut to = self.clone();
-            to.l2.kind = Kind::Nothing;
+            to.l2[0].kind = Kind::Nothing;
             if self.is_quiet() {
-                to.l1 = [None, None]; // a day has passed, and nothing in L1 lives for so long
+                to.l1 = EMPTY; // a day has passed, and nothing in L1 lives for so long
             }
             happens("L2", None, "forgets the tombstone", None, to);
         }
         for at in setup.servers() {
             let server = &self.servers[at];
-            if let Some(value) = self.hit(at).filter(|value| value.version > self.promised) {
+            let l2 = setup.l2_of(at);
+            let shows_more = |value: &Value| value.version > self.promised[l2] && self.may_promise(setup, at);
+            if let Some(value) = self.hit(setup, at).filter(shows_more) {
                 let mut to = self.clone();
-                to.promise(value.version);
+                to.promised[l2] = value.version;
                 happens("a reader at server", Some(at), "hits revision", Some(value.version), to);
             }
-            if server.remembers && self.may_trust_again(setup, at) {
+            if server.remembers && !server.suspended && self.may_trust_again(setup, at) {
                 let mut to = self.clone();
-                let epoch = usize::from(server.view == View::Second);
                 if !setup.lacks(Rule::RemoveBeforeTrust) {
-                    to.l1[epoch] = None;
+                    to.l1[self.slot(setup, at, (server.view == View::Second).into())] = None;
                 }
                 to.servers[at].remembers = false;
-                to.promise(server.owed);
-                to.servers[at].owed = 0;
+                to.pay(setup, at);
                 happens("server", Some(at), "removes the key that it remembers, and trusts L1 again", None, to);
             }
         }
-        if setup.epochs {
+        if setup.epochs && self.changed[0].is_none() {
             self.change_epoch(setup, &mut happens);
         }
+        if setup.may_change() {
+            self.look_at_the_epoch(setup, &mut happens);
+        }
+        if setup.whose() {
+            self.whose(setup, out);
+        }
         if setup.ticks > 0 {
-            out.iter_mut().filter(|next| next.to.l1 == [None, None]).for_each(|next| next.to.now = 0);
+            out.iter_mut().filter(|next| next.to.l1 == EMPTY).for_each(|next| next.to.now = 0);
         }
     }
 
+    /// Somebody asks for a new epoch.
     fn change_epoch(
         &self,
         setup: &Setup,
         happens: &mut impl FnMut(&'static str, Option<usize>, &'static str, Option<u8>, Self),
     ) {
-        if !self.changed {
-            let to = Self { changed: true, ..self.clone() };
-            return happens("L2", None, "holds a new epoch", None, to);
+        for l1 in 0..if setup.second.is_some() { 2 } else { 1 } {
+            let mut to = self.clone();
+            to.changed[0] = Some(Document { epoch: 1, l1 });
+            let does = ["holds a new epoch", "holds a new epoch, which names L1 1"][usize::from(l1)];
+            happens("L2", None, does, None, to);
         }
-        let nobody_is_left = self.servers.iter().all(|server| server.view != View::First);
-        for (at, server) in self.servers.iter().enumerate() {
+    }
+
+    /// What servers learn of the epoch's document.
+    fn look_at_the_epoch(
+        &self,
+        setup: &Setup,
+        happens: &mut impl FnMut(&'static str, Option<usize>, &'static str, Option<u8>, Self),
+    ) {
+        for (at, server) in self.servers.iter().enumerate().filter(|(_, server)| !server.suspended) {
+            let l2 = setup.l2_of(at);
             let mut becomes = |view, does| {
                 let mut to = self.clone();
                 to.servers[at].view = view;
-                if view == View::Second && !server.remembers {
-                    to.promise(server.owed);
-                    to.servers[at].owed = 0;
+                to.servers[at].leased &= view == View::First;
+                // A new epoch is cold, and was told all that is owed.
+                let is_new = self.document(setup, at, 1).epoch == 1 && self.is_named(setup, at, 1);
+                if view == View::Second && !server.remembers && is_new {
+                    to.pay(setup, at);
                 }
                 happens("server", Some(at), does, None, to);
             };
-            match server.view {
-                View::First => {
+            match (server.view, self.changed[l2]) {
+                (View::First, None) if setup.whose() => {
+                    becomes(View::TooOld, "has not looked at the epoch for too long");
+                }
+                (View::First, None) | (View::TooOld, None) => {}
+                // The history is another, and the epoch is not: nobody uses the old one any more, so there is no pause.
+                (View::First | View::TooOld, Some(Document { epoch: 0, .. })) => {
+                    becomes(View::Second, "sees that the epoch names the other history");
+                    if server.view == View::First {
+                        becomes(View::TooOld, "has not looked at the epoch for too long");
+                    }
+                }
+                (View::First, Some(_)) => {
                     becomes(View::TooOld, "has not looked at the epoch for too long");
                     becomes(View::Paused, "sees the new epoch, and pauses");
                 }
-                View::TooOld => becomes(View::Paused, "sees the new epoch, and pauses"),
+                (View::TooOld, Some(_)) => becomes(View::Paused, "sees the new epoch, and pauses"),
                 // The pause is longer than a view lives.
-                View::Paused if nobody_is_left || setup.lacks(Rule::PauseAfterAChange) => {
+                (View::Paused, _) if self.nobody_is_left(setup, l2) || setup.lacks(Rule::PauseAfterAChange) => {
                     becomes(View::Second, "ends its pause");
                 }
-                View::Paused | View::Second => {}
+                (View::Paused | View::Second, _) => {}
             }
         }
     }
@@ -130,7 +163,11 @@ impl State {
             marks && matches!(actor, Actor::Bypasses | Actor::Committed { permit: None, .. })
         };
         let here = setup.roles.iter().zip(self.actors).filter(|((_, server), _)| *server == at);
-        let knows = matches!(self.servers[at].view, View::First | View::Second);
+        let knows = match self.servers[at].view {
+            View::First => self.counts_at(setup, at, 0, Rule::RemoveFromTheNamedL1),
+            View::Second => self.counts_at(setup, at, 1, Rule::RemoveFromTheNamedL1),
+            View::TooOld | View::Paused => false,
+        };
         knows && !here.map(|((role, _), actor)| (*role, actor)).any(bypasses)
     }
 }

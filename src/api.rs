@@ -50,7 +50,7 @@ pub struct Limits {
     pub max_entities: usize,
     /// Features of a record, after a merge; names of a read.
     pub max_features: usize,
-    /// Bytes of a record's features and model version.
+    /// Bytes of a record's features as they are stored, after a merge; of a record that is written also of its model version.
     pub max_record_bytes: usize,
     /// Records of a bulk message.
     pub max_bulk_records: usize,

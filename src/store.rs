@@ -36,7 +36,7 @@ pub struct WriteRules {
     pub tombstone_ttl: Duration,
     /// Features of a record, after a merge.
     pub max_features: usize,
-    /// Bytes of a record's features, after a merge. Embedded: of their stored form; MongoDB: of their BSON form.
+    /// Bytes of a record's features in their stored form (`record::encoding`), after a merge, whatever form a store gives them.
     pub max_record_bytes: usize,
 }
 
@@ -91,6 +91,16 @@ pub enum Outcome {
     RecordTooLarge {
         /// How large it would be.
         bytes: usize,
+    },
+    /// The merged record would not be larger than allowed, but larger than this store can hold it in its own form; nothing
+    /// changed.
+    DocumentTooLarge {
+        /// How large it would be as every store counts it.
+        bytes: usize,
+        /// How large it would be in the store's own form.
+        document: usize,
+        /// How large that may be.
+        maximum: usize,
     },
 }
 

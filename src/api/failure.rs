@@ -34,7 +34,10 @@ pub(crate) struct Failure {
     pub(super) reason: &'static str,
     pub(super) message: String,
     pub(super) metadata: BTreeMap<String, String>,
+    /// The first ones, as many as the client is told of.
     pub(super) violations: Vec<Violation>,
+    /// How many more there are.
+    pub(super) more_violations: usize,
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -50,7 +53,7 @@ pub(crate) struct Violation {
 /// How many violations a client is told of: the first one, and as many more as do not make the status larger than clients
 /// take it. A status goes through a header list, twice as text and once as details, and gRPC's clients for Python and Java
 /// take 8 KiB of that in all; what is larger, they answer with another error.
-pub(super) fn told(violations: &[Violation]) -> usize {
+fn told(violations: &[Violation]) -> usize {
     const MAX_BYTES: usize = 1024;
     let mut bytes = 0;
     let fits = |violation: &&Violation| {
@@ -75,7 +78,8 @@ impl Violation {
 impl Failure {
     fn new(code: Code, reason: &'static str, message: impl Display) -> Self {
         let message = message.to_string();
-        Self { code, reason, message, metadata: BTreeMap::new(), violations: Vec::new(), retry_after: None }
+        let (metadata, violations) = (BTreeMap::new(), Vec::new());
+        Self { code, reason, message, metadata, violations, more_violations: 0, retry_after: None }
     }
 
     fn with(mut self, key: &str, value: impl Display) -> Self {
@@ -90,14 +94,33 @@ impl Failure {
 
     /// A request with bad fields; there is at least one. Of many the first are told, and how many more there are.
     pub(super) fn invalid(violations: Vec<Violation>) -> Self {
+        Self::invalid_and_more(violations, 0)
+    }
+
+    /// The same, with so many more violations that are not among these. Only those that the client is told of are kept: a
+    /// chunk keeps the failures of its records until it is answered.
+    pub(super) fn invalid_and_more(mut violations: Vec<Violation>, more: usize) -> Self {
         let told = told(&violations);
+        let more_violations = more + violations.len() - told;
+        violations.truncate(told);
+        violations.shrink_to_fit();
         let words = |violation: &Violation| format!("{}: {}", violation.field, violation.message);
-        let mut message = violations[..told].iter().map(words).collect::<Vec<_>>().join("; ");
-        if told < violations.len() {
-            message.push_str(&format!("; and {} more", violations.len() - told));
+        let mut message = violations.iter().map(words).collect::<Vec<_>>().join("; ");
+        if more_violations > 0 {
+            message.push_str(&format!("; and {more_violations} more"));
         }
         let reason = violations.first().map_or("INVALID_FIELD", |violation| violation.reason);
-        Self { violations, ..Self::new(Code::InvalidArgument, reason, message) }
+        Self { violations, more_violations, ..Self::new(Code::InvalidArgument, reason, message) }
+    }
+
+    /// The same, seen from the message that holds the bad fields.
+    pub(super) fn under(mut self, parent: &str) -> Self {
+        if self.violations.is_empty() {
+            self.violations.push(Violation::new(parent, self.reason, &self.message));
+            return self;
+        }
+        let violations = self.violations.into_iter().map(|violation| violation.under(parent)).collect();
+        Self::invalid_and_more(violations, self.more_violations)
     }
 
     /// More of something than a limit allows.
@@ -198,6 +221,13 @@ impl Failure {
                 Some(Self::too_many("TOO_MANY_FEATURES", "features after the merge", *count, limits.max_features))
             }
             Outcome::RecordTooLarge { bytes } => Some(Self::record_too_large(*bytes, limits.max_record_bytes)),
+            Outcome::DocumentTooLarge { bytes, document, maximum } => {
+                let message = format!(
+                    "a record of {bytes} bytes would take {document} bytes in the store, which holds {maximum} of one record"
+                );
+                let failure = Self::new(Code::InvalidArgument, "RECORD_TOO_LARGE", message);
+                Some(failure.with("bytes", bytes).with("document_bytes", document).with("maximum", maximum))
+            }
         }
     }
 }

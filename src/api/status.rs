@@ -6,7 +6,7 @@ use std::fmt::Display;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
-use super::failure::{Failure, told};
+use super::failure::Failure;
 use crate::{access::Denied, proto::Error};
 
 /// The domain of every ErrorInfo.
@@ -63,12 +63,11 @@ pub fn internal(cause: impl Display) -> Status {
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
-        let Failure { code, reason, message, metadata, violations, retry_after } = failure;
+        let Failure { code, reason, message, metadata, violations, more_violations: _, retry_after } = failure;
         let mut details = ErrorDetails::new();
         details.set_error_info(reason, ERROR_DOMAIN, metadata.into_iter().collect::<std::collections::HashMap<_, _>>());
         if !violations.is_empty() {
-            let told = told(&violations);
-            let violations = violations.into_iter().take(told).map(|v| FieldViolation::new(v.field, v.message));
+            let violations = violations.into_iter().map(|v| FieldViolation::new(v.field, v.message));
             details.set_bad_request(violations.collect::<Vec<_>>());
         }
         if let Some(retry_after) = retry_after {
@@ -80,7 +79,7 @@ impl From<Failure> for Status {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        let Failure { code, reason, message, metadata, violations, retry_after: _ } = failure;
+        let Failure { code, reason, message, metadata, violations, more_violations: _, retry_after: _ } = failure;
         let field = violations.into_iter().next().map(|violation| violation.field).unwrap_or_default();
         Self { code: code as i32, reason: reason.to_owned(), message, field, metadata }
     }

@@ -4,7 +4,7 @@
 use super::{Change, Outcome, REMEMBERED_REQUESTS, Receipt, RequestId, Write, WriteRules, collect_at};
 use crate::record::{
     Lifetime, Millis, Revision, State, WriteMode,
-    encoding::{Encoder, Head, StoredRecord},
+    encoding::{EncodedFeatures, Encoder, Head, StoredRecord},
 };
 
 /// All that is stored for a key.
@@ -61,6 +61,11 @@ impl Document {
         Receipt { outcome, revision: self.revision(), tombstone }
     }
 
+    /// Whether this is a record that has not expired.
+    pub fn is_live(&self, now: Millis) -> bool {
+        self.live(now).is_some()
+    }
+
     fn live(&self, now: Millis) -> Option<&StoredRecord> {
         match &self.content {
             Content::Record(record) if !record.is_expired(now) => Some(record),
@@ -73,6 +78,17 @@ impl Document {
 /// changed (a remembered attempt is a change; an attempt on nothing leaves nothing). A merge takes over what is stored
 /// undecoded: whoever has it from a disk sees to it that it can be decoded.
 pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &WriteRules) -> (Receipt, Option<Document>) {
+    apply_within(stored, write, now, rules, &|_, _| None)
+}
+
+/// The same for a store that cannot hold every record that the rules allow: `refuse` says so of features and a model version.
+pub fn apply_within(
+    stored: Option<&Document>,
+    write: Write,
+    now: Millis,
+    rules: &WriteRules,
+    refuse: &dyn Fn(&EncodedFeatures, &str) -> Option<Outcome>,
+) -> (Receipt, Option<Document>) {
     let Write { key: _, request_id, if_revision, change } = write;
     let remembered = |document: &&Document| document.requests.iter().find(|r| r.id == request_id).cloned();
     if let Some((document, first)) = stored.and_then(|document| Some((document, remembered(&document)?))) {
@@ -80,7 +96,7 @@ pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &Write
     }
     let revision = stored.map_or(Revision::NONE, Document::revision);
     let live = stored.and_then(|document| document.live(now));
-    let (outcome, content) = attempt(live, revision.next(now), if_revision, change, now, rules);
+    let (outcome, content) = attempt(live, revision.next(now), if_revision, change, now, rules, refuse);
 
     let document = match (content, stored) {
         (Some(content), stored) => Some(Document {
@@ -107,6 +123,7 @@ fn attempt(
     change: Change,
     now: Millis,
     rules: &WriteRules,
+    refuse: &dyn Fn(&EncodedFeatures, &str) -> Option<Outcome>,
 ) -> (Outcome, Option<Content>) {
     let stored = live.map_or(Revision::NONE, StoredRecord::revision);
     if if_revision.is_some_and(|wanted| wanted != stored) {
@@ -134,10 +151,13 @@ fn attempt(
     if bytes > rules.max_record_bytes {
         return (Outcome::RecordTooLarge { bytes }, None);
     }
-    let model_version = match record.model_version.as_str() {
+    let model_version = match &*record.model_version {
         "" => base.and_then(|base| base.model_version().ok()).unwrap_or_default(),
         given => given,
     };
+    if let Some(refused) = refuse(&features, model_version) {
+        return (refused, None);
+    }
     let mut encoder = Encoder::with_capacity(bytes + model_version.len());
     encoder.put_all(&features);
     let merged = encoder.finish(Head {

@@ -9,14 +9,18 @@
 mod address;
 mod batch;
 mod changes;
+mod code;
+mod compare;
 mod connection;
 mod document;
+mod encode;
 mod epoch;
 mod failure;
 mod lease;
 mod pipeline;
 mod read;
 mod recent;
+mod statement;
 mod value;
 mod write;
 
@@ -27,6 +31,7 @@ use bson::doc;
 use tokio::time::Instant;
 
 pub use address::InvalidUri;
+pub use statement::MAX_DOCUMENT_BYTES;
 
 use self::{
     connection::{Command, Connection, Lane},

@@ -309,9 +309,10 @@ fn tell(key: &RecordKey, receipt: &Receipt, cached: bool) {
         Outcome::Deleted => "DELETED",
         Outcome::NotFound => "NOTHING TO DELETE",
         Outcome::SkippedStale => "SKIPPED STALE",
-        Outcome::RevisionMismatch { .. } | Outcome::TooManyFeatures { .. } | Outcome::RecordTooLarge { .. } => {
-            "REFUSED"
-        }
+        Outcome::RevisionMismatch { .. }
+        | Outcome::TooManyFeatures { .. }
+        | Outcome::RecordTooLarge { .. }
+        | Outcome::DocumentTooLarge { .. } => "REFUSED",
     };
     tracing::debug!(feature_view, entity_id, revision, cached, "{word} {entity_id}");
 }

@@ -6,6 +6,7 @@ mod documents;
 mod equals_apply;
 mod interruptions;
 mod outages;
+mod sizes;
 
 use std::{sync::Arc, time::Duration};
 
@@ -103,7 +104,7 @@ fn record<const N: usize>(features: [(&str, Kind); N]) -> Record {
     Record {
         mode: WriteMode::Replace,
         features: features.into_iter().map(value).collect(),
-        model_version: String::new(),
+        model_version: "".into(),
         event_time: None,
         lifetime: None,
     }

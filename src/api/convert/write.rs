@@ -37,7 +37,7 @@ pub(in crate::api) fn upsert(request: UpsertFeaturesRequest, limits: &Limits) ->
         (Err(failure), _) if failure.violations.is_empty() && wrong.is_empty() => Err(failure),
         (Err(failure), _) => {
             wrong.extend(failure.violations.into_iter().map(|violation| violation.under("record")));
-            Err(Failure::invalid(wrong))
+            Err(Failure::invalid_and_more(wrong, failure.more_violations))
         }
     }
 }
@@ -158,9 +158,10 @@ fn outcome(outcome: &Outcome) -> WriteOutcome {
         Outcome::SkippedStale => WriteOutcome::SkippedStale,
         Outcome::Deleted => WriteOutcome::Deleted,
         Outcome::NotFound => WriteOutcome::NotFound,
-        Outcome::RevisionMismatch { .. } | Outcome::TooManyFeatures { .. } | Outcome::RecordTooLarge { .. } => {
-            WriteOutcome::Failed
-        }
+        Outcome::RevisionMismatch { .. }
+        | Outcome::TooManyFeatures { .. }
+        | Outcome::RecordTooLarge { .. }
+        | Outcome::DocumentTooLarge { .. } => WriteOutcome::Failed,
     }
 }
 

@@ -33,8 +33,13 @@ fn deadline() -> Instant {
 
 fn upsert(key: &RecordKey, mode: WriteMode, version: &str) -> Write {
     let model_version = version.to_owned();
-    let record =
-        Record { mode, features: Default::default(), model_version, event_time: Some(Millis(7)), lifetime: None };
+    let record = Record {
+        mode,
+        features: Default::default(),
+        model_version: model_version.into(),
+        event_time: Some(Millis(7)),
+        lifetime: None,
+    };
     let request_id = RequestId(format!("{:x}", rand::random::<u64>()).into());
     Write { key: key.clone(), request_id, if_revision: None, change: Change::Upsert(record) }
 }

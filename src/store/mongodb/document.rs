@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use bson::{Document, RawBsonRef, RawDocument, doc, spec::ElementType};
 use bytes::BytesMut;
 
-use super::value;
+use super::{statement::MAX_DOCUMENT_BYTES, value};
 use crate::{
     record::{
         FeatureName, Millis, RecordKey, Revision, State,
@@ -200,11 +200,44 @@ fn as_revision(rev: Option<RawBsonRef<'_>>) -> Result<Revision, StoreError> {
 
 /// What became of the write with this id, if the document remembers it.
 pub(super) fn outcome_of(document: &RawDocument, request_id: &RequestId) -> Option<Outcome> {
+    request(document, request_id).and_then(outcome)
+}
+
+/// What the document remembers of the write with this id.
+pub(super) fn request<'a>(document: &'a RawDocument, request_id: &RequestId) -> Option<&'a RawDocument> {
     let requests = document.get_array("requests").ok()?;
-    let remembered = requests
-        .into_iter()
-        .filter_map(|entry| entry.ok()?.as_document())
-        .find(|entry| entry.get_str("id").is_ok_and(|id| id == &*request_id.0))?;
+    let mut entries = requests.into_iter().filter_map(|entry| entry.ok()?.as_document());
+    entries.find(|entry| entry.get_str("id").is_ok_and(|id| id == &*request_id.0))
+}
+
+/// An outcome as a document names it.
+pub(super) fn outcome_name(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Written => "written",
+        Outcome::SkippedStale => "skipped_stale",
+        Outcome::Deleted => "deleted",
+        Outcome::NotFound => "not_found",
+        Outcome::RevisionMismatch { .. } => "revision_mismatch",
+        Outcome::TooManyFeatures { .. } => "too_many_features",
+        Outcome::RecordTooLarge { .. } => "record_too_large",
+        Outcome::DocumentTooLarge { .. } => "document_too_large",
+    }
+}
+
+/// What a document remembers of an outcome beside its name: `number`, and `document`.
+pub(super) fn numbers_of(outcome: &Outcome) -> (Option<i64>, Option<i64>) {
+    let number = |number: usize| Some(i64::try_from(number).unwrap_or(i64::MAX));
+    match *outcome {
+        Outcome::Written | Outcome::SkippedStale | Outcome::Deleted | Outcome::NotFound => (None, None),
+        Outcome::RevisionMismatch { stored } => (Some(stored.0), None),
+        Outcome::TooManyFeatures { count } => (number(count), None),
+        Outcome::RecordTooLarge { bytes } => (number(bytes), None),
+        Outcome::DocumentTooLarge { bytes, document, .. } => (number(bytes), number(document)),
+    }
+}
+
+/// What became of a remembered write.
+pub(super) fn outcome(remembered: &RawDocument) -> Option<Outcome> {
     let number = || remembered.get_i64("number").ok();
     Some(match remembered.get_str("outcome").ok()? {
         "written" => Outcome::Written,
@@ -214,6 +247,11 @@ pub(super) fn outcome_of(document: &RawDocument, request_id: &RequestId) -> Opti
         "revision_mismatch" => Outcome::RevisionMismatch { stored: Revision(number()?) },
         "too_many_features" => Outcome::TooManyFeatures { count: usize::try_from(number()?).ok()? },
         "record_too_large" => Outcome::RecordTooLarge { bytes: usize::try_from(number()?).ok()? },
+        "document_too_large" => Outcome::DocumentTooLarge {
+            bytes: usize::try_from(number()?).ok()?,
+            document: usize::try_from(remembered.get_i64("document").ok()?).ok()?,
+            maximum: MAX_DOCUMENT_BYTES,
+        },
         _ => return None,
     })
 }

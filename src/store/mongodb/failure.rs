@@ -3,17 +3,18 @@
 //! "It failed" and "it may have happened" are kept apart with care: a client repeats the second with its request id,
 //! and L1 drops a mark only after the first. Where the driver does not tell, it may have happened.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use mongodb::error::{Error, ErrorKind, NO_WRITES_PERFORMED, SYSTEM_OVERLOADED_ERROR, WriteFailure};
 
+use super::code;
 use crate::{store::StoreError, trace::Failed};
 
 /// A failed operation.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     meaning: Meaning,
-    /// For the log.
+    /// For the log. It holds nothing of what was sent or stored: the server's own texts do, and are dropped.
     text: Arc<str>,
     /// Of the server's answer.
     code: Option<i32>,
@@ -48,8 +49,8 @@ impl Failure {
         Self { meaning: Meaning::Unknown, text: text.into(), code: None, worth_repeating: false }
     }
 
-    /// From the code of an answer.
-    pub(super) fn answered(code: i32, text: &str) -> Self {
+    /// From the code of an answer, and its name if the answer gives one.
+    pub(super) fn answered(code: i32, named: &str) -> Self {
         let (meaning, worth_repeating) = match code {
             // Not a writable primary, in each of its wordings.
             10107 | 13435 | 10058 | 13436 => (Meaning::NotPrimary, true),
@@ -65,18 +66,14 @@ impl Failure {
             13 | 18 => (Meaning::NotDone, false),
             _ => (Meaning::Rejected, false),
         };
-        Self { meaning, text: format!("{text} (code {code})").into(), code: Some(code), worth_repeating }
+        Self { meaning, text: code::describe(code, named).into(), code: Some(code), worth_repeating }
     }
 
     /// Done here, but not known to be safe with a majority.
-    pub(super) fn not_confirmed(code: i32, text: &str) -> Self {
+    pub(super) fn not_confirmed(code: i32, named: &str) -> Self {
         let worth_repeating = !matches!(code, 50 | 64 | 100 | 79);
-        Self {
-            meaning: Meaning::Unknown,
-            text: format!("{text} (code {code})").into(),
-            code: Some(code),
-            worth_repeating,
-        }
+        let text = code::describe(code, named).into();
+        Self { meaning: Meaning::Unknown, text, code: Some(code), worth_repeating }
     }
 
     /// It befell what had to be done first: the operation itself was never sent.
@@ -87,6 +84,11 @@ impl Failure {
     /// The server works, and will not do it.
     pub(super) fn is_refusal(&self) -> bool {
         self.meaning == Meaning::Rejected
+    }
+
+    /// The server will not do it because the document would be too large.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.code.is_some_and(code::is_too_large)
     }
 
     /// A write with this failure may have happened.
@@ -122,6 +124,11 @@ impl Failure {
         }
     }
 
+    /// For a write before which it was to be looked at what is stored, and of which earlier tries `may_be_done`.
+    pub(super) fn of_look(self, earlier_may_be_done: bool) -> StoreError {
+        self.before_the_operation().of_write(earlier_may_be_done)
+    }
+
     /// For a write, of which earlier tries `may_be_done`.
     pub(super) fn of_write(self, earlier_may_be_done: bool) -> StoreError {
         match self.meaning {
@@ -141,16 +148,18 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let text = error.kind.to_string();
-        let of = |meaning, worth_repeating| Self { meaning, text: text.as_str().into(), code: None, worth_repeating };
+        let text = text_of(&error.kind);
+        let of = |meaning, worth_repeating| Self { meaning, text: text.as_ref().into(), code: None, worth_repeating };
         match error.kind.as_ref() {
             ErrorKind::Command(answer) if error.contains_label(NO_WRITES_PERFORMED) => {
-                Self { meaning: Meaning::NotDone, ..Self::answered(answer.code, &answer.message) }
+                Self { meaning: Meaning::NotDone, ..Self::answered(answer.code, &answer.code_name) }
             }
-            ErrorKind::Command(answer) => Self::answered(answer.code, &answer.message),
-            ErrorKind::Write(WriteFailure::WriteError(answer)) => Self::answered(answer.code, &answer.message),
+            ErrorKind::Command(answer) => Self::answered(answer.code, &answer.code_name),
+            ErrorKind::Write(WriteFailure::WriteError(answer)) => {
+                Self::answered(answer.code, answer.code_name.as_deref().unwrap_or_default())
+            }
             ErrorKind::Write(WriteFailure::WriteConcernError(answer)) => {
-                Self::not_confirmed(answer.code, &answer.message)
+                Self::not_confirmed(answer.code, &answer.code_name)
             }
             // The driver puts this label on network errors while it connects: nothing was sent.
             ErrorKind::Io(_) if error.contains_label(SYSTEM_OVERLOADED_ERROR) => of(Meaning::NotDone, true),
@@ -173,5 +182,45 @@ impl From<Error> for Failure {
             ErrorKind::InvalidArgument { .. } => of(Meaning::Rejected, false),
             _ => of(Meaning::Unknown, false),
         }
+    }
+}
+
+/// The driver's own text of an error that is about connections, and a text of ours for those that may repeat what was sent
+/// or stored.
+fn text_of(kind: &ErrorKind) -> Cow<'static, str> {
+    match kind {
+        ErrorKind::Io(_)
+        | ErrorKind::Authentication { .. }
+        | ErrorKind::ConnectionPoolCleared { .. }
+        | ErrorKind::DnsResolve { .. }
+        | ErrorKind::IncompatibleServer { .. }
+        | ErrorKind::InvalidTlsConfig { .. }
+        | ErrorKind::ServerSelection { .. }
+        | ErrorKind::SessionsNotSupported
+        | ErrorKind::Shutdown => kind.to_string().into(),
+        ErrorKind::InvalidArgument { .. } => "the driver refuses the operation's arguments".into(),
+        ErrorKind::InvalidResponse { .. } => "MongoDB's answer is none that the driver knows".into(),
+        _ => "the driver could not make or read a message (its words may hold values, and are not logged)".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_of_an_error_repeats_what_the_server_or_the_driver_say_of_values() {
+        const SECRET: &str = "SECRETVALUE";
+        let unreadable = bson::deserialize_from_bson::<u8>(bson::Bson::String(SECRET.to_owned())).unwrap_err();
+        let error = Error::from(unreadable);
+        assert!(error.to_string().contains(SECRET), "the driver's own words hold it: {error}");
+        let text = Failure::from(error).to_string();
+        assert!(!text.contains(SECRET), "{text}");
+        for code in [0, 11000, 121, 10334, 17419, 123_456] {
+            let text = Failure::answered(code, &format!("an index says {SECRET}")).to_string();
+            assert!(!text.contains(SECRET) && text.contains(&code.to_string()), "{text}");
+        }
+        let named = Failure::answered(123_456, "SomethingNew").to_string();
+        assert_eq!(named, "MongoDB answered with an error: SomethingNew (code 123456)");
     }
 }

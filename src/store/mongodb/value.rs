@@ -2,7 +2,7 @@
 //!
 //! Reading trusts the BSON type first: people edit documents by hand, and a kind counts only while it fits.
 
-use bson::{Bson, Document, RawArray, RawBsonRef, RawDocument, spec::BinarySubtype};
+use bson::{RawArray, RawBsonRef, RawDocument};
 use prost::{
     Message as _,
     encoding::{WireType, bool, double, encode_key, encode_varint, float, int32, int64},
@@ -21,65 +21,7 @@ const DOUBLE_LIST: i32 = 15;
 const FLOAT_LIST: i32 = 16;
 const BOOL_LIST: i32 = 17;
 const UNIX_TIMESTAMP_LIST: i32 = 18;
-const STRUCT: i32 = 40;
-
-/// A value's BSON, and its kind's number where the BSON type does not tell it.
-pub(super) fn to_bson(value: &Value) -> (Bson, Option<i32>) {
-    match value.kind.as_ref() {
-        None | Some(Kind::NullVal(_)) => (Bson::Null, None),
-        Some(Kind::BytesVal(bytes)) => (binary(bytes.to_vec()), None),
-        Some(Kind::StringVal(text)) => (Bson::String(text.clone()), None),
-        Some(Kind::Int32Val(number)) => (Bson::Int32(*number), None),
-        Some(Kind::Int64Val(number)) => (Bson::Int64(*number), None),
-        Some(Kind::DoubleVal(number)) => (Bson::Double(*number), None),
-        Some(Kind::FloatVal(number)) => (Bson::Double(f64::from(*number)), Some(FLOAT)),
-        Some(Kind::BoolVal(flag)) => (Bson::Boolean(*flag), None),
-        Some(Kind::UnixTimestampVal(seconds)) => (Bson::Int64(*seconds), Some(UNIX_TIMESTAMP)),
-        Some(Kind::BytesListVal(list)) => (array(&list.val, |item| binary(item.to_vec())), Some(BYTES_LIST)),
-        Some(Kind::StringListVal(list)) => (array(&list.val, |item| Bson::String(item.clone())), Some(STRING_LIST)),
-        Some(Kind::Int32ListVal(list)) => (array(&list.val, |item| Bson::Int32(*item)), Some(INT32_LIST)),
-        Some(Kind::Int64ListVal(list)) => (array(&list.val, |item| Bson::Int64(*item)), Some(INT64_LIST)),
-        Some(Kind::DoubleListVal(list)) => (array(&list.val, |item| Bson::Double(*item)), Some(DOUBLE_LIST)),
-        Some(Kind::FloatListVal(list)) => (array(&list.val, |item| Bson::Double(f64::from(*item))), Some(FLOAT_LIST)),
-        Some(Kind::BoolListVal(list)) => (array(&list.val, |item| Bson::Boolean(*item)), Some(BOOL_LIST)),
-        Some(Kind::UnixTimestampListVal(list)) => {
-            (array(&list.val, |item| Bson::Int64(*item)), Some(UNIX_TIMESTAMP_LIST))
-        }
-        Some(Kind::StructVal(object)) => match struct_to_document(object) {
-            Some(document) => (Bson::Document(document), None),
-            None => (binary(object.encode_to_vec()), Some(STRUCT)),
-        },
-    }
-}
-
-fn binary(bytes: Vec<u8>) -> Bson {
-    Bson::Binary(bson::Binary { subtype: BinarySubtype::Generic, bytes })
-}
-
-fn array<T>(items: &[T], to_bson: impl Fn(&T) -> Bson) -> Bson {
-    Bson::Array(items.iter().map(to_bson).collect())
-}
-
-/// None: it has a key that MongoDB does not hold safely, or a value without a kind. Depth is no matter: protobuf's own
-/// limit for what is decoded is half of MongoDB's.
-fn struct_to_document(object: &Struct) -> Option<Document> {
-    let entry = |(key, value): (&String, &JsonValue)| {
-        let safe = !key.is_empty() && !key.starts_with('$') && !key.contains(['.', '\0']);
-        if safe { Some((key.clone(), json_to_bson(value)?)) } else { None }
-    };
-    object.fields.iter().map(entry).collect()
-}
-
-fn json_to_bson(value: &JsonValue) -> Option<Bson> {
-    Some(match value.kind.as_ref()? {
-        JsonKind::NullValue(_) => Bson::Null,
-        JsonKind::NumberValue(number) => Bson::Double(*number),
-        JsonKind::StringValue(text) => Bson::String(text.clone()),
-        JsonKind::BoolValue(flag) => Bson::Boolean(*flag),
-        JsonKind::StructValue(object) => Bson::Document(struct_to_document(object)?),
-        JsonKind::ListValue(list) => Bson::Array(list.values.iter().map(json_to_bson).collect::<Option<_>>()?),
-    })
-}
+pub(super) const STRUCT: i32 = 40;
 
 /// Reads a value and appends its encoded form; None: no kind of value stands for this BSON. What most features are is not
 /// made into a `Value` on the way.

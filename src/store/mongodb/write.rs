@@ -5,13 +5,14 @@ use tokio::time::Instant;
 
 use super::{
     FEATURES,
+    batch::{self, Done, Item},
+    compare::{self, Group},
     connection::{Command, Connection, Lane},
-    document,
-    pipeline::{self, Update},
+    document, pipeline, statement,
 };
 use crate::{
-    record::{Revision, State},
-    store::{Outcome, Receipt, StoreError, Write},
+    record::{Revision, State, WriteMode},
+    store::{Change, Outcome, Receipt, StoreError, Write},
 };
 
 /// Tries of one write. Two would do for a lost connection; two servers that make the same document at once need more.
@@ -23,14 +24,23 @@ pub(super) async fn write(
     write: Write,
     deadline: Instant,
 ) -> Result<(Receipt, State), StoreError> {
+    let rules = &connection.config().rules;
+    let outline = pipeline::outline(&write, rules);
+    if outline.needs_a_look {
+        return compare::write_one(connection, Group::new(0, write), deadline).await;
+    }
+    if outline.bytes > statement::SMALL {
+        return write_large(connection, Item::new(0, write, &outline), deadline).await;
+    }
     let first_sent = bson::DateTime::now();
     let mut may_be_done = false;
     for tries_left in (0..TRIES).rev() {
         let since = may_be_done.then_some(first_sent);
-        let Update { filter, pipeline, on_nothing } = pipeline::update(&write, &connection.config().rules, since);
-        let upsert = on_nothing.is_none();
         let done = connection.run(Command::new("findAndModify", FEATURES), Lane::Users, deadline, |prepared, left| {
             let features = prepared.majority(FEATURES);
+            let mut statement = pipeline::update(&write, rules, since);
+            let (filter, upsert) = (std::mem::take(&mut statement.filter), statement.upsert);
+            let pipeline = statement.into_tree();
             async move {
                 features
                     .find_one_and_update(filter, pipeline)
@@ -41,13 +51,39 @@ pub(super) async fn write(
             }
         });
         match done.await {
-            Ok(Some(post_image)) => return answer(&write, &post_image, may_be_done),
-            Ok(None) => return on_nothing.filter(|_| !may_be_done).map(nothing).ok_or_else(unseen),
+            Ok(Some(post_image)) => match document::outcome_of(&post_image, &write.request_id) {
+                Some(outcome) => return answer(outcome, &post_image),
+                // Nothing was changed: only a look at what is stored can tell.
+                None if is_merge(&write) => {
+                    let since = may_be_done.then_some(first_sent);
+                    return compare::write_one(connection, Group::since(0, write, since), deadline).await;
+                }
+                // So much was written since the try that was lost that the document may have forgotten it.
+                None if may_be_done => return Err(unseen()),
+                None => return Err(StoreError::DoneUnreadable("the document does not remember the request".into())),
+            },
+            Ok(None) => return outline.on_nothing.filter(|_| !may_be_done).map(nothing).ok_or_else(unseen),
+            Err(failure) if failure.is_too_large() && !may_be_done => {
+                return compare::write_one(connection, Group::new(0, write), deadline).await;
+            }
             Err(failure) if failure.worth_repeating && tries_left > 0 => may_be_done |= failure.may_be_done(),
             Err(failure) => return Err(failure.of_write(may_be_done)),
         }
     }
     Err(unseen())
+}
+
+/// Does a write that is too large for a tree: as a batch of one, and reads back what then stands.
+async fn write_large(connection: &Connection, item: Item, deadline: Instant) -> Result<(Receipt, State), StoreError> {
+    match batch::write_chunk(connection, vec![item], true, deadline).await.pop() {
+        Some((_, Done::Answer(answer))) => answer,
+        Some((_, Done::Unsure(group))) => compare::write_one(connection, group, deadline).await,
+        None => Err(StoreError::Internal("a write was lost on its way".into())),
+    }
+}
+
+fn is_merge(write: &Write) -> bool {
+    matches!(&write.change, Change::Upsert(record) if record.mode == WriteMode::Merge)
 }
 
 /// The answer where no document stands.
@@ -56,18 +92,13 @@ pub(super) fn nothing(outcome: Outcome) -> (Receipt, State) {
 }
 
 /// An earlier try may still reach the server, and may find there what this one did not.
-fn unseen() -> StoreError {
+pub(super) fn unseen() -> StoreError {
     StoreError::OutcomeUnknown("a try was lost, and no later one found its trace".into())
 }
 
-fn answer(write: &Write, post_image: &bson::RawDocument, may_be_done: bool) -> Result<(Receipt, State), StoreError> {
+fn answer(outcome: Outcome, post_image: &bson::RawDocument) -> Result<(Receipt, State), StoreError> {
     // The write has been done, whatever else the document holds: no error here may claim that it was not.
     let unreadable = |error: StoreError| StoreError::DoneUnreadable(error.to_string().into());
-    let outcome = document::outcome_of(post_image, &write.request_id).ok_or_else(|| match may_be_done {
-        true => unseen(), // so much was written since the try that was lost that the document may have forgotten it
-        false => StoreError::DoneUnreadable("the document does not remember the request".into()),
-    })?;
     let state = document::state(post_image).map_err(unreadable)?;
-    let tombstone = matches!(state, State::Tombstone(_));
-    Ok((Receipt { outcome, revision: state.revision(), tombstone }, state))
+    Ok((batch::receipt_of(outcome, &state), state))
 }

@@ -56,7 +56,7 @@ async fn refusals(uri: &str, database: &str) -> Vec<String> {
     let mut refused = Vec::new();
     let mut note = |what: &str, error: Option<String>| {
         if let Some(error) = error {
-            assert!(error.contains("not authorized"), "{what}: {error}");
+            assert!(error.contains("Unauthorized"), "{what}: {error}");
             refused.push(what.to_owned());
         }
     };

@@ -75,7 +75,7 @@ fn to_write(step: &Step, stored: Option<&Stored>, start: Millis) -> Write {
         Change::Upsert(Record {
             mode: if fields.merge { WriteMode::Merge } else { WriteMode::Replace },
             features: fields.features.iter().map(feature).collect(),
-            model_version: fields.model_version.to_owned(),
+            model_version: fields.model_version.into(),
             event_time: fields.event_time.map(|seconds| Millis(start.0 + seconds * 1000)),
             lifetime: fields.lifetime,
         })
@@ -89,7 +89,7 @@ fn to_write(step: &Step, stored: Option<&Stored>, start: Millis) -> Write {
 }
 
 async fn history(mongod: &Mongod, steps: &[Step]) {
-    let rules = WriteRules { max_features: 4, ..rules() };
+    let rules = WriteRules { max_features: 4, max_record_bytes: 60, ..rules() };
     let bench = Bench::on(mongod, rules.clone()).await;
     let start = Clock::system().now();
     let mut model: Option<Stored> = None;

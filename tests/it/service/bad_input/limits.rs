@@ -219,3 +219,32 @@ async fn of_very_much_that_is_wrong_clients_are_told_the_first_and_how_much_more
     assert_eq!(Refusal::of(&refused).reason, "INVALID_REVISION");
     super::nothing_is_left(&mut client, "much that is wrong").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_version_may_have_128_bytes_wherever_it_is_given() {
+    let server = Pair::embedded().serve().await;
+    let mut client = server.client().await;
+    for (length, fits) in [(128, true), (129, false), (1 << 20, false)] {
+        let text = "v".repeat(length);
+        let versioned = FeatureRecord { model_version: text.clone(), ..record("R", []) };
+        let written = client.upsert_features(upsert(versioned.clone())).await.map(drop);
+        let read = GetFeaturesRequest { expected_model_version: text.clone(), ..get(["R"]) };
+        let read = client.get_features(read).await.map(drop);
+        for answer in [written, read] {
+            match answer.map_err(|status| Refusal::of(&status)) {
+                Ok(()) => assert!(fits, "{length}"),
+                Err(refused) => {
+                    assert_eq!((refused.code, &*refused.reason), (Code::InvalidArgument, "INVALID_MODEL_VERSION"));
+                    assert!(!fits, "{length}");
+                }
+            }
+        }
+        let (answers, ended) = bulk(&mut client, [chunk(1, [versioned])]).await;
+        assert!(ended.is_none(), "{ended:?}");
+        assert_eq!((answers[0].written == 1, answers[0].failed == 0), (fits, fits), "{length}: {answers:?}");
+        let message = BulkUpsertRequest { model_version: text, ..chunk(1, [record("R", [])]) };
+        let (answers, ended) = bulk(&mut client, [message]).await;
+        let refused = ended.map(|status| Refusal::of(&status).reason);
+        assert_eq!((answers.len() == 1, refused.as_deref() != Some("INVALID_MODEL_VERSION")), (fits, fits), "{length}");
+    }
+}

@@ -4,6 +4,7 @@
 //! Not here: how a refusal looks on the wire (`api`), and where a call's token is read (`server::auth`).
 
 pub mod gate;
+pub mod reload;
 pub mod rules;
 pub mod tokens;
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    access::gate::Gate,
+    access::{gate::Gate, reload::Reload},
     api::Api,
     cache::{Cache, Epoch, memory::MemoryCache},
     config::Config,
@@ -76,8 +76,9 @@ impl App {
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         };
-        // Whoever set up the telemetry says where to.
-        Ok(Self { api, tiered, settings, gate, tls, traces: Traces::default() })
+        // Whoever set up the telemetry puts in the rest.
+        let (traces, lost_lines, reload) = (Traces::default(), Arc::default(), Reload::never());
+        Ok(Self { api, tiered, settings, gate, tls, traces, lost_lines, reload })
     }
 }
 

@@ -24,9 +24,9 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use tower::Layer as _;
 
 use crate::{
-    access::gate::Gate,
+    access::{gate::Gate, reload::Reload},
     api::Api,
-    metrics::Counter,
+    metrics::{Counter, LostLines},
     proto,
     proto::feature_store_service_server::FeatureStoreServiceServer,
     tiered::{Tiered, seldom::Seldom},
@@ -78,6 +78,10 @@ pub struct App {
     pub tls: Option<Tls>,
     /// Where the spans of calls go.
     pub traces: Traces,
+    /// Counts lines of the log that were lost.
+    pub lost_lines: Arc<LostLines>,
+    /// Asks for the files of tokens and certificates to be read again.
+    pub reload: Reload,
 }
 
 /// Serves `app` on `listener` (and the admin endpoints on `admin`) until `shutdown`, then drains: health says
@@ -89,7 +93,7 @@ pub async fn run(
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let App { api, tiered, settings, gate, tls, traces } = app;
+    let App { api, tiered, settings, gate, tls, traces, lost_lines, reload } = app;
     let stop_watching = CancellationToken::new();
     let background = TaskTracker::new();
     background.spawn(tiered.clone().watch(stop_watching.clone()));
@@ -97,7 +101,7 @@ pub async fn run(
     background.spawn(tiered.clone().keep_auditing(stop_watching.clone()));
 
     if let Some(gate) = gate.clone() {
-        background.spawn(gate.watch(stop_watching.clone()));
+        background.spawn(gate.watch(stop_watching.clone(), reload.clone()));
     }
 
     // Health is right before the first connection is accepted.
@@ -119,14 +123,14 @@ pub async fn run(
         };
         let shown = admin::Shown {
             tiered: tiered.clone(),
-            metrics: Metrics { tiered, api, guard, calls, edge },
+            metrics: Metrics { tiered, api, guard, calls, edge, lost_lines },
             health: Routes::new(health_service.clone()).prepare(),
             draining: shutdown.clone(),
         };
         background.spawn(admin::serve(admin, shown, stop_watching.clone()));
     }
     if let Some(tls) = &tls {
-        background.spawn(tls.clone().follow(stop_watching.clone()));
+        background.spawn(tls.clone().follow(stop_watching.clone(), reload));
     }
 
     let routes = routes(&api, health_service, settings.reflection)?;

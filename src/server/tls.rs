@@ -24,6 +24,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::reload::Reload;
+
 const HTTP2: &[u8] = b"h2";
 /// Between two looks at files that make a bad pair: one of them may have been new and the other not yet.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
@@ -126,17 +128,18 @@ impl Tls {
         }
     }
 
-    /// Follows the files until `stop`.
-    pub(super) async fn follow(self, stop: CancellationToken) {
+    /// Follows the files until `stop`: looks at them now and then, and when asked.
+    pub(super) async fn follow(self, stop: CancellationToken, mut reload: Reload) {
         let files = &self.0.files;
         let mut seen = Ok(self.0.first.clone());
         loop {
-            tokio::select! {
+            let is_asked = tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(files.reload_interval) => {}
-            }
+                () = tokio::time::sleep(files.reload_interval) => false,
+                () = reload.asked() => true,
+            };
             let mut now = self.look().await;
-            if now == seen {
+            if now == seen && !is_asked {
                 continue;
             }
             let mut made = self.make(&now);
@@ -147,6 +150,10 @@ impl Tls {
             }
             self.0.is_failing.store(made.is_err(), Relaxed);
             match made {
+                Ok(_) if now == seen => {
+                    let file = files.cert_file.display();
+                    tracing::info!(%file, "the certificates were read again, and are what they were before");
+                }
                 Ok(Made { config, not_after }) => {
                     self.0.current.store(Arc::new(config));
                     self.0.not_after.store(not_after, Relaxed);

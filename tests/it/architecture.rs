@@ -20,10 +20,10 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("api", &["access", "tiered", "store", "record", "proto", "in_flight", "metrics", "trace"]),
     ("server", &["access", "api", "tiered", "proto", "metrics", "trace"]),
     ("config", &["api", "tiered"]),
-    ("telemetry", &["trace"]),
+    ("telemetry", &["access", "metrics", "trace"]),
     ("app", &["server", "config", "access", "api", "tiered", "store", "cache", "record", "trace"]),
     ("command", &["access", "app", "server", "config", "telemetry"]),
-    ("main", &["command"]),
+    ("main", &["command", "telemetry"]),
 ];
 
 /// Libraries, and the files that may name them.

@@ -3,8 +3,10 @@
 mod commands;
 mod crash;
 mod drain;
+mod log;
 #[cfg(feature = "mongodb")]
 mod secrets;
+mod signals;
 #[cfg(feature = "mongodb")]
 mod weather;
 mod words;

@@ -50,7 +50,7 @@ fn pools(text: &mut Text, tiered: &Tiered) {
         [(tiered.cache().info().kind, tiered.cache().pool()), (tiered.store().info().kind, tiered.store().pool())];
     let pools: Vec<_> = pools.into_iter().filter_map(|(kind, pool)| Some((kind, pool?))).collect();
     let name = |kind: &&'static str| ("db_client_connection_pool_name", *kind);
-    text.family("db_client_connection_count", Kind::Gauge, "Connections to a backend that are in use.");
+    text.family("db_client_connections", Kind::Gauge, "Connections to a backend that are in use.");
     for (kind, pool) in &pools {
         text.value(&[name(kind), ("db_client_connection_state", "used")], pool.used as f64);
     }

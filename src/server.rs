@@ -105,7 +105,7 @@ pub async fn run(
     }
 
     // Health is right before the first connection is accepted.
-    let (health, health_service) = Health::new(tiered.reach()).await;
+    let (health, health_service) = Health::new(tiered.reach());
     let stop_accepting = CancellationToken::new();
     background.spawn(health.keep(shutdown.clone(), stop_accepting.clone()));
     let max_request_bytes = api.limits().max_request_bytes;

@@ -255,6 +255,44 @@ pub enum CacheError {
     /// It answered with an error, and the entry could not be removed either.
     #[error("L1 refused: {0}")]
     Refused(Arc<str>),
+    /// It answers, but lacks something that L1 needs until somebody changes that. The text says what, and what to do.
+    #[error("{0}")]
+    Unsuitable(Arc<str>),
+}
+
+/// What is wrong with the engine of a cache, as its probes found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Problem {
+    /// It lacks a command or a right that L1 needs, so it is not used.
+    Unsuitable,
+    /// It saves its data, so it may come back with an earlier state.
+    Persistent,
+    /// It has a limit of memory and evicts nothing, so it refuses writes once that is reached.
+    NoEviction,
+    /// Its memory is full and nothing can be evicted: hits go on, and nothing new is cached.
+    Full,
+    /// It is older than what is supported.
+    OldVersion,
+    /// It does not say whether it was restarted, so old data in it cannot be noticed.
+    RestartsUnseen,
+}
+
+impl Problem {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Unsuitable, Self::Persistent, Self::NoEviction, Self::Full, Self::OldVersion, Self::RestartsUnseen];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unsuitable => "unsuitable",
+            Self::Persistent => "persistence",
+            Self::NoEviction => "no_eviction",
+            Self::Full => "memory_full",
+            Self::OldVersion => "old_version",
+            Self::RestartsUnseen => "restarts_unseen",
+        }
+    }
 }
 
 /// What `probe` found.
@@ -328,6 +366,11 @@ pub trait Cache: Send + Sync + 'static {
 
     /// What and where it is.
     fn info(&self) -> CacheInfo;
+
+    /// What is wrong with its engine, as the last probes found it. Only `Unsuitable` keeps it from being used.
+    fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
 
     /// How its connections are used; None: it has none.
     fn pool(&self) -> Option<PoolReading> {

@@ -26,6 +26,7 @@ pub mod outcomes;
 pub mod pace;
 mod patience;
 mod read;
+mod renewals;
 pub mod repair;
 pub(crate) mod seldom;
 mod told;
@@ -61,6 +62,7 @@ use meter::{Meter, Operation};
 use outcomes::Outcomes;
 use pace::Pace;
 use patience::L1Patience;
+use renewals::Renewals;
 use repair::{RepairSettings, Repairs};
 use seldom::Seldom;
 use trouble::Trouble;
@@ -126,6 +128,8 @@ pub struct Tiered {
     writes: Lane,
     tasks: TaskTracker,
     reach: Sender<Reach>,
+    /// The new epochs that this server made for L1.
+    renewals: Renewals,
     /// What was told of L1.
     l1_trouble: Mutex<Trouble>,
     /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
@@ -172,6 +176,7 @@ impl Tiered {
             writes,
             tasks: TaskTracker::new(),
             reach: Sender::new(Reach::default()),
+            renewals: Renewals::default(),
             l1_trouble: Mutex::default(),
             silent_l2: AtomicBool::new(false),
             repairs: Repairs::default(),
@@ -242,7 +247,7 @@ impl Tiered {
         self.l1_meter.failed();
         match error {
             CacheError::Timeout => self.trust.breaker.failed(),
-            CacheError::Unavailable(_) => self.trust.breaker.trip(),
+            CacheError::Unavailable(_) | CacheError::Unsuitable(_) => self.trust.breaker.trip(),
             CacheError::Refused(reason) => {
                 if let Some(unsaid) = self.l1_words.now() {
                     tracing::warn!(%reason, unsaid, "L1 refused a command");

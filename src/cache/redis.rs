@@ -11,6 +11,7 @@ mod entry;
 pub(crate) mod fuzzing;
 mod probe;
 mod reader;
+mod refusal;
 mod scripts;
 mod send;
 mod servers;
@@ -30,7 +31,7 @@ use self::{
 };
 use super::{
     Acquired, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, MAX_PERMITS, Marked, PermitId, Probe,
-    Put, Settle, entry::Lifetimes,
+    Problem, Put, Settle, entry::Lifetimes,
 };
 use crate::metrics::PoolReading;
 
@@ -39,6 +40,8 @@ use crate::metrics::PoolReading;
 pub struct RedisCache {
     servers: Servers,
     probed: tokio::sync::Mutex<probe::Seen>,
+    abilities: probe::Abilities,
+    settings: probe::Settings,
     scripts: Scripts,
     lives: Lifetimes,
     wait_replicas: u32,
@@ -51,6 +54,8 @@ impl RedisCache {
         Ok(Self {
             servers: Servers::new(config)?,
             probed: tokio::sync::Mutex::default(),
+            abilities: probe::Abilities::default(),
+            settings: probe::Settings::default(),
             scripts: Scripts::new(),
             lives: Lifetimes::default(),
             wait_replicas: config.wait_replicas,
@@ -74,7 +79,7 @@ impl RedisCache {
         }
         match master.connections.mget(keys.iter().map(CacheKey::as_bytes), deadline).await {
             Ok(Reply::Array(packed)) if packed.len() == keys.len() => packed.into_iter().map(Ok).collect(),
-            Ok(Reply::Error(why)) if layout.is_unable(0, why.split(' ').next().unwrap_or_default()) => {
+            Ok(Reply::Error(why)) if layout.is_unable(0, &why) => {
                 vec![Err(CacheError::Unavailable(why.into())); keys.len()]
             }
             Ok(Reply::Array(packed)) => refused(keys.len(), &format!("MGET was answered with {} values", packed.len())),
@@ -229,8 +234,12 @@ impl Cache for RedisCache {
     fn clear(&self) {}
 
     async fn probe(&self, epoch: Epoch, deadline: Instant) -> Result<Probe, CacheError> {
+        if let Some(error) = self.abilities.held_off() {
+            return Err(error);
+        }
         let probed = tokio::time::timeout_at(deadline, self.verify(epoch)).await;
         let result = probed.unwrap_or(Err(CacheError::Timeout));
+        self.abilities.probed(&result);
         if result != Ok(Probe::Intact) {
             self.servers.lose();
         }
@@ -239,6 +248,14 @@ impl Cache for RedisCache {
 
     fn info(&self) -> CacheInfo {
         self.info.clone()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.settings.problems();
+        if self.abilities.are_missing() {
+            problems.push(Problem::Unsuitable);
+        }
+        problems
     }
 
     fn pool(&self) -> Option<PoolReading> {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Tiered, breaker::Mode, trouble::Trouble};
 use crate::{
-    cache::{CacheKey, Epoch, Probe},
+    cache::{CacheError, CacheKey, Epoch, Probe},
     record::RecordKey,
     store::EpochState,
 };
@@ -153,10 +153,10 @@ impl Tiered {
         let patience = if self.reach.borrow().l1 { PATIENCE } else { FIRST_PATIENCE };
         let mut answer = self.cache.probe(epoch, Instant::now() + patience).await;
         if answer == Ok(Probe::Restored) {
-            tracing::warn!("L1 came back with what it held at an earlier time: it starts cold, in a new epoch");
             self.trust.lost();
             // Only a probe of the new epoch makes it usable again.
-            if let Some(renewed) = self.renew_epoch().await {
+            if let Some(renewed) = self.renew_epoch_within_bounds().await {
+                tracing::warn!("L1 came back with what it held at an earlier time: it starts cold, in a new epoch");
                 answer = self.cache.probe(renewed.epoch, Instant::now() + PATIENCE).await;
             }
         }
@@ -172,13 +172,23 @@ impl Tiered {
             }
             Ok(Probe::Restored) => self.give_up_l1(),
             Err(error) => {
-                let error = error.to_string();
-                if self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&error) {
-                    let address = self.cache.info().address;
-                    tracing::warn!(error, address, "L1 cannot be reached: reads go to L2; it is tried again and again");
-                }
+                self.report_l1(&error);
                 self.give_up_l1()
             }
+        }
+    }
+
+    /// Logs why L1 is not used.
+    fn report_l1(&self, error: &CacheError) {
+        let text = error.to_string();
+        if !self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&text) {
+            return;
+        }
+        let address = self.cache.info().address;
+        if matches!(error, CacheError::Unsuitable(_)) {
+            tracing::warn!(error = text, address, "L1 cannot be used: reads go to L2; it is checked every few seconds");
+        } else {
+            tracing::warn!(error = text, address, "L1 cannot be reached: reads go to L2; it is tried again and again");
         }
     }
 
@@ -206,12 +216,32 @@ impl Tiered {
             }
             self.trust.removed(&removing);
         }
-        if self.trust.needs_new_epoch() && self.renew_epoch().await.is_none() {
+        if self.trust.needs_new_epoch() && self.renew_epoch_within_bounds().await.is_none() {
             return;
         }
         if self.trust.restore() {
             tracing::info!("L1 is trusted");
         }
+    }
+
+    /// A new epoch, unless there were many lately: whatever asks for them again and again does not end with another one.
+    async fn renew_epoch_within_bounds(&self) -> Option<EpochState> {
+        if let Err(wait) = self.renewals.next() {
+            if self.renewals.is_to_be_logged() {
+                tracing::error!(
+                    ?wait,
+                    "L1 has needed many new epochs within a short time, so it is bypassed until the next one: what it \
+                     holds is not what this server left there. Do several Redis servers answer at the same address, or \
+                     does something else change keys that begin with {{}}fs:? Is l1.timeout too short for this Redis?"
+                );
+            }
+            return None;
+        }
+        let renewed = self.renew_epoch().await;
+        if renewed.is_some() {
+            self.renewals.made();
+        }
+        renewed
     }
 
     pub(super) async fn renew_epoch(&self) -> Option<EpochState> {

@@ -17,6 +17,8 @@ mod harness;
 mod health;
 #[cfg(feature = "mongodb")]
 mod history;
+#[cfg(feature = "redis")]
+mod lacking;
 mod model;
 #[cfg(feature = "mongodb")]
 mod mongodb_store;

@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -24,17 +25,22 @@ use deadpool_redis::{
         aio::MultiplexedConnection,
     },
 };
-use tokio::time::Instant;
+use tokio::{io::AsyncReadExt as _, net::TcpStream, time::Instant};
 
 use super::{
     config::InvalidRedisConfig,
     reader::{Reader, Reply},
+    refusal,
 };
 use crate::{
     cache::CacheError,
     metrics::PoolReading,
     trace::{self, Asked, Failed, Place},
 };
+
+/// How long a server may take to say unasked why it closes a connection, and how much of it is read.
+const WORDS: Duration = Duration::from_millis(200);
+const MAX_WORDS: u64 = 1 << 10;
 
 pub(super) struct Connections {
     pool: Pool,
@@ -150,12 +156,7 @@ impl Connections {
         pipeline.cmd("MGET");
         keys.for_each(|key| _ = pipeline.arg(key));
         let sent = Sent { command: "MGET", procedure: None, items: 1 };
-        let mut replies = self.send(pipeline, Lane::Swift, sent, deadline).await?;
-        Ok(match replies.pop() {
-            Some(Value::Array(values)) => Reply::Array(values.into_iter().map(string).collect()),
-            Some(Value::ServerError(e)) => Reply::Error(format!("{} {}", e.code(), e.details().unwrap_or_default())),
-            other => Reply::Line(format!("{other:?}")),
-        })
+        Ok(mget_reply(self.send(pipeline, Lane::Swift, sent, deadline).await?))
     }
 
     /// How they are used. All calls share them, so what waits does so for a reply.
@@ -198,6 +199,24 @@ impl Connections {
             turn: AtomicUsize::new(0),
             readers_turn: AtomicUsize::new(0),
         })
+    }
+
+    /// Why connections break before anything was answered, where the server says it unasked: too many clients, protected
+    /// mode. Else the error as it is.
+    pub(super) async fn explained(&self, error: CacheError) -> CacheError {
+        let CacheError::Unavailable(why) = &error else { return error };
+        let (true, ConnectionAddr::Tcp(host, port)) = (is_broken(why), self.server.addr()) else { return error };
+        let mut words = Vec::new();
+        let read = async {
+            let stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+            stream.take(MAX_WORDS).read_to_end(&mut words).await.ok()
+        };
+        // What it has to say comes at once, and nothing comes from a server that waits for commands.
+        let _ = tokio::time::timeout(WORDS, read).await;
+        match String::from_utf8_lossy(&words).strip_prefix('-') {
+            Some(text) => refusal::not_now(text.lines().next().unwrap_or_default()),
+            None => error,
+        }
     }
 
     async fn lane(&self, wanted: usize) -> Result<Box<[MultiplexedConnection]>, CacheError> {
@@ -263,6 +282,19 @@ impl Shared {
         Ok(())
     }
 
+    /// MGET as reads send it, before these connections are in use.
+    pub(super) async fn mget_once(&self, keys: &[&[u8]]) -> Result<Reply, CacheError> {
+        if let Some(reader) = self.reader() {
+            let reply = reader.ask(b"MGET", keys.iter().copied()).await.map_err(|e| unavailable(&e))?;
+            return reply.ok_or(CacheError::Timeout);
+        }
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("MGET");
+        keys.iter().for_each(|key| _ = pipeline.arg(*key));
+        let replies = self.send(pipeline, Lane::Swift).await.map_err(|e| unavailable(&e))?;
+        Ok(mget_reply(replies))
+    }
+
     /// Whether every reader is connected to this run of a server, as INFO names it: behind one address there may be several.
     pub(super) async fn are_readers_of(&self, run: &str) -> Result<bool, CacheError> {
         for reader in &self.readers {
@@ -282,8 +314,23 @@ async fn exchange(connection: &MultiplexedConnection, mut pipeline: Pipeline) ->
     }
 }
 
+/// Whether an error says no more than that the connection is gone.
+fn is_broken(why: &str) -> bool {
+    let why = why.to_ascii_lowercase();
+    ["broken pipe", "reset", "terminated", "closed", "end of file", "dropped"].iter().any(|word| why.contains(word))
+}
+
 fn is_of_run(info: &[u8], run: &str) -> bool {
     String::from_utf8_lossy(info).lines().any(|line| line.strip_prefix("run_id:") == Some(run))
+}
+
+/// What MGET was answered with.
+fn mget_reply(mut replies: Vec<Value>) -> Reply {
+    match replies.pop() {
+        Some(Value::Array(values)) => Reply::Array(values.into_iter().map(string).collect()),
+        Some(Value::ServerError(e)) => Reply::Error(refusal::text_of(&e)),
+        other => Reply::Line(format!("{other:?}")),
+    }
 }
 
 fn string(value: Value) -> Option<Bytes> {
@@ -320,6 +367,7 @@ fn failed(error: &CacheError) -> Failed {
         CacheError::Timeout => "timeout",
         CacheError::Unavailable(_) => "unavailable",
         CacheError::Refused(_) => "refused",
+        CacheError::Unsuitable(_) => "unsuitable",
     })
 }
 

@@ -10,17 +10,24 @@
 //! another in its place: there is one breaker, and one list of keys that L1 may be wrong about. Until the probe finds out,
 //! the other masters' keys are answered.
 
+mod abilities;
 mod marker;
+mod settings;
 
 use std::{collections::HashMap, sync::Arc};
 
 use deadpool_redis::redis::{Pipeline, Value};
 use futures_util::future::join_all;
 
-use self::marker::{Identity, Marker, Memory, Present, judge};
+pub(super) use self::{abilities::Abilities, settings::Settings};
+use self::{
+    abilities::Subject,
+    marker::{Identity, Marker, Memory, Present, judge},
+};
 use super::{
     RedisCache,
     connections::{Lane, Shared, unavailable},
+    refusal,
     send::has_waited,
     servers::{Layout, Master, slots},
 };
@@ -38,8 +45,8 @@ const TRIES: usize = 5;
 const MARKER_SLOTS: usize = 3;
 /// How long replicas may take in a probe, in ms.
 const REPLICAS_PATIENCE: u32 = 500;
-/// What the scripts need: SET with KEEPTTL came with 6.0; older ones than this are no longer maintained by anybody.
-const OLDEST_VERSION: (u32, u32) = (6, 2);
+/// What the keys begin with on which the abilities of a server are tried.
+const SCRATCH: &str = "{}fs:check:";
 
 /// What this process last verified, and in which epoch.
 #[derive(Debug, Default)]
@@ -78,6 +85,9 @@ impl RedisCache {
             seen.masters.insert(self.name(master), look.identity);
             master.connections.trust(look.shared);
         }
+        let is_there = |address: &str| layout.masters.iter().any(|master| self.shown(master) == address);
+        self.abilities.retain(is_there);
+        self.settings.retain(is_there);
         Ok(Probe::Intact)
     }
 
@@ -98,7 +108,22 @@ impl RedisCache {
             }
         };
         let look = async {
-            let (shared, present, is_new) = self.connect(master).await?;
+            let (shared, present, is_new) = match self.connect(master).await {
+                Ok(connected) => connected,
+                Err(error) => return Err(master.connections.explained(error).await),
+            };
+            let scratch = scratch_keys(layout, place);
+            if !keys.is_empty() && self.abilities.is_due(&self.shown(master), is_new) {
+                let subject = Subject {
+                    address: &self.shown(master),
+                    shared: &shared,
+                    scripts: &self.scripts,
+                    in_cluster: layout.slots.is_some(),
+                    waits: self.wait_replicas > 0,
+                };
+                subject.try_all(&scratch).await?;
+            }
+            self.settings.look(&shared, &self.shown(master), is_new).await?;
             let known = seen.get(&self.name(master));
             let memory = match known {
                 Some(identity) => Memory::This(identity),
@@ -112,12 +137,13 @@ impl RedisCache {
                 }
                 Probe::Intact
             } else {
-                self.marked(&shared, &keys, &present, memory).await?
+                match self.marked(&shared, &keys, &present, memory).await {
+                    Err(CacheError::Refused(why)) if refusal::is_full_or_not_now(&why) => {
+                        return Err(refusal::not_now(&why));
+                    }
+                    found => found?,
+                }
             };
-            // Not before it has let us do what we must: that error would be told again and again.
-            if let Some(info) = is_new {
-                warn_of_settings(&shared, &info, &self.shown(master)).await?;
-            }
             Ok(Look { found, identity: present.identity, shared })
         };
         match look.await {
@@ -130,8 +156,8 @@ impl RedisCache {
         }
     }
 
-    /// The connections to a master, new ones if need be, and what it says of itself; of new ones also its INFO.
-    async fn connect(&self, master: &Master) -> Result<(Arc<Shared>, Present, Option<Value>), CacheError> {
+    /// The connections to a master, new ones if need be, what it says of itself, and whether they are new.
+    async fn connect(&self, master: &Master) -> Result<(Arc<Shared>, Present, bool), CacheError> {
         let (shared, is_new) = match master.connections.verified() {
             Some(shared) if shared.ping().await.is_ok() => (shared, false),
             _ => {
@@ -145,15 +171,15 @@ impl RedisCache {
         let [role, server, replication, time, size] = &replies[..] else {
             return Err(CacheError::Refused("not one reply a command".into()));
         };
-        if let Value::ServerError(e) = size
-            && e.code() == "NOAUTH"
-        {
-            let why = "authentication failed: Redis asks for a password (redis.url, or redis.password)";
-            return Err(CacheError::Unavailable(why.into()));
+        // Not each of these is granted everywhere. But what is refused for a moment must not count as not known: a server
+        // without a name would look like another one.
+        if let Some(error) = refusal::hindrance(&replies) {
+            return Err(error);
         }
         let by_role = if let Value::Array(role) = role { role.first().and_then(text) } else { None };
         if by_role.or(field(replication, "role")).is_some_and(|role| role != "master") {
-            return Err(CacheError::Unavailable("it is a replica now".into()));
+            let why = "it is a replica now: redis.url must name the master, or the sentinels (redis-sentinel://)";
+            return Err(CacheError::Unavailable(why.into()));
         }
         if is_new
             && let Some(run) = field(server, "run_id")
@@ -170,8 +196,7 @@ impl RedisCache {
             uptime: field(server, "uptime_in_seconds").and_then(|s| s.parse::<i64>().ok()).unwrap_or(0) * 1000,
             holds_keys: *size != Value::Int(0),
         };
-        let server = is_new.then(|| server.clone());
-        Ok((shared, present, server))
+        Ok((shared, present, is_new))
     }
 
     /// Compares the epoch's marker with this server, and renews it where all is well. The first of the keys whose slot
@@ -234,7 +259,7 @@ impl RedisCache {
                 Ok(other) => held = other,
                 // Memory is full; what is there still tells. No other refusal is forgiven: a master without its replicas
                 // (NOREPLICAS) may have been replaced.
-                Err(CacheError::Refused(why)) if is_ours && is_full(&why) => return Ok(found),
+                Err(CacheError::Refused(why)) if is_ours && refusal::is_full(&why) => return Ok(found),
                 Err(error) => return Err(error),
             }
         }
@@ -259,28 +284,16 @@ impl RedisCache {
     }
 }
 
-/// Says once a connect what is wrong with the server's settings, as far as it lets us see them.
-async fn warn_of_settings(shared: &Shared, info: &Value, address: &str) -> Result<(), CacheError> {
-    match field(info, "redis_version") {
-        Some(version) if parse_version(version).is_some_and(|version| version < OLDEST_VERSION) => {
-            tracing::warn!(address, version, "Redis is older than 6.2");
-        }
-        Some(_) => {}
-        None => tracing::warn!(address, "Redis does not allow INFO: a restart with old data cannot be noticed"),
-    }
-    for (setting, wanted) in [("save", ""), ("appendonly", "no")] {
-        let mut get = Pipeline::new();
-        get.cmd("CONFIG").arg("GET").arg(setting);
-        let replies = shared.send(get, Lane::Swift).await.map_err(|e| unavailable(&e))?;
-        if let Some(Value::Array(reply)) = replies.first()
-            && let [_, Value::BulkString(value)] = &reply[..]
-            && value != wanted.as_bytes()
-        {
-            let value = String::from_utf8_lossy(value);
-            tracing::warn!(address, setting, %value, "Redis persists; a restart will need a new epoch: set save \"\" and appendonly no");
+/// Keys of nobody, one in each of the slots where the marker may be; of one server just one.
+fn scratch_keys(layout: &Layout, place: usize) -> Vec<String> {
+    let name = format!("{SCRATCH}{:016x}", rand::random::<u64>());
+    match &layout.slots {
+        None => vec![name],
+        Some(slots) => {
+            let slots = slots.first_of(place, MARKER_SLOTS).into_iter();
+            slots.map(|slot| slots::key_in(&format!("{name}#"), slot)).collect()
         }
     }
-    Ok(())
 }
 
 /// A text; nothing is an empty one.
@@ -288,18 +301,12 @@ fn word_of(reply: Value) -> Result<String, CacheError> {
     match &reply {
         Value::Nil => Ok(String::new()),
         Value::Okay => Ok("OK".to_owned()),
-        Value::ServerError(e) => {
-            let details = e.details().unwrap_or_default();
-            Err(CacheError::Refused(format!("{} {details}", e.code()).into()))
-        }
+        // Not a text, so somebody else's.
+        Value::ServerError(e) if e.code() == "WRONGTYPE" => Ok("?".to_owned()),
+        Value::ServerError(e) => Err(CacheError::Refused(refusal::text_of(e).into())),
         // Of no marker's kind, but not nothing either.
         other => Ok(text(other).unwrap_or("?").to_owned()),
     }
-}
-
-/// Whether a refusal says that memory is full. Before Redis 7 a script's error has the text inside.
-fn is_full(why: &str) -> bool {
-    why.starts_with("OOM ") || why.contains("-OOM ")
 }
 
 fn text(value: &Value) -> Option<&str> {
@@ -321,30 +328,14 @@ fn milliseconds(time: &Value) -> Option<i64> {
     Some(text(seconds)?.parse::<i64>().ok()? * 1000 + text(micros)?.parse::<i64>().ok()? / 1000)
 }
 
-fn parse_version(version: &str) -> Option<(u32, u32)> {
-    let mut parts = version.split('.').map(|part| part.parse().ok());
-    Some((parts.next()??, parts.next()??))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn fields_and_versions_are_read_from_info() {
+    fn fields_are_read_from_info() {
         let info = Value::BulkString(b"# Server\r\nredis_version:7.0.15\r\nrun_id:ab12\r\n".to_vec());
         assert_eq!(field(&info, "run_id"), Some("ab12"));
         assert_eq!(field(&info, "run"), None);
-        assert_eq!(field(&info, "redis_version").and_then(parse_version), Some((7, 0)));
-        assert!((6, 0) < OLDEST_VERSION && (6, 2) >= OLDEST_VERSION);
-        assert_eq!(parse_version("unstable"), None);
-    }
-
-    #[test]
-    fn a_full_memory_is_told_from_other_refusals() {
-        assert!(is_full("OOM command not allowed when used memory > 'maxmemory'."));
-        assert!(is_full("ERR Error running script (call to f_12): @user_script:8: -OOM command not allowed"));
-        assert!(!is_full("NOREPLICAS Not enough good replicas to write."));
-        assert!(!is_full("ERR Error running script (call to f_12): @user_script:8: -NOREPLICAS Not enough"));
     }
 }

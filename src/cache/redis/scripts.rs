@@ -53,6 +53,11 @@ impl Code {
     fn new(name: &'static str, text: &'static str) -> Self {
         Self { name, text, sha: Script::new(text).get_hash().to_owned() }
     }
+
+    /// By what EVALSHA calls it.
+    pub(super) fn sha(&self) -> &str {
+        &self.sha
+    }
 }
 
 /// An operation: how an item's key and arguments are sent, how its reply is read, and what is answered where the entry had

@@ -1,6 +1,7 @@
 //! What the tiers did, and how they are used: the protocol's own numbers.
 
 use crate::{
+    cache::Problem,
     metrics::{Kind, Text},
     tiered::{
         Tiered,
@@ -43,6 +44,12 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered) {
     }
     let help = "Keys that L1 may hold old values of, and that must be removed before it is trusted.";
     text.family("featurestore_l1_doubted_keys", Kind::Gauge, help).value(&[], tiered.trust().remembered() as f64);
+    let help = "What is wrong with the Redis of L1, as the last checks found it: 1 while it is so. Unsuitable: it is not used.";
+    text.family("featurestore_l1_problem", Kind::Gauge, help);
+    let problems = tiered.cache().problems();
+    for problem in Problem::ALL {
+        text.value(&[("problem", problem.name())], f64::from(problems.contains(&problem)));
+    }
     repairs(text, tiered);
 }
 

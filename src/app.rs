@@ -7,14 +7,14 @@ use tokio::time::Instant;
 use crate::{
     access::{gate::Gate, reload::Reload},
     api::Api,
-    cache::{Cache, Epoch, memory::MemoryCache},
+    cache::{Cache, Epoch, Probe, memory::MemoryCache},
     config::Config,
     record::Clock,
     server::{
         ServerSettings,
         tls::{Tls, TlsFiles},
     },
-    store::{Store, WriteRules, embedded::EmbeddedStore},
+    store::{EpochState, Store, WriteRules, embedded::EmbeddedStore},
     tiered::{Settings, Tiered, repair::RepairSettings},
     trace::Traces,
 };
@@ -110,9 +110,12 @@ fn max_l2_reads(config: &Config) -> usize {
     config.max_l2_reads.min((connections as usize / 4 * 3).max(1))
 }
 
-/// Makes a new epoch in the configured L2: what every L1 holds is worthless then. For after a backup was restored.
-pub async fn new_epoch(config: &Config) -> Result<Epoch, StartError> {
+/// Makes a new epoch in the configured L2, whatever stands there: what every L1 holds is worthless then. It holds for the
+/// configured L1, whichever was used before, or where that is in a process or cannot be reached for the first that a server
+/// names.
+pub async fn new_epoch(config: &Config) -> Result<EpochState, StartError> {
     const PATIENCE: Duration = Duration::from_secs(10);
+    const L1_PATIENCE: Duration = Duration::from_secs(5);
     let machine = |error: &dyn std::fmt::Display| StartError::Machine(format!("no new epoch was made: {error}"));
     if config.mongodb.is_none() && !config.data_dir.exists() {
         let dir = config.data_dir.display();
@@ -124,13 +127,22 @@ pub async fn new_epoch(config: &Config) -> Result<Epoch, StartError> {
         }
         error @ StartError::Config(_) => error,
     })?;
-    let deadline = Instant::now() + PATIENCE;
-    let renewed = match store.epoch(deadline).await {
-        Ok(seen) => store.renew_epoch(seen.epoch, deadline).await,
-        Err(error) => Err(error),
+    let cache = cache(config)?;
+    let l1 = match cache.info().shared {
+        // Any epoch will do, as none is verified.
+        true => match cache.probe(Epoch(0), None, Instant::now() + L1_PATIENCE).await {
+            Ok(Probe::Another { found, .. }) => Some(found),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(%error, address = cache.info().address, "L1 cannot be reached, so the new epoch names none");
+                None
+            }
+        },
+        false => None,
     };
+    let made = store.new_epoch(l1.as_ref(), Instant::now() + PATIENCE).await;
     store.close().await;
-    renewed.map(|state| state.epoch).map_err(|error| machine(&error))
+    made.map_err(|error| machine(&error))
 }
 
 fn tls(config: &Config) -> Result<Option<Tls>, StartError> {

@@ -8,6 +8,7 @@
 
 pub mod entry;
 pub mod memory;
+mod name;
 #[cfg(feature = "redis")]
 pub mod redis;
 
@@ -15,6 +16,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+
+pub use name::L1Name;
 
 use crate::{
     metrics::PoolReading,
@@ -296,13 +299,21 @@ impl Problem {
 }
 
 /// What `probe` found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// The engine holds what it held, or came back without the keys of this epoch.
+    /// It is the L1 that was named, and it holds what it held, or came back without the keys of this epoch.
     Intact,
-    /// The engine restarted and holds keys of this epoch from an earlier time: a new epoch is needed. Until a probe with one
-    /// the cache stays unusable, as after a lost connection.
+    /// It is the L1 that was named, but it holds keys of this epoch from an earlier time: a new epoch is needed. Until a
+    /// probe with one the cache stays unusable, as after a lost connection.
     Restored,
+    /// It is another L1 than the one that was named, and stays unusable.
+    Another {
+        /// Which one it is.
+        found: L1Name,
+        /// Whether its data goes on from what was verified in this epoch until shortly ago, as that of a replica does that
+        /// was promoted. What the last seconds before brought may be lost.
+        goes_on: bool,
+    },
 }
 
 /// How a tier describes itself; the address is without credentials.
@@ -329,7 +340,7 @@ pub struct CacheInfo {
 /// 5. A batch of `get` is one command; of any other operation one pipeline; in an engine of several servers one pipeline for
 ///    each. Nothing is retried but what a server says it has not done.
 /// 6. After a connection was lost every operation (on what that server holds) fails with `Unavailable` until `probe` has
-///    succeeded, so that nobody reads from an engine that came back with old data.
+///    succeeded, so that nobody reads from an engine that came back with old data, or from another one at the same address.
 /// 7. Eviction may remove any entry at any time. Nothing else removes one before its time, and nothing keeps one beyond.
 #[async_trait]
 pub trait Cache: Send + Sync + 'static {
@@ -360,9 +371,14 @@ pub trait Cache: Send + Sync + 'static {
     /// alone: there a new epoch does the same.
     fn clear(&self);
 
-    /// Connects if need be, and verifies what the engine holds against `epoch`. `Intact` makes the cache usable, the first
-    /// time and again after a lost connection; anything else leaves it, or makes it, unusable.
-    async fn probe(&self, epoch: Epoch, deadline: Instant) -> Result<Probe, CacheError>;
+    /// Connects if need be, finds out which L1 it is, over every connection that operations use, and verifies what it holds
+    /// against `epoch`. `Intact` makes the cache usable, the first time and again after a lost connection; anything else
+    /// leaves it, or makes it, unusable. `named`: the L1 that the epoch holds for; None: no L1 will do, and what is asked
+    /// for is only which one it is.
+    async fn probe(&self, epoch: Epoch, named: Option<&L1Name>, deadline: Instant) -> Result<Probe, CacheError>;
+
+    /// Which L1 the last probe that was answered `Intact` found it to be.
+    fn name(&self) -> Option<L1Name>;
 
     /// What and where it is.
     fn info(&self) -> CacheInfo;

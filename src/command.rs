@@ -14,6 +14,7 @@ use featurestore::{
     app::{self, App, StartError},
     config::{Config, DEFAULTS, Effective, Flags},
     server,
+    store::EpochState,
     telemetry::{self, Telemetry, say},
 };
 use tokio::net::TcpListener;
@@ -69,8 +70,9 @@ enum Action {
 
 #[derive(Subcommand)]
 enum EpochAction {
-    /// Make a new epoch in L2, so that every L1 starts cold. Servers over MongoDB may run, and know of it within 2 s; with
-    /// the embedded store the server must be stopped
+    /// Make a new epoch in L2, so that every L1 starts cold, and have it hold for the configured Redis, whichever was used
+    /// before; also where the epoch cannot be read. Servers over MongoDB may run, and know of it within 2 s; with the embedded
+    /// store the server must be stopped
     New,
 }
 
@@ -171,9 +173,13 @@ fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
 
 async fn new_epoch(config: Config) -> ExitCode {
     with_telemetry(&config, async |_| {
-        let epoch = app::new_epoch(&config).await?;
+        let EpochState { epoch, l1, .. } = app::new_epoch(&config).await?;
         tracing::info!(target: AUDIT, %epoch, "a new epoch was made");
         println!("epoch {epoch}: every L1 starts cold");
+        match l1 {
+            Some(l1) => println!("it holds for the L1 {l1}: servers with another one leave theirs alone"),
+            None => println!("it names no L1: it will hold for the first that a server names"),
+        }
         Ok(())
     })
     .await

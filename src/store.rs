@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod changes;
 pub mod embedded;
+mod epoch;
 mod error;
 #[cfg(feature = "mongodb")]
 pub mod mongodb;
@@ -16,10 +17,11 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use changes::{Changes, FollowError, Leadership, Position};
+pub use epoch::{Claim, EpochState, LEASE, LEASE_LOW};
 pub use error::StoreError;
 
 use crate::{
-    cache::Epoch,
+    cache::{Epoch, L1Name},
     metrics::PoolReading,
     record::{Millis, Record, RecordKey, Revision, State},
 };
@@ -115,17 +117,6 @@ pub struct Receipt {
     pub tombstone: bool,
 }
 
-/// The generation of L1 as L2 has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EpochState {
-    /// Part of every L1 key.
-    pub epoch: Epoch,
-    /// A write bypassed L1 in this epoch: whoever lost sight of L1 trusts it again only under a new one.
-    pub dirty: bool,
-    /// How long this epoch has stood, by L2's clock. An exclusive store, which nobody else uses, need not count.
-    pub age: Duration,
-}
-
 /// How a read is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadConcern {
@@ -178,11 +169,24 @@ pub trait Store: Send + Sync + 'static {
     /// the others succeed.
     async fn write_batch(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Receipt, StoreError>>;
 
-    /// The epoch; the first call ever makes one.
+    /// The epoch; the first call ever makes one, that names no L1. Where the records are others than those that it was made
+    /// for (a copy, a restored backup, a collection that was dropped and made again) it is replaced first, or names no L1.
     async fn epoch(&self, deadline: Instant) -> Result<EpochState, StoreError>;
 
-    /// Replaces the epoch by a new random one that is not dirty, if it is still `seen`; answers the one that then stands.
+    /// The same for a server that uses this L1, and says so: prolongs the lease of the named L1 where it is this one, else of
+    /// those beside where it is in a process.
+    async fn use_l1(&self, l1: &L1Name, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Lets the epoch hold for another L1, unless somebody still says to use the one that is named; answers what then stands.
+    /// An exclusive store asks for no lease.
+    async fn name_l1(&self, claim: Claim, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Replaces the epoch by a new random one that is not dirty, if it is still `seen`; answers the one that then stands. It
+    /// names the same L1.
     async fn renew_epoch(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Replaces the epoch whatever stands there, even what cannot be read, by a new random one that names this L1 or none.
+    async fn new_epoch(&self, l1: Option<&L1Name>, deadline: Instant) -> Result<EpochState, StoreError>;
 
     /// Marks the present epoch as dirty, durably, and answers it.
     async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError>;

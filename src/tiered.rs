@@ -9,6 +9,7 @@
 //! - [`write_bulk`](Tiered::write_bulk): commit, then SETTLE.
 //! - [`repair`](Tiered::repair): removes from L1 what changes of L2 made old, whoever made them.
 //! - [`audit`](Tiered::audit): whether L1 tells the truth.
+//! - `naming`: which L1 the epoch holds for, and how that changes.
 //! - [`trust`]: whether L1 may be used at all; [`watch`](Tiered::watch) brings it back after a loss. [`breaker`]: whether a
 //!   tier answers; [`pace`]: whether L1 is fast enough for reads; [`mode`]: all of that, as people are told.
 //! - `patience`: how long a call waits for L1 in all; [`lane`]: how many may ask L2 at once, and who is shed.
@@ -22,6 +23,7 @@ mod flight;
 pub mod lane;
 pub mod meter;
 pub mod mode;
+mod naming;
 pub mod outcomes;
 pub mod pace;
 mod patience;
@@ -132,6 +134,9 @@ pub struct Tiered {
     renewals: Renewals,
     /// What was told of L1.
     l1_trouble: Mutex<Trouble>,
+    /// The epoch holds for another L1 than ours, and since when.
+    l1_is_another: AtomicBool,
+    another_since: Mutex<Option<Instant>>,
     /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
     silent_l2: AtomicBool,
     repairs: Repairs,
@@ -158,7 +163,7 @@ impl Tiered {
             Lane::new(settings.max_l2_reads, settings.max_l2_reads * WAITING_READS, settings.read_deadline / 4);
         let pace = Pace::new(settings.l1_slow);
         let writes = Lane::new(settings.max_writes, 0, Duration::ZERO);
-        let trust = Trust::new(exclusive);
+        let trust = Trust::new(exclusive, clock.clone());
         // What others write is seen in an L1 of this process only by following L2.
         if !exclusive && !cache.info().shared {
             trust.lost_track();
@@ -178,6 +183,8 @@ impl Tiered {
             reach: Sender::new(Reach::default()),
             renewals: Renewals::default(),
             l1_trouble: Mutex::default(),
+            l1_is_another: AtomicBool::new(false),
+            another_since: Mutex::default(),
             silent_l2: AtomicBool::new(false),
             repairs: Repairs::default(),
             audit: Audit::default(),

@@ -16,6 +16,7 @@ mod scripts;
 mod send;
 mod servers;
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use deadpool_redis::redis::{Pipeline, Value};
@@ -30,8 +31,8 @@ use self::{
     servers::Servers,
 };
 use super::{
-    Acquired, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, MAX_PERMITS, Marked, PermitId, Probe,
-    Problem, Put, Settle, entry::Lifetimes,
+    Acquired, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, L1Name, MAX_PERMITS, Marked, PermitId,
+    Probe, Problem, Put, Settle, entry::Lifetimes,
 };
 use crate::metrics::PoolReading;
 
@@ -46,6 +47,7 @@ pub struct RedisCache {
     lives: Lifetimes,
     wait_replicas: u32,
     info: CacheInfo,
+    name: ArcSwapOption<L1Name>,
 }
 
 impl RedisCache {
@@ -60,6 +62,7 @@ impl RedisCache {
             lives: Lifetimes::default(),
             wait_replicas: config.wait_replicas,
             info: CacheInfo { kind: config.kind(), address: config.address(), shared: true },
+            name: ArcSwapOption::empty(),
         })
     }
 
@@ -233,17 +236,22 @@ impl Cache for RedisCache {
 
     fn clear(&self) {}
 
-    async fn probe(&self, epoch: Epoch, deadline: Instant) -> Result<Probe, CacheError> {
+    async fn probe(&self, epoch: Epoch, named: Option<&L1Name>, deadline: Instant) -> Result<Probe, CacheError> {
         if let Some(error) = self.abilities.held_off() {
             return Err(error);
         }
-        let probed = tokio::time::timeout_at(deadline, self.verify(epoch)).await;
+        let probed = tokio::time::timeout_at(deadline, self.verify(epoch, named)).await;
         let result = probed.unwrap_or(Err(CacheError::Timeout));
         self.abilities.probed(&result);
-        if result != Ok(Probe::Intact) {
+        // Of another L1 the connections are kept aside for the next look.
+        if !matches!(result, Ok(Probe::Intact | Probe::Another { .. })) {
             self.servers.lose();
         }
         result
+    }
+
+    fn name(&self) -> Option<L1Name> {
+        self.name.load().as_deref().cloned()
     }
 
     fn info(&self) -> CacheInfo {

@@ -16,6 +16,7 @@ mod document;
 mod encode;
 mod epoch;
 mod failure;
+mod identity;
 mod lease;
 mod pipeline;
 mod read;
@@ -35,14 +36,16 @@ pub use statement::MAX_DOCUMENT_BYTES;
 
 use self::{
     connection::{Command, Connection, Lane},
+    epoch::Epochs,
     failure::Failure,
+    identity::Identity,
 };
 use super::{
-    EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
+    Claim, EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
     changes::{Changes, FollowError, Leadership, Position},
 };
 use crate::{
-    cache::Epoch,
+    cache::{Epoch, L1Name},
     metrics::PoolReading,
     record::{RecordKey, State},
 };
@@ -100,6 +103,7 @@ impl fmt::Debug for MongoConfig {
 /// L2 in MongoDB: a replica set, a sharded cluster, or one standalone server (for development).
 pub struct MongoStore {
     connection: Connection,
+    identity: Identity,
 }
 
 impl MongoStore {
@@ -107,7 +111,11 @@ impl MongoStore {
     /// the indexes.
     pub fn new(config: MongoConfig) -> Result<Self, InvalidUri> {
         let uri = address::parse(&config.uri)?;
-        Ok(Self { connection: Connection::new(config, uri) })
+        Ok(Self { connection: Connection::new(config, uri), identity: Identity::default() })
+    }
+
+    fn epochs(&self) -> Epochs<'_> {
+        Epochs { connection: &self.connection, identity: &self.identity }
     }
 }
 
@@ -131,15 +139,27 @@ impl Store for MongoStore {
     }
 
     async fn epoch(&self, deadline: Instant) -> Result<EpochState, StoreError> {
-        epoch::read(&self.connection, deadline).await
+        self.epochs().read(deadline).await
+    }
+
+    async fn use_l1(&self, l1: &L1Name, deadline: Instant) -> Result<EpochState, StoreError> {
+        self.epochs().use_l1(l1, deadline).await
+    }
+
+    async fn name_l1(&self, claim: Claim, deadline: Instant) -> Result<EpochState, StoreError> {
+        self.epochs().name_l1(claim, deadline).await
     }
 
     async fn renew_epoch(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError> {
-        epoch::renew(&self.connection, seen, deadline).await
+        self.epochs().renew(seen, deadline).await
+    }
+
+    async fn new_epoch(&self, l1: Option<&L1Name>, deadline: Instant) -> Result<EpochState, StoreError> {
+        self.epochs().replace(l1, deadline).await
     }
 
     async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError> {
-        epoch::mark_dirty(&self.connection, deadline).await
+        self.epochs().mark_dirty(deadline).await
     }
 
     async fn changes(
@@ -152,7 +172,7 @@ impl Store for MongoStore {
         if from_now_on && changes.is_some() {
             // It begins after what the primary has applied, which need not be what a majority read shows yet. A linearizable
             // read waits until all of that is shown; so nothing is read later that is older than where it begins.
-            epoch::read(&self.connection, deadline).await?;
+            self.epochs().read(deadline).await?;
         }
         Ok(changes)
     }

@@ -189,7 +189,7 @@ impl Tiered {
             settled.push(key);
         }
         // In an epoch that is gone, or not yet everybody's, this keeps no later hit from being older.
-        self.settle_or_remember(settles, &settled, patience).await && self.trust.holds(epoch)
+        self.settle_or_remember(settles, &settled, patience).await && self.trust.stands(epoch)
     }
 
     /// SETTLE in one pipeline; the keys of what was not confirmed are remembered.

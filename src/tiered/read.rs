@@ -263,7 +263,9 @@ impl Tiered {
         match self.trust.l1() {
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch) => {
                 let (tokens, patience) = (vec![None; wanted.len()], &mut board.patience);
-                board.degraded |= !self.settle_read(epoch, &wanted, tokens, &states, patience).await;
+                let is_settled = self.settle_read(epoch, &wanted, tokens, &states, patience).await;
+                // What an L1 of one's own was told keeps no reader of the named one from reading what is older.
+                board.degraded |= !is_settled || !self.trust.is_everybodys();
             }
             // What L1 holds may be older than this answer, and a later hit may show it.
             L1Use::HitsOnly(_) | L1Use::Bypassed => board.degraded = true,

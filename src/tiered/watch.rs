@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Tiered, breaker::Mode, trouble::Trouble};
 use crate::{
-    cache::{CacheError, CacheKey, Epoch, Probe},
+    cache::{CacheError, CacheKey, Probe},
     record::RecordKey,
     store::EpochState,
 };
@@ -76,14 +76,14 @@ impl Tiered {
 
     /// Asks L2 for the epoch, which shows at the same time whether L2 answers. `trouble` is what was told of it.
     async fn look_at_l2(&self, trouble: &mut Trouble) {
-        let asked = Instant::now();
+        let asked = self.trust.now();
         let tripped = self.l2_breaker.mode() == Mode::Tripped;
         if tripped {
             self.l2_breaker.probing();
         }
         // Before the first answer there is time to learn why there is none.
         let patience = if self.reach.borrow().ready { PATIENCE } else { FIRST_PATIENCE };
-        let mut answer = self.store.epoch(asked + patience).await;
+        let mut answer = self.ask_epoch(asked.0 + patience).await;
         if tripped && answer.is_ok() {
             // A read of one document may succeed where writes do not.
             answer = match self.store.ping(Instant::now() + PATIENCE).await {
@@ -124,8 +124,8 @@ impl Tiered {
     /// Probes L1, and brings it back into trust where it lost it.
     pub async fn look_at_l1(&self) {
         // Without an epoch no key of ours can be told from others.
-        let Some(EpochState { epoch, .. }) = self.trust.epoch() else { return };
-        let answers = self.probe_l1(epoch).await;
+        let Some(seen) = self.trust.epoch() else { return };
+        let answers = self.probe_l1(&seen).await;
         self.tell_reach(|reach| {
             if reach.l1 != answers {
                 tracing::info!("L1 {}", if answers { "answers" } else { "does not answer" });
@@ -145,21 +145,22 @@ impl Tiered {
         });
     }
 
-    async fn probe_l1(&self, epoch: Epoch) -> bool {
+    async fn probe_l1(&self, seen: &EpochState) -> bool {
         let breaker = &self.trust.breaker;
         breaker.probing();
         // One that is given up is waited for longer: a connection takes several trips, nobody waits for it, and a server
         // under load must not give up each time before it has connected.
         let patience = if self.reach.borrow().l1 { PATIENCE } else { FIRST_PATIENCE };
-        let mut answer = self.cache.probe(epoch, Instant::now() + patience).await;
+        let mut answer = self.probe_named(seen, Instant::now() + patience).await;
         if answer == Ok(Probe::Restored) {
             self.trust.lost();
             // Only a probe of the new epoch makes it usable again.
             if let Some(renewed) = self.renew_epoch_within_bounds().await {
                 tracing::warn!("L1 came back with what it held at an earlier time: it starts cold, in a new epoch");
-                answer = self.cache.probe(renewed.epoch, Instant::now() + PATIENCE).await;
+                answer = self.cache.probe(renewed.epoch, renewed.l1.as_ref(), Instant::now() + PATIENCE).await;
             }
         }
+        self.note_another(matches!(answer, Ok(Probe::Another { .. })));
         match answer {
             Ok(Probe::Intact) => {
                 if breaker.mode() == Mode::Probing {
@@ -168,9 +169,18 @@ impl Tiered {
                     breaker.probed(true);
                 }
                 self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_over();
+                if let Some(mine) = self.cache.name() {
+                    self.trust.found(&mine);
+                }
+                // Who begins to use L1 says so in L2 first.
+                self.freshen_epoch().await;
                 true
             }
             Ok(Probe::Restored) => self.give_up_l1(),
+            Ok(Probe::Another { found, .. }) => {
+                self.tell_another(seen, &found);
+                self.give_up_l1()
+            }
             Err(error) => {
                 self.report_l1(&error);
                 self.give_up_l1()
@@ -204,7 +214,7 @@ impl Tiered {
     async fn recover(&self) {
         for _ in 0..REMOVE_BATCHES {
             // In an epoch that may be gone, removing would be worth nothing.
-            let Some(EpochState { epoch, .. }) = self.trust.fresh_epoch() else { return };
+            let Some((epoch, life)) = self.trust.ours() else { return };
             let removing = self.trust.to_remove(REMOVE_BATCH);
             if removing.is_empty() {
                 break;
@@ -213,6 +223,9 @@ impl Tiered {
             let answers = self.cache.remove(&CacheKey::all(epoch, &keys), Instant::now() + PATIENCE).await;
             if self.note_failed(&answers) {
                 return;
+            }
+            if !self.trust.is_ours(epoch, life) {
+                return; // it was not the L1 that the epoch holds for all the time
             }
             self.trust.removed(&removing);
         }
@@ -246,11 +259,11 @@ impl Tiered {
 
     pub(super) async fn renew_epoch(&self) -> Option<EpochState> {
         let seen = self.trust.fresh_epoch()?;
-        let asked = Instant::now();
-        match self.store.renew_epoch(seen.epoch, asked + PATIENCE).await {
+        let asked = self.trust.now();
+        match self.store.renew_epoch(seen.epoch, asked.0 + PATIENCE).await {
             Ok(state) => {
-                self.trust.see(state, asked);
-                self.trust.renewed(asked);
+                self.trust.see(state.clone(), asked);
+                self.trust.renewed(asked.0);
                 Some(state)
             }
             Err(error) => {

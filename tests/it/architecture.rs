@@ -22,7 +22,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("config", &["api", "tiered"]),
     ("telemetry", &["access", "metrics", "trace"]),
     ("app", &["server", "config", "access", "api", "tiered", "store", "cache", "record", "trace"]),
-    ("command", &["access", "app", "server", "config", "telemetry"]),
+    ("command", &["access", "app", "server", "store", "config", "telemetry"]),
     ("main", &["command", "telemetry"]),
 ];
 

@@ -3,6 +3,7 @@
 mod changes;
 mod contract;
 mod documents;
+mod epochs;
 mod equals_apply;
 mod interruptions;
 mod outages;

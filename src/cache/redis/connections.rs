@@ -51,6 +51,8 @@ pub(super) struct Connections {
     /// For traces.
     place: Place,
     verified: ArcSwapOption<Shared>,
+    /// To a server that is not to be used, for the next look at it.
+    aside: ArcSwapOption<Shared>,
 }
 
 /// Which kinds of connections there are beside those of the swift lane.
@@ -102,7 +104,7 @@ impl Connections {
         let pool = Pool::builder(manager).max_size(wanted).build();
         let pool = pool.map_err(|e| InvalidRedisConfig(e.to_string()))?;
         let place = place(&server);
-        Ok(Self { pool, server, wanted, kinds, place, verified: ArcSwapOption::empty() })
+        Ok(Self { pool, server, wanted, kinds, place, verified: ArcSwapOption::empty(), aside: ArcSwapOption::empty() })
     }
 
     /// Sends a pipeline; one reply a command, errors of the server among them.
@@ -241,14 +243,26 @@ impl Connections {
         self.verified.load_full()
     }
 
+    /// Those in use, or else those that were set aside.
+    pub(super) fn known(&self) -> Option<Arc<Shared>> {
+        self.verified().or_else(|| self.aside.load_full())
+    }
+
     /// Puts verified ones to use.
     pub(super) fn trust(&self, shared: Arc<Shared>) {
         self.verified.store(Some(shared));
+        self.aside.store(None);
+    }
+
+    /// Takes all of them out of use, and keeps these for the next look.
+    pub(super) fn set_aside(&self, shared: Option<Arc<Shared>>) {
+        self.verified.store(None);
+        self.aside.store(shared);
     }
 
     /// Lets all of them go.
     pub(super) fn lose(&self) {
-        self.verified.store(None);
+        self.set_aside(None);
     }
 }
 
@@ -295,11 +309,45 @@ impl Shared {
         Ok(mget_reply(replies))
     }
 
-    /// Whether every reader is connected to this run of a server, as INFO names it: behind one address there may be several.
-    pub(super) async fn are_readers_of(&self, run: &str) -> Result<bool, CacheError> {
+    /// Whether every one of them is connected to this run of a server, as INFO names it: behind one address there may be
+    /// several.
+    pub(super) async fn are_all_of(&self, run: &str) -> Result<bool, CacheError> {
+        for connection in self.all.iter().chain(&self.waiting) {
+            let mut info = Pipeline::new();
+            info.cmd("INFO").arg("server");
+            let reply = exchange(connection, info).await.map_err(|e| unavailable(&e))?.pop();
+            if !reply.and_then(string).is_some_and(|info| is_of_run(&info, run)) {
+                return Ok(false);
+            }
+        }
         for reader in &self.readers {
             match reader.ask(b"INFO", [&b"server"[..]].into_iter()).await.map_err(|e| unavailable(&e))? {
                 Some(Reply::Bulk(Some(info))) if is_of_run(&info, run) => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether every one of them finds this value under a key.
+    pub(super) async fn all_find(&self, key: &str, value: &str) -> Result<bool, CacheError> {
+        let is_it = |found: Option<Bytes>| found.is_some_and(|found| found == value.as_bytes());
+        for connection in self.all.iter().chain(&self.waiting) {
+            let mut get = Pipeline::new();
+            get.cmd("GET").arg(key);
+            let reply = exchange(connection, get).await.map_err(|e| unavailable(&e))?.pop();
+            if let Some(Value::ServerError(e)) = &reply {
+                return Err(CacheError::Refused(e.to_string().into()));
+            }
+            if !is_it(reply.and_then(string)) {
+                return Ok(false);
+            }
+        }
+        for reader in &self.readers {
+            // A reader has MGET to read by, and so has who may read by nothing else.
+            match reader.ask(b"MGET", [key.as_bytes()].into_iter()).await.map_err(|e| unavailable(&e))? {
+                Some(Reply::Array(values)) if is_it(values.first().cloned().flatten()) => {}
+                Some(Reply::Error(why)) => return Err(CacheError::Refused(why.into())),
                 _ => return Ok(false),
             }
         }
@@ -336,6 +384,7 @@ fn mget_reply(mut replies: Vec<Value>) -> Reply {
 fn string(value: Value) -> Option<Bytes> {
     match value {
         Value::BulkString(bytes) => Some(bytes.into()),
+        Value::VerbatimString { text, .. } => Some(text.into()),
         _ => None,
     }
 }

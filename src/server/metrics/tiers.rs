@@ -42,6 +42,8 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered) {
     for (name, help, count) in counters {
         text.family(name, Kind::Counter, help).value(&[], count as f64);
     }
+    let help = "1: L1 is left alone, as other servers over the same L2 use another one.";
+    text.family("featurestore_l1_is_another", Kind::Gauge, help).value(&[], f64::from(tiered.l1_is_another()));
     let help = "Keys that L1 may hold old values of, and that must be removed before it is trusted.";
     text.family("featurestore_l1_doubted_keys", Kind::Gauge, help).value(&[], tiered.trust().remembered() as f64);
     let help = "What is wrong with the Redis of L1, as the last checks found it: 1 while it is so. Unsuitable: it is not used.";

@@ -91,6 +91,11 @@ impl Failure {
         self.code.is_some_and(code::is_too_large)
     }
 
+    /// The user has no right to it.
+    pub(super) fn is_unauthorized(&self) -> bool {
+        self.code == Some(13)
+    }
+
     /// A write with this failure may have happened.
     pub(super) fn may_be_done(&self) -> bool {
         matches!(self.meaning, Meaning::OutOfTime | Meaning::Unknown)

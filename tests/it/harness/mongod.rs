@@ -107,11 +107,7 @@ impl Mongod {
     /// A new database whose epoch has stood for long, as that of a deployment does, and whose changes were followed: a
     /// server that starts over it trusts L1 without waiting for others to notice.
     pub fn settled_database(&self) -> String {
-        self.settled_database_with(rand::random())
-    }
-
-    /// The same with an epoch that the test knows.
-    pub fn settled_database_with(&self, epoch: u64) -> String {
+        let epoch: u64 = rand::random();
         let name = Self::database_name();
         let in_it = name.clone();
         let epoch = format!("{epoch:016x}");

@@ -1,7 +1,7 @@
 //! What does not keep L1 from being used and is wrong all the same: persistence, no eviction, full memory.
 
 use featurestore::{
-    cache::{Cache as _, CacheKey, CacheValue, Effect, Epoch, Fill, PermitId, Settle, redis::*},
+    cache::{Cache as _, CacheKey, CacheValue, Effect, Epoch, Fill, PermitId, Probe, Settle, redis::*},
     record::{EntityId, FeatureView, RecordKey, Revision},
 };
 use tokio::time::Instant as Moment;
@@ -66,7 +66,8 @@ async fn every_policy_that_evicts_makes_room_for_our_entries() {
     let soon = || Moment::now() + Duration::from_secs(10);
     let redis = RedisServer::start();
     let cache = RedisCache::new(&RedisConfig::parse(&redis.url()).unwrap()).unwrap();
-    cache.probe(Epoch(1), soon()).await.unwrap();
+    let Ok(Probe::Another { found, .. }) = cache.probe(Epoch(1), None, soon()).await else { panic!("no L1") };
+    assert_eq!(cache.probe(Epoch(1), Some(&found), soon()).await, Ok(Probe::Intact));
     for policy in [
         "allkeys-lru",
         "allkeys-lfu",

@@ -357,7 +357,7 @@ async fn servers_that_start_together_agree_on_one_epoch() {
         let bench = Bench::on(mongod, rules()).await;
         let calls = (0..16).map(|_| bench.store.epoch(soon()));
         let mut epochs: Vec<_> = futures_util::future::join_all(calls).await.into_iter().map(Result::unwrap).collect();
-        let first = epochs[0];
+        let first = epochs[0].clone();
         epochs.retain(|epoch| epoch.epoch != first.epoch);
         assert!(epochs.is_empty() && !first.dirty);
 

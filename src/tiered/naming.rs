@@ -15,7 +15,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Tiered, breaker::Mode, trust::CHANGE_PAUSE, watch::PATIENCE};
+use super::{Tiered, breaker::Mode, watch::PATIENCE};
 use crate::{
     cache::{CacheError, L1Name, Probe},
     store::{Claim, EpochState, LEASE, StoreError},
@@ -82,8 +82,8 @@ impl Tiered {
         let at_once = exclusive || (found.shared && seen.l1.as_ref().is_some_and(|named| !named.shared));
         let is_free = match &seen.l1 {
             Some(_) => at_once || seen.leased.is_zero(),
-            // It may just have been made, by `featurestore epoch new`, while servers still use the one before.
-            None => exclusive || seen.age >= CHANGE_PAUSE,
+            // Servers that still use the epoch before, or do not know of names yet, see the new one and pause too.
+            None => true,
         };
         if !is_free || !self.trust.is_fresh() {
             return None;

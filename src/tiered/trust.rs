@@ -39,7 +39,7 @@ use crate::{
 /// How old a view of the epoch may be.
 pub const VIEW_LIFE: Duration = Duration::from_secs(2);
 /// How long everybody bypasses L1 after a change of the epoch: longer than anybody's view lives.
-pub(super) const CHANGE_PAUSE: Duration = Duration::from_secs(3);
+const CHANGE_PAUSE: Duration = Duration::from_secs(3);
 /// A server that starts takes an epoch of this age, by L2's clock, for one that everybody uses. Far more than the pause,
 /// as a new primary's clock may differ.
 const SETTLED_AGE: Duration = Duration::from_secs(60);

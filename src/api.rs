@@ -41,7 +41,7 @@ use crate::{
 use bulk::BulkRecords;
 use failure::Failure;
 
-pub use crate::in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Share};
+pub use crate::in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Place, Share, StreamPlace};
 
 /// What a request may hold at most.
 #[derive(Clone, Debug)]

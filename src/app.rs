@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     record::Clock,
     server::{
-        ServerSettings,
+        MAX_BULK_STREAMS, ServerSettings,
         tls::{Tls, TlsFiles},
     },
     store::{EpochState, Store, WriteRules, embedded::EmbeddedStore},
@@ -62,7 +62,8 @@ impl App {
             read_deadline: config.deadlines.read,
             write_deadline: config.deadlines.write,
             max_l2_reads: max_l2_reads(config),
-            max_writes: config.max_in_flight,
+            // A bulk stream has a place of its own, and writes a chunk at a time.
+            max_writes: config.max_in_flight.saturating_add(MAX_BULK_STREAMS),
             repair: RepairSettings::default(),
         };
         let tiered = Tiered::new(cache, store, settings, clock.clone());

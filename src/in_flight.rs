@@ -132,6 +132,19 @@ impl Share {
         of.try_take(part, bytes).then(|| Self { of: of.clone(), part, bytes })
     }
 
+    /// Takes bytes of requests that came before anybody asked for them: at most so many, and no more than half of what the
+    /// connection may hold, so that no call is refused because of them. None: bytes are short.
+    pub fn take_ahead(of: &Arc<ConnectionBytes>, bytes: usize) -> Option<Self> {
+        let (part, free) = (Part::Request, (of.all.max / CONNECTION_PART / 2).saturating_sub(of.held()));
+        let bytes = bytes.min(free);
+        (bytes > 0 && !of.all.is_scarce() && of.try_take(part, bytes)).then(|| Self { of: of.clone(), part, bytes })
+    }
+
+    /// How many they are.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Takes bytes for an answer that cannot be refused any more.
     pub fn take(of: &Arc<ConnectionBytes>, bytes: usize) -> Self {
         let part = Part::Answer;
@@ -149,6 +162,31 @@ impl Drop for Share {
     }
 }
 
+/// The place of a stream among those of its kind, and in the share of its connection.
+#[derive(Debug)]
+pub struct StreamPlace {
+    _among_all: OwnedSemaphorePermit,
+    _of_connection: OwnedSemaphorePermit,
+}
+
+impl StreamPlace {
+    /// Holds both.
+    pub fn new(among_all: OwnedSemaphorePermit, of_connection: OwnedSemaphorePermit) -> Self {
+        Self { _among_all: among_all, _of_connection: of_connection }
+    }
+}
+
+/// What a call keeps from others while it lasts.
+#[derive(Debug)]
+pub enum Place {
+    /// Nothing: the health service is always answered.
+    None,
+    /// One of the calls at once.
+    Call(OwnedSemaphorePermit),
+    /// One of the streams of its kind.
+    Stream(Arc<StreamPlace>),
+}
+
 /// The place of a call among the calls at once, and the bytes of what it received; free again when the last clone is
 /// dropped. The server's guard puts that of a write into the request's extensions.
 #[derive(Clone, Debug)]
@@ -156,15 +194,14 @@ pub struct InFlight(Arc<Held>);
 
 #[derive(Debug)]
 struct Held {
-    /// The health service needs none.
-    _place: Option<OwnedSemaphorePermit>,
+    _place: Place,
     received: AtomicUsize,
     connection: Arc<ConnectionBytes>,
 }
 
 impl InFlight {
     /// Holds this place.
-    pub fn new(place: Option<OwnedSemaphorePermit>, connection: Arc<ConnectionBytes>) -> Self {
+    pub fn new(place: Place, connection: Arc<ConnectionBytes>) -> Self {
         Self(Arc::new(Held { _place: place, received: AtomicUsize::new(0), connection }))
     }
 
@@ -216,7 +253,7 @@ mod tests {
     #[test]
     fn what_a_call_received_is_held_by_whoever_took_it_and_the_rest_by_the_call() {
         let all = Arc::new(ByteBudget::new(400));
-        let call = InFlight::new(None, Arc::new(ConnectionBytes::new(all.clone())));
+        let call = InFlight::new(Place::None, Arc::new(ConnectionBytes::new(all.clone())));
         assert!(call.receive(60) && !call.receive(60));
         let first = call.take_received();
         assert!(call.receive(30));
@@ -232,7 +269,7 @@ mod tests {
         let [idle, one, other, third] = [(); 4].map(|()| Arc::new(ConnectionBytes::new(all.clone())));
         let (mine, others) = (Share::take(&one, 100), Share::take(&other, 100));
         assert_eq!(one.keeps_scarce_bytes(), None);
-        let waiting = InFlight::new(None, third.clone());
+        let waiting = InFlight::new(Place::None, third.clone());
         assert!(waiting.receive(100));
         assert_eq!(third.keeps_scarce_bytes(), None, "it waits for us");
         assert_eq!(idle.keeps_scarce_bytes(), None, "it holds none");

@@ -166,6 +166,12 @@ impl Gate {
                 return Err(Denied::NoRule);
             }
         };
+        // Before anything of the request is read: somebody who may do this nowhere sends nothing that is worth holding.
+        if let Some(right) = right.filter(|right| !caller.may_anywhere(*right)) {
+            let denied = Denied::NoRight { caller: caller.name().to_owned(), right, view: None };
+            self.tell(&denied, rpc, peer);
+            return Err(denied);
+        }
         Ok(Some(Access { caller, right, rpc, token, peer, gate: self.clone() }))
     }
 

@@ -157,7 +157,13 @@ async fn write(
             Err(said) => Err(status::reworded(&said, api.0.limits.max_request_bytes).unwrap_or(said)),
         };
         let ended = answer.is_err();
-        if answers.send(answer).await.is_err() || ended {
+        let read = tokio::select! {
+            biased;
+            sent = answers.send(answer) => sent.is_ok(),
+            // Who does not read the answers keeps the stream's place as much as who sends no chunks.
+            _ = silent_for_too_long(&api) => false,
+        };
+        if !read || ended {
             return;
         }
         drop(share);

@@ -145,6 +145,10 @@ impl Failure {
         Self::busy("more calls in flight than the server takes")
     }
 
+    pub(super) fn too_many_streams() -> Self {
+        Self::busy("more streams of this kind at once than the server, or a connection to it, may have")
+    }
+
     pub(super) fn too_many_bytes() -> Self {
         Self::busy("more bytes in flight than the server holds")
     }
@@ -155,13 +159,13 @@ impl Failure {
     }
 
     pub(super) fn draining() -> Self {
-        let message = "the server is shutting down: send again from the first chunk that was not answered";
+        let message = "the server is shutting down: open another stream, and send again what was not answered";
         Self::new(Code::Unavailable, "DRAINING", message).retry()
     }
 
     pub(super) fn silent(silence: Duration) -> Self {
         let message =
-            format!("no chunk came for {silence:?}, so the stream's place is given to others: open another one");
+            format!("nothing was sent for {silence:?}, so the stream's place is given to others: open another");
         Self::new(Code::Unavailable, "SILENT", message).retry()
     }
 
@@ -239,10 +243,15 @@ impl From<Denied> for Failure {
             Denied::NoToken => Self::new(Code::Unauthenticated, "TOKEN_MISSING", message),
             Denied::UnknownToken => Self::new(Code::Unauthenticated, "TOKEN_UNKNOWN", message),
             Denied::NoRule => Self::new(Code::PermissionDenied, "NO_RULE", message),
-            Denied::NoRight { caller, right, view } => Self::new(Code::PermissionDenied, "RIGHT_MISSING", message)
-                .with("caller", caller)
-                .with("right", right.name())
-                .with("feature_view", view),
+            Denied::NoRight { caller, right, view } => {
+                let failure = Self::new(Code::PermissionDenied, "RIGHT_MISSING", message)
+                    .with("caller", caller)
+                    .with("right", right.name());
+                match view {
+                    Some(view) => failure.with("feature_view", view),
+                    None => failure,
+                }
+            }
         }
     }
 }

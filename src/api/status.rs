@@ -17,6 +17,11 @@ pub fn too_busy() -> Status {
     Failure::too_busy().into()
 }
 
+/// More streams of a kind than the server, or a connection, may have.
+pub fn too_many_streams() -> Status {
+    Failure::too_many_streams().into()
+}
+
 /// A call that is not let in.
 pub fn denied(denied: Denied) -> Status {
     Failure::from(denied).into()
@@ -30,6 +35,16 @@ pub fn too_many_bytes() -> Status {
 /// A request that was begun and not ended.
 pub fn request_too_slow() -> Status {
     Failure::request_too_slow().into()
+}
+
+/// A stream whose client is silent while the server drains.
+pub fn draining() -> Status {
+    Failure::draining().into()
+}
+
+/// A stream on which nothing was sent for so long.
+pub fn silent(silence: std::time::Duration) -> Status {
+    Failure::silent(silence).into()
 }
 
 /// A request message above `limits.max_request_bytes`. The codec refuses it before any handler sees it.

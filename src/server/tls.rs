@@ -30,6 +30,12 @@ const HTTP2: &[u8] = b"h2";
 /// Between two looks at files that make a bad pair: one of them may have been new and the other not yet.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
 
+/// Whether a client has asked for HTTP/2. One that names protocols and not this one was refused by rustls; one that names none
+/// was not.
+pub(super) fn asks_for_http2(stream: &TlsStream<TcpStream>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(HTTP2)
+}
+
 /// Where certificates are.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
@@ -120,12 +126,7 @@ impl Tls {
 
     /// Greets a client. Who waits sets the bound.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let stream = TlsAcceptor::from(self.0.current.load_full()).accept(stream).await?;
-        // A client that names protocols and not this one was refused by rustls.
-        match stream.get_ref().1.alpn_protocol() {
-            Some(HTTP2) => Ok(stream),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the client does not ask for HTTP/2 (ALPN h2)")),
-        }
+        TlsAcceptor::from(self.0.current.load_full()).accept(stream).await
     }
 
     /// Follows the files until `stop`: looks at them now and then, and when asked.

@@ -4,8 +4,11 @@ mod abuse;
 mod drain;
 mod flood;
 mod idle;
+mod not_grpc;
 mod packed;
 mod slow;
+mod small_chunks;
+mod streams;
 mod tls;
 
 use std::time::{Duration, Instant};

@@ -41,7 +41,25 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered, calls: &GuardLayer) {
     for (name, help, value) in shed {
         text.family(name, Kind::Counter, help).value(&[], value as f64);
     }
+    streams(text, calls);
     pools(text, tiered);
+}
+
+fn streams(text: &mut Text, calls: &GuardLayer) {
+    let streams: Vec<_> = calls.streams().reading().collect();
+    text.family("featurestore_streams_in_flight", Kind::Gauge, "Streams that clients have open, by kind.");
+    for stream in &streams {
+        text.value(&[("kind", stream.kind)], stream.open as f64);
+    }
+    let help = "Those at most, of which one connection gets an eighth.";
+    text.family("featurestore_streams_max", Kind::Gauge, help);
+    for stream in &streams {
+        text.value(&[("kind", stream.kind)], stream.max as f64);
+    }
+    text.family("featurestore_streams_shed", Kind::Counter, "Streams that found no place among those of their kind.");
+    for stream in &streams {
+        text.value(&[("kind", stream.kind)], stream.refused as f64);
+    }
 }
 
 /// Connections to Redis and MongoDB; nothing where a tier has none.

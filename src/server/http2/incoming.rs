@@ -24,6 +24,8 @@ use crate::api::{ConnectionBytes, Share};
 
 /// Smaller pieces are copied together: each piece of its own would keep a part of what was read around it.
 const SMALL: usize = 4 << 10;
+/// What they are joined to: more would be copied again and again as it grows.
+const JOINED: usize = 64 << 10;
 /// What is kept is counted in steps, as each one may be a frame to the client.
 const STEP: usize = 256 << 10;
 
@@ -161,6 +163,9 @@ impl Arrived {
         self.bytes += bytes.len();
         if bytes.len() < SMALL {
             self.small.extend_from_slice(&bytes);
+            if self.small.len() >= JOINED {
+                self.close_small();
+            }
             return;
         }
         self.close_small();
@@ -169,7 +174,7 @@ impl Arrived {
 
     fn close_small(&mut self) {
         if !self.small.is_empty() {
-            self.pieces.push_back(std::mem::take(&mut self.small).freeze());
+            self.pieces.push_back(self.small.split().freeze());
         }
     }
 

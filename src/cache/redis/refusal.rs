@@ -40,7 +40,8 @@ pub(super) fn meaning(text: &str) -> Meaning {
     let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     let denied = ["acl failure in script", "executing script can't", "executing the script can't"];
     if text.starts_with("NOPERM") || says(&denied) {
-        let keys = says(&["access a key", "access one of the keys", "can't access at least one of the keys"]);
+        let keys =
+            says(&["access a key", "access the '", "access one of the keys", "can't access at least one of the keys"]);
         return if keys { Meaning::KeysDenied } else { Meaning::CommandDenied };
     }
     if says(&["unknown command", "unknown redis command", "unknown subcommand"]) {
@@ -130,6 +131,7 @@ mod tests {
             ("NOPERM this user has no permissions to run the 'eval' command or its subcommand", Meaning::CommandDenied),
             ("NOPERM User me has no permissions to run the 'script|load' command", Meaning::CommandDenied),
             ("NOPERM No permissions to access a key", Meaning::KeysDenied),
+            ("NOPERM User me has no permissions to access the '{}fs:1' key", Meaning::KeysDenied),
             ("NOPERM this user has no permissions to access one of the keys used as arguments", Meaning::KeysDenied),
             (
                 "ERR ACL failure in script: this user has no permissions to run the 'set' command script: f1, on \

@@ -70,6 +70,7 @@ use seldom::Seldom;
 use trouble::Trouble;
 use trust::Trust;
 
+pub use crate::cache::Problem;
 pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
 pub use watch::Reach;
 pub use write::{BulkAnswer, WriteAnswer, WriteError};

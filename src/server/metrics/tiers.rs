@@ -1,10 +1,9 @@
 //! What the tiers did, and how they are used: the protocol's own numbers.
 
 use crate::{
-    cache::Problem,
     metrics::{Kind, Text},
     tiered::{
-        Tiered,
+        Problem, Tiered,
         meter::{Meter, Reading},
         mode::TierMode,
     },

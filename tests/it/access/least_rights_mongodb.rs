@@ -112,6 +112,7 @@ async fn the_documented_mongodb_role_suffices_and_each_of_its_rights_is_needed()
     let without = rights.map(async |(at, action)| {
         let mut less = all.clone();
         let right = format!("{} on {}", less[at].1.remove(action), less[at].0);
+        less.retain(|(_, actions)| !actions.is_empty()); // MongoDB rejects a privilege without an action
         let database = format!("less_{at}_{action}");
         let uri = user(&mongod, &database, &less).await;
         (right, refusals(&uri, &database).await)

@@ -224,7 +224,7 @@ pub(crate) async fn a_record_is_measured_in_stored_bytes_whatever_its_values_are
             let before = record(&store, &key).await;
             assert_eq!(before.features["a"].kind.as_ref(), Some(&fits), "{what}");
             // There is no room for another one, but for the same ones again.
-            let (receipt, bytes) = (write(merge(&key).int("b", 1)).await, stored_bytes(&fits) + 12);
+            let (receipt, bytes) = (write(merge(&key).int("b", 1)).await, stored_bytes(&fits) + 9);
             assert_eq!(
                 (receipt.outcome, receipt.revision),
                 (Outcome::RecordTooLarge { bytes }, before.revision),

@@ -10,6 +10,7 @@ mod failure;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod info;
+mod keep;
 mod matrix;
 mod rows;
 pub mod status;
@@ -32,7 +33,7 @@ use crate::{
     access::Access,
     proto::{
         BulkUpsertRequest, BulkUpsertResponse, DeleteFeaturesRequest, DeleteFeaturesResponse, GetFeaturesRequest,
-        GetFeaturesResponse, InfoRequest, InfoResponse, Unpacked, UpsertFeaturesRequest, UpsertFeaturesResponse,
+        GetFeaturesResponse, Held, InfoRequest, InfoResponse, Unpacked, UpsertFeaturesRequest, UpsertFeaturesResponse,
         feature_store_service_server::FeatureStoreService,
     },
     record::{Clock, DEFAULT_VIEW},
@@ -40,8 +41,12 @@ use crate::{
 };
 use bulk::BulkRecords;
 use failure::Failure;
+use keep::Needed;
 
 pub use crate::in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Place, Share, StreamPlace};
+
+/// Answers that are too small to be counted before they are encoded.
+const UNCOUNTED: usize = 4 << 10;
 
 /// What a request may hold at most.
 #[derive(Clone, Debug)]
@@ -169,6 +174,7 @@ impl FeatureStoreService for Api {
     ) -> Result<Response<GetFeaturesResponse>, Status> {
         let arrived = Arrival::of(&request);
         self.let_in(&request, &request.get_ref().feature_view)?;
+        let connection = request.extensions().get::<InFlight>().map(|call| call.connection().clone());
         let read = convert::read(request.into_inner(), &self.0.limits, |consistency| {
             arrived.deadline(match consistency {
                 Consistency::Cached => self.0.deadlines.read,
@@ -176,18 +182,24 @@ impl FeatureStoreService for Api {
             })
         })?;
         let deadline = read.request.deadline;
+        let most = self.0.limits.max_response_bytes;
+        let mut needed = Needed::of(&read, &self.0.clock, most, connection.clone());
         let answer = {
             // Pinned, as the future is large and would be moved into the timeout.
-            let reading = std::pin::pin!(self.0.tiered.read(&read.request));
+            let reading = std::pin::pin!(self.0.tiered.read_keeping(&read.request, &mut needed));
             match arrived.is_clients(deadline) {
                 true => tokio::time::timeout_at(deadline, reading).await.map_err(|_| Failure::deadline())?,
                 // Nobody gives up at that moment, so what the tiers say of it is worth waiting for.
                 false => reading.await,
             }
         };
+        let now = needed.judged_at().map_or_else(|| self.0.clock.now(), |at| at.max(self.0.clock.now()));
         rows::check_time(&answer, deadline, arrived.is_clients(deadline))?;
-        let response = rows::response(read, answer, self.0.clock.now())?;
-        rows::check_size(&response, self.0.limits.max_response_bytes)?;
+        let (mut response, bytes) = rows::response(read, answer, now, most)?;
+        if let Some(connection) = connection.filter(|_| bytes > UNCOUNTED) {
+            let share = Share::try_take(&connection, bytes).ok_or_else(Failure::too_many_bytes)?;
+            response.held = Held::by(share);
+        }
         Ok(Response::new(response))
     }
 

@@ -30,8 +30,16 @@ pub const LEASE: Duration = Duration::from_secs(3);
 pub const PERMIT: Duration = Duration::from_secs(5);
 /// The longest life of a pending entry.
 pub const PENDING: Duration = Duration::from_secs(60);
+/// How many bytes of values one `get` brings at most, beside its first value.
+pub const BATCH_BYTES: usize = 4 << 20;
 /// The most permits listed on one entry, those whose time is over included; one more and the entry is removed instead.
 pub const MAX_PERMITS: usize = 64;
+
+/// What moving so many bytes may take: 10 ns each, as a network of 1 Gbit/s has it.
+pub fn time_to_move(bytes: usize) -> Duration {
+    const NANOS_A_BYTE: u64 = 10;
+    Duration::from_nanos((bytes as u64).saturating_mul(NANOS_A_BYTE))
+}
 
 /// The generation of the cache: a random id kept in L2 and part of every key, so a new epoch is a cold, correct cache
 /// and two deployments on one Redis never meet.
@@ -261,6 +269,19 @@ pub enum CacheError {
     /// It answers, but lacks something that L1 needs until somebody changes that. The text says what, and what to do.
     #[error("{0}")]
     Unsuitable(Arc<str>),
+    /// A `get` brings no more at once: ask for this key again. Nothing is wrong with L1.
+    #[error("not brought: the batch was full")]
+    LeftOut,
+    /// The answer stood behind another caller's, which is large and still on its way. Nothing is wrong with L1.
+    #[error("L1 was still sending a large answer to somebody else")]
+    Behind,
+}
+
+impl CacheError {
+    /// Whether L1 did not do what it should.
+    pub fn is_failure(&self) -> bool {
+        !matches!(self, Self::LeftOut | Self::Behind)
+    }
 }
 
 /// What is wrong with the engine of a cache, as its probes found it.
@@ -337,8 +358,10 @@ pub struct CacheInfo {
 /// 4. What cannot be read (a bad checksum, a foreign type) is removed and counts as a miss. An operation that the engine
 ///    refuses (memory full) is answered by removing the entry, which is always safe: then it is `Ok`, `Effect::Dropped`,
 ///    or for `acquire` `NoFill`, for `mark` `Overflow`.
-/// 5. A batch of `get` is one command; of any other operation one pipeline; in an engine of several servers one pipeline for
-///    each. Nothing is retried but what a server says it has not done.
+/// 5. A batch of `get` is one command, or a few one after the other where it may bring much; of any other operation one
+///    pipeline; in an engine of several servers one pipeline for each. Nothing is retried but what a server says it has not
+///    done. An engine outside of this process brings at most `BATCH_BYTES` for one `get`, and always its first value: the
+///    other keys are answered `LeftOut`, and what comes for them is dropped as it comes.
 /// 6. After a connection was lost every operation (on what that server holds) fails with `Unavailable` until `probe` has
 ///    succeeded, so that nobody reads from an engine that came back with old data, or from another one at the same address.
 /// 7. Eviction may remove any entry at any time. Nothing else removes one before its time, and nothing keeps one beyond.

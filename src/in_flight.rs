@@ -1,7 +1,7 @@
 //! What calls hold while they are on their way: a place among the calls at once, and bytes. Two counts bound the bytes, one
 //! over all connections and one for each, so that a client who sends without end or never reads takes its own part only.
 //!
-//! What is counted is told where it is counted: `server::bytes` and `bulk`.
+//! What is counted is told where it is counted: `server::bytes`, `bulk` and, of what reads hold, `tiered`.
 
 use std::sync::{
     Arc,
@@ -47,6 +47,7 @@ impl ByteBudget {
 #[derive(Debug)]
 pub struct ConnectionBytes {
     all: Arc<ByteBudget>,
+    max: usize,
     /// Of requests that are not yet answered.
     received: AtomicUsize,
     /// Of answers that are not yet sent.
@@ -65,12 +66,17 @@ enum Part {
 impl ConnectionBytes {
     /// Of a new connection.
     pub fn new(all: Arc<ByteBudget>) -> Self {
-        Self { all, received: AtomicUsize::new(0), unsent: AtomicUsize::new(0), sent: AtomicUsize::new(0) }
+        let max = all.max / CONNECTION_PART;
+        Self::with_part(all, max)
+    }
+
+    fn with_part(all: Arc<ByteBudget>, max: usize) -> Self {
+        Self { all, max, received: AtomicUsize::new(0), unsent: AtomicUsize::new(0), sent: AtomicUsize::new(0) }
     }
 
     /// Whether no call should be begun, as it could not be answered.
     pub fn is_full(&self) -> bool {
-        let is_full = self.all.held() >= self.all.max || self.held() >= self.all.max / CONNECTION_PART;
+        let is_full = self.all.held() >= self.all.max || self.held() >= self.max;
         if is_full {
             self.all.refused.fetch_add(1, Relaxed);
         }
@@ -103,7 +109,7 @@ impl ConnectionBytes {
     fn try_take(&self, part: Part, bytes: usize) -> bool {
         self.part(part).fetch_add(bytes, Relaxed);
         let all = self.all.held.fetch_add(bytes, Relaxed) + bytes;
-        let fits = self.held() <= self.all.max / CONNECTION_PART && all <= self.all.max;
+        let fits = self.held() <= self.max && all <= self.all.max;
         if !fits {
             self.give_back(part, bytes);
             self.all.refused.fetch_add(1, Relaxed);
@@ -187,6 +193,55 @@ pub enum Place {
     Stream(Arc<StreamPlace>),
 }
 
+/// What a read holds of what the tiers brought, until this is dropped; it counts as what the read's connection received.
+/// Without a connection nothing is counted.
+#[derive(Debug, Default)]
+pub struct Holding {
+    of: Option<Arc<ConnectionBytes>>,
+    bytes: usize,
+}
+
+impl Holding {
+    /// Of a call of this connection.
+    pub fn of(connection: Arc<ConnectionBytes>) -> Self {
+        Self { of: Some(connection), bytes: 0 }
+    }
+
+    /// Of work of the server itself, which may be for several connections: all bytes are its part.
+    pub fn of_all(all: &Arc<ByteBudget>) -> Self {
+        let of = ConnectionBytes::with_part(all.clone(), all.max);
+        Self { of: Some(Arc::new(of)), bytes: 0 }
+    }
+
+    /// Holds so many bytes more; false: they are too many, and none of them is counted.
+    #[must_use]
+    pub fn add(&mut self, bytes: usize) -> bool {
+        let Some(of) = &self.of else { return true };
+        let fits = bytes == 0 || of.try_take(Part::Request, bytes);
+        if fits {
+            self.bytes += bytes;
+        }
+        fits
+    }
+
+    /// Holds so many bytes from now on; false: they are too many more, and it holds what it did.
+    #[must_use]
+    pub fn set(&mut self, bytes: usize) -> bool {
+        if let (Some(of), Some(fewer)) = (&self.of, self.bytes.checked_sub(bytes)) {
+            of.give_back(Part::Request, fewer);
+            self.bytes = bytes;
+            return true;
+        }
+        self.add(bytes - self.bytes)
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let _ = self.set(0);
+    }
+}
+
 /// The place of a call among the calls at once, and the bytes of what it received; free again when the last clone is
 /// dropped. The server's guard puts that of a write into the request's extensions.
 #[derive(Clone, Debug)]
@@ -203,6 +258,11 @@ impl InFlight {
     /// Holds this place.
     pub fn new(place: Place, connection: Arc<ConnectionBytes>) -> Self {
         Self(Arc::new(Held { _place: place, received: AtomicUsize::new(0), connection }))
+    }
+
+    /// The connection that it came by.
+    pub fn connection(&self) -> &Arc<ConnectionBytes> {
+        &self.0.connection
     }
 
     /// Counts bytes that came in; false: they are too many.
@@ -248,6 +308,20 @@ mod tests {
         assert_eq!(all.held(), 0);
         assert!(!connections[0].is_full());
         assert_eq!(all.refused(), 3);
+    }
+
+    #[test]
+    fn what_a_read_holds_is_counted_as_long_as_it_holds_it() {
+        let all = Arc::new(ByteBudget::new(400));
+        let mut read = Holding::of(Arc::new(ConnectionBytes::new(all.clone())));
+        assert!(read.add(60) && !read.add(60) && read.add(40));
+        let mut shared = Holding::of_all(&all);
+        assert!(shared.add(300) && !shared.add(1));
+        assert!(read.set(30) && !read.set(101) && read.set(50) && !shared.add(51));
+        assert_eq!(all.held(), 350);
+        drop((read, shared));
+        assert_eq!((all.held(), all.refused()), (0, 4));
+        assert!(Holding::default().add(usize::MAX), "nobody counts");
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub use codec::{SizedCodec, Unpacked};
 pub use encoded_row::EncodedRow;
 pub use entity_ids::{EntityIds, SharedText};
 pub use get_features_request::GetFeaturesRequest;
-pub use get_features_response::GetFeaturesResponse;
+pub use get_features_response::{GetFeaturesResponse, Held};
 
 tonic::include_proto!("featurestore.v1");
 

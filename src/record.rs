@@ -6,6 +6,7 @@
 pub mod encoding;
 mod entity_id;
 mod feature_record;
+mod typical_size;
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -14,6 +15,7 @@ use crate::proto::Value;
 pub use crate::proto::SharedText;
 pub use entity_id::{EntityId, MAX_ENTITY_ID_BYTES};
 pub use feature_record::{FeatureRecord, GivenFeatures};
+pub use typical_size::TypicalSize;
 
 /// The most bytes that a feature name may have.
 pub const MAX_FEATURE_NAME_BYTES: usize = 128;
@@ -265,6 +267,14 @@ impl State {
             Self::Absent => Revision::NONE,
             Self::Tombstone(revision) => *revision,
             Self::Record(record) => record.revision(),
+        }
+    }
+
+    /// The record, if there is one.
+    pub fn record(&self) -> Option<&encoding::StoredRecord> {
+        match self {
+            Self::Absent | Self::Tombstone(_) => None,
+            Self::Record(record) => Some(record),
         }
     }
 }

@@ -120,6 +120,7 @@ pub async fn run(
     let max_request_bytes = api.limits().max_request_bytes;
     let ServerSettings { max_in_flight, max_bytes_in_flight, .. } = settings;
     let guard = GuardLayer::new(max_in_flight, max_bytes_in_flight, max_request_bytes, stop_accepting.clone());
+    tiered.count_bytes(guard.bytes().clone());
     let calls = Arc::new(CallMeter::default());
     let (open, refused) = (TaskTracker::new(), Arc::<Counter>::default());
     let not_grpc = Arc::<Refusals>::default();

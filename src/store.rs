@@ -26,6 +26,8 @@ use crate::{
     record::{Millis, Record, RecordKey, Revision, State},
 };
 
+/// How many bytes of records one read brings at most, beside its last record.
+pub const READ_BYTES: usize = 4 << 20;
 /// How many of its latest writes a record remembers by their request ids.
 pub const REMEMBERED_REQUESTS: usize = 8;
 
@@ -158,7 +160,8 @@ pub struct StoreInfo {
 /// 7. The store may be unreachable when it is made: each call connects, and prepares what it needs (indexes), if need be.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Reads records. Majority: one query for all keys.
+    /// Reads records. Majority: one query for all keys. Once they have `READ_BYTES` together, the others are answered
+    /// `LeftOut`: no more is held than that and what one reply of the engine brings. At least one key is answered otherwise.
     async fn read(&self, keys: &[RecordKey], concern: ReadConcern, deadline: Instant)
     -> Vec<Result<State, StoreError>>;
 

@@ -136,7 +136,7 @@ impl Failure {
 
     pub(super) fn response_too_large(bytes: usize, maximum: usize) -> Self {
         let message = format!(
-            "the response would have {bytes} bytes, at most {maximum} are allowed: ask for fewer entities or name features"
+            "the response would have {bytes} bytes or more, at most {maximum} are allowed: ask for fewer entities or name features"
         );
         Self::new(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
     }
@@ -272,6 +272,7 @@ impl From<StoreError> for Failure {
             )
             .retry(),
             StoreError::Corrupt(cause) | StoreError::DoneUnreadable(cause) => Self::unreadable(None, &cause),
+            StoreError::LeftOut => Self::internal("a row was left out"),
             StoreError::Internal(cause) => Self::internal(cause),
         }
     }
@@ -289,6 +290,7 @@ impl From<RowError> for Failure {
             .with("stored", stored),
             RowError::Deadline => Self::deadline(),
             RowError::TooBusy => Self::busy("more reads of the store at once than the server makes"),
+            RowError::NoRoom => Self::too_many_bytes(),
             RowError::Internal => Self::internal("a flight was lost"),
         }
     }

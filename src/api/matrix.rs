@@ -12,12 +12,19 @@ use crate::{
     tiered::{Row, RowError},
 };
 
-/// Builds the matrix; `single`: 4-byte floats, overflow becoming inf.
+/// What a matrix of so many rows has at least: the values, and a status for each.
+pub(super) fn least_bytes(rows: usize, columns: &Columns, single: bool) -> usize {
+    let cell = if single { 4 } else { 8 } + 1;
+    rows.saturating_mul(columns.count()).saturating_mul(cell)
+}
+
+/// Builds the matrix; `single`: 4-byte floats, overflow becoming inf. `is_kept`: the records are rows of cells.
 pub(super) fn build(
     names: &[String],
     columns: &Columns,
     single: bool,
     rows: Vec<Result<Row, RowError>>,
+    is_kept: bool,
     judge: &Judge<'_>,
 ) -> FeatureMatrix {
     let cells = rows.len() * columns.count();
@@ -31,8 +38,9 @@ pub(super) fn build(
 
     for (index, row) in (0..).zip(rows) {
         revisions.push(row.as_ref().map_or(0, |row| row.state.revision().0));
-        let mut read = |row: Row| read(&row.state, columns, judge, &mut places, &mut row_cells);
-        let status = match row.map_err(Failure::from).and_then(&mut read) {
+        let places = (!is_kept).then_some(&mut places);
+        let read = |row: Row| read(&row.state, columns, judge, places, &mut row_cells);
+        let status = match row.map_err(Failure::from).and_then(read) {
             Ok(status) => status,
             Err(failure) => {
                 row_errors.insert(index, failure.into());
@@ -65,17 +73,20 @@ pub(super) fn build(
     }
 }
 
+/// `places`: None where the record is a row of cells.
 fn read(
     state: &State,
     columns: &Columns,
     judge: &Judge<'_>,
-    places: &mut Places,
+    places: Option<&mut Places>,
     cells: &mut [Cell],
 ) -> Result<RowStatus, Failure> {
     let State::Record(record) = state else { return Ok(RowStatus::NotFound) };
     let read = judge.status(record).and_then(|status| {
-        if status == RowStatus::Found {
-            columns.read(record, places, cells)?;
+        match places {
+            _ if status != RowStatus::Found => {}
+            Some(places) => columns.read(record, places, cells)?,
+            None => Columns::read_kept(record, cells),
         }
         Ok(status)
     });

@@ -4,7 +4,7 @@
 //!
 //! What comes packed is counted as it came, and as what it is when it is unpacked (`proto::Unpacked`).
 //!
-//! Not counted is what a handler makes in between; calls at once bound that. Nor what HTTP/2 itself holds, which its
+//! What reads hold in between is counted by `tiered`. Not counted is what HTTP/2 itself holds, which its
 //! windows and `connections` bound.
 
 use std::{

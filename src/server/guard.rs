@@ -166,7 +166,8 @@ where
         let path = request.uri().path();
         let is_bulk = path == BULK;
         let is_write = is_bulk || WRITES.contains(&path);
-        let may_be_refused = path == READ;
+        let is_read = path == READ;
+        let may_be_refused = is_read;
         let (place, stream) = match self.place(path) {
             Ok(place) => place,
             Err(refused) => {
@@ -176,8 +177,8 @@ where
             }
         };
         let place = InFlight::new(place, self.connection.clone());
-        if is_write {
-            // Whoever serves the stream keeps its place, and a write the bytes that it came as.
+        if is_write || is_read {
+            // Whoever serves the stream keeps its place, and a write the bytes that it came as. A read counts what it holds.
             request.extensions_mut().insert(place.clone());
         }
         let unpacked = is_packed(request.headers()).then(|| {

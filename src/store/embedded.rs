@@ -41,7 +41,7 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Claim, EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
+    Claim, EpochState, READ_BYTES, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
     changes::{Changes, FollowError, Leadership, Position},
 };
 use crate::{
@@ -133,7 +133,7 @@ impl Store for EmbeddedStore {
         // There is one copy, and readers see only what was fsynced: every read is linearizable.
         let Some(engine) = self.engine.load_full() else { return vec![Err(closed()); keys.len()] };
         if keys.len() <= KEYS_READ_INLINE {
-            return keys.iter().map(|key| read_one(&engine, &record_key(key))).collect();
+            return read_all(&engine, keys.iter().map(record_key));
         }
         let stored_keys = RecordKeys::of(keys);
         let readers = Arc::clone(&self.readers);
@@ -141,7 +141,7 @@ impl Store for EmbeddedStore {
             let turn = readers.acquire_owned().await;
             spawn_blocking(move || {
                 let _turn = turn;
-                stored_keys.iter().map(|key| read_one(&engine, key)).collect::<Vec<_>>()
+                read_all(&engine, stored_keys.iter())
             })
             .await
         };
@@ -224,6 +224,22 @@ impl Store for EmbeddedStore {
     fn info(&self) -> StoreInfo {
         StoreInfo { kind: "embedded", address: self.dir.display().to_string(), exclusive: true, silent: false }
     }
+}
+
+/// As many as fit into one read.
+fn read_all<K: AsRef<[u8]>>(engine: &Engine, keys: impl Iterator<Item = K>) -> Vec<Result<State, StoreError>> {
+    let mut brought = 0;
+    let read = |key: K| {
+        if brought >= READ_BYTES {
+            return Err(StoreError::LeftOut);
+        }
+        let state = read_one(engine, key.as_ref());
+        if let Ok(State::Record(record)) = &state {
+            brought += record.as_bytes().len();
+        }
+        state
+    };
+    keys.map(read).collect()
 }
 
 fn read_one(engine: &Engine, key: &[u8]) -> Result<State, StoreError> {

@@ -21,6 +21,9 @@ pub enum StoreError {
     /// What is stored for this key cannot be read; nothing happened. Repeating does not help.
     #[error("what is stored cannot be read: {0}")]
     Corrupt(Arc<str>),
+    /// A read brings no more at once: ask for this key again. Nothing is wrong.
+    #[error("not read: the batch was full")]
+    LeftOut,
     /// Neither the store's state nor the caller: a bug, or a store that refuses what it should take.
     #[error("L2 failed: {0}")]
     Internal(Arc<str>),

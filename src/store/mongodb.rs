@@ -47,7 +47,7 @@ use super::{
 use crate::{
     cache::{Epoch, L1Name},
     metrics::PoolReading,
-    record::{RecordKey, State},
+    record::{RecordKey, State, TypicalSize},
 };
 
 /// The collection of the records.
@@ -104,6 +104,8 @@ impl fmt::Debug for MongoConfig {
 pub struct MongoStore {
     connection: Connection,
     identity: Identity,
+    /// Of documents.
+    size: TypicalSize,
 }
 
 impl MongoStore {
@@ -111,7 +113,8 @@ impl MongoStore {
     /// the indexes.
     pub fn new(config: MongoConfig) -> Result<Self, InvalidUri> {
         let uri = address::parse(&config.uri)?;
-        Ok(Self { connection: Connection::new(config, uri), identity: Identity::default() })
+        let (identity, size) = (Identity::default(), TypicalSize::new(read::UNSEEN_BYTES));
+        Ok(Self { connection: Connection::new(config, uri), identity, size })
     }
 
     fn epochs(&self) -> Epochs<'_> {
@@ -127,7 +130,7 @@ impl Store for MongoStore {
         concern: ReadConcern,
         deadline: Instant,
     ) -> Vec<Result<State, StoreError>> {
-        read::read(&self.connection, keys, concern, deadline).await
+        read::read(&self.connection, &self.size, keys, concern, deadline).await
     }
 
     async fn write(&self, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError> {

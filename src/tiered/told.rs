@@ -2,8 +2,13 @@
 //! with `cached` is what L1 confirmed in an epoch that still holds for everybody.
 
 use super::{
-    OnL1Loss, Tiered, WriteError, meter::Operation, outcomes::Step, patience::L1Patience, trust::L1Use,
-    watch::PATIENCE, write::Prepared,
+    OnL1Loss, Tiered, WriteError,
+    meter::Operation,
+    outcomes::Step,
+    patience::{L1Patience, Load, value_bytes},
+    trust::L1Use,
+    watch::PATIENCE,
+    write::Prepared,
 };
 use crate::{
     cache::{CacheKey, Epoch, PermitId, Put, Settle},
@@ -96,9 +101,9 @@ impl Tiered {
                 fill: None,
             };
             let settles: Vec<_> = keys.iter().zip(revisions).map(settle).collect();
-            let step = |by| self.cache.settle(&settles, by);
-            let Some(answers) = patience.waiting_step(Operation::Settle, settles.len(), step).await else {
-                self.go_on_alone(settles.len(), |cache, by| async move { cache.settle(&settles, by).await });
+            let (load, step) = (Load::of(settles.len()), |by| self.cache.settle(&settles, by));
+            let Some(answers) = patience.waiting_step(Operation::Settle, load, step).await else {
+                self.go_on_alone(load, |cache, by| async move { cache.settle(&settles, by).await });
                 return told;
             };
             self.outcomes.effects(Step::Settle, &answers);
@@ -139,7 +144,9 @@ impl Tiered {
         let mut failure = None;
         if !stands.is_empty() {
             let puts: Vec<_> = stands.iter().map(put).collect();
-            match patience.step(Operation::Put, puts.len(), |by| self.cache.put(&puts, by)).await {
+            let bytes = puts.iter().map(|put| value_bytes(&put.fill.value)).sum();
+            let load = Load::of(puts.len()).with_bytes(bytes);
+            match patience.step(Operation::Put, load, |by| self.cache.put(&puts, by)).await {
                 Some(answers) => {
                     self.outcomes.effects(Step::Put, &answers);
                     for (i, answer) in stands.into_iter().zip(answers) {
@@ -147,20 +154,20 @@ impl Tiered {
                         failure = failure.or(answer.err());
                     }
                 }
-                None => self.go_on_alone(puts.len(), |cache, by| async move { cache.put(&puts, by).await }),
+                None => self.go_on_alone(load, |cache, by| async move { cache.put(&puts, by).await }),
             }
         }
         if !gone.is_empty() && failure.is_none() {
             let removes: Vec<_> = gone.iter().map(|i| CacheKey::new(epoch, &keys[*i])).collect();
-            let step = |by| self.cache.remove(&removes, by);
-            match patience.waiting_step(Operation::Remove, removes.len(), step).await {
+            let (load, step) = (Load::of(removes.len()), |by| self.cache.remove(&removes, by));
+            match patience.waiting_step(Operation::Remove, load, step).await {
                 Some(answers) => {
                     for (i, answer) in gone.into_iter().zip(answers) {
                         confirmed[i] = answer.is_ok();
                         failure = failure.or(answer.err());
                     }
                 }
-                None => self.go_on_alone(removes.len(), |cache, by| async move { cache.remove(&removes, by).await }),
+                None => self.go_on_alone(load, |cache, by| async move { cache.remove(&removes, by).await }),
             }
         }
         if let Some(error) = failure {

@@ -6,7 +6,12 @@ use std::{future::Future, slice, sync::Arc};
 use tokio::time::Instant;
 
 use super::{
-    OnL1Loss, Tiered, meter::Operation, outcomes::Step, patience::L1Patience, told::Told, trust::BypassedWrite,
+    OnL1Loss, Tiered,
+    meter::Operation,
+    outcomes::Step,
+    patience::{L1Patience, Load},
+    told::Told,
+    trust::BypassedWrite,
     trust::L1Use,
 };
 use crate::{
@@ -237,7 +242,7 @@ impl Tiered {
     async fn mark(&self, epoch: Epoch, keys: &[RecordKey], patience: &mut L1Patience<'_>) -> Option<Vec<PermitId>> {
         let marks: Vec<_> = keys.iter().map(|key| (CacheKey::new(epoch, key), PermitId::random())).collect();
         let step = |by| self.cache.mark(&marks, by);
-        let answers = patience.waiting_step(Operation::Mark, marks.len(), step).await?;
+        let answers = patience.waiting_step(Operation::Mark, Load::of(marks.len()), step).await?;
         self.outcomes.marked(&answers);
         if self.note_failed(&answers) {
             return None;
@@ -268,13 +273,14 @@ impl Tiered {
         if unmarks.is_empty() {
             return;
         }
-        match patience.step(Operation::Unmark, unmarks.len(), |by| self.cache.unmark(&unmarks, by)).await {
+        let load = Load::of(unmarks.len());
+        match patience.step(Operation::Unmark, load, |by| self.cache.unmark(&unmarks, by)).await {
             Some(answers) => {
                 self.outcomes.effects(Step::Unmark, &answers);
                 self.note_failed(&answers);
             }
             None => {
-                self.go_on_alone(unmarks.len(), |cache, by| async move { cache.unmark(&unmarks, by).await });
+                self.go_on_alone(load, |cache, by| async move { cache.unmark(&unmarks, by).await });
             }
         }
     }

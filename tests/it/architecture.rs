@@ -11,7 +11,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("in_flight", &[]),
     ("metrics", &[]),
     ("trace", &[]),
-    ("proto", &[]),
+    ("proto", &["in_flight"]),
     ("record", &["proto"]),
     ("cache", &["record", "metrics", "trace"]),
     ("store", &["cache", "record", "proto", "metrics", "trace"]),

@@ -4,6 +4,7 @@ mod abuse;
 mod drain;
 mod flood;
 mod idle;
+mod memory;
 mod not_grpc;
 mod packed;
 mod slow;

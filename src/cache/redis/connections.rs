@@ -29,7 +29,7 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream, time::Instant};
 
 use super::{
     config::InvalidRedisConfig,
-    reader::{Reader, Reply},
+    reader::{Late, Reader, Reply},
     refusal,
 };
 use crate::{
@@ -149,7 +149,14 @@ impl Connections {
                 Ok(Some(Reply::Error(why))) => Some(Failed::with_code(why.split(' ').next().unwrap_or_default())),
                 Ok(Some(_)) => None,
             };
-            let exchange = self.exchanged(&shared, deadline, reader.ask(b"MGET", keys));
+            let exchange = async {
+                match reader.ask_by(deadline, b"MGET", keys).await {
+                    Ok(Ok(reply)) => Ok(reply),
+                    Ok(Err(e)) => Err(self.lost(&shared, &e)),
+                    Err(Late::Silent) => Err(CacheError::Timeout),
+                    Err(Late::Behind) => Err(CacheError::Behind),
+                }
+            };
             let reply = trace::backend(asked, failed, exchange).await?;
             // The server is silent, and that is what the caller would have found out.
             return reply.ok_or(CacheError::Timeout);
@@ -183,13 +190,20 @@ impl Connections {
     ) -> Result<T, CacheError> {
         match tokio::time::timeout_at(deadline, exchange).await {
             Ok(Ok(replies)) => Ok(replies),
-            Ok(Err(e)) => {
-                // Whatever it was, replies can no longer be told apart.
-                self.verified.compare_and_swap(shared, None);
-                Err(unavailable(&e))
-            }
+            Ok(Err(e)) => Err(self.lost(shared, &e)),
             Err(_) => Err(CacheError::Timeout),
         }
+    }
+
+    /// Something went wrong with a connection; whatever it was, replies can no longer be told apart.
+    fn lost(&self, shared: &Arc<Shared>, error: &impl fmt::Display) -> CacheError {
+        self.verified.compare_and_swap(shared, None);
+        unavailable(error)
+    }
+
+    /// Whether MGET goes through connections of our own, which leave out what is too much as it comes.
+    pub(super) fn have_readers(&self) -> bool {
+        self.kinds.readers && matches!(self.server.addr(), ConnectionAddr::Tcp(..))
     }
 
     /// New connections, not yet for use.
@@ -417,6 +431,8 @@ fn failed(error: &CacheError) -> Failed {
         CacheError::Unavailable(_) => "unavailable",
         CacheError::Refused(_) => "refused",
         CacheError::Unsuitable(_) => "unsuitable",
+        CacheError::LeftOut => "left_out",
+        CacheError::Behind => "behind",
     })
 }
 

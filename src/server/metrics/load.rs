@@ -12,7 +12,7 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered, calls: &GuardLayer) {
         ("featurestore_calls_in_flight", "Calls that hold a place among limits.max_in_flight.", calls.in_flight()),
         (
             "featurestore_bytes_in_flight",
-            "Bytes of requests and answers, among limits.max_bytes_in_flight.",
+            "Bytes of requests, of what reads hold, and of answers, among limits.max_bytes_in_flight.",
             calls.bytes().held(),
         ),
         ("featurestore_tasks_in_flight", "Tasks that no call can drop: writes, and what runs flights.", tiered.tasks()),

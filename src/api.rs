@@ -36,7 +36,7 @@ use crate::{
         GetFeaturesResponse, Held, InfoRequest, InfoResponse, Unpacked, UpsertFeaturesRequest, UpsertFeaturesResponse,
         feature_store_service_server::FeatureStoreService,
     },
-    record::{Clock, DEFAULT_VIEW},
+    record::DEFAULT_VIEW,
     tiered::{Consistency, Tiered},
 };
 use bulk::BulkRecords;
@@ -92,7 +92,6 @@ struct Inner {
     deadlines: Deadlines,
     /// For Info.
     default_ttl: Duration,
-    clock: Clock,
     callers_are_known: bool,
     started: Instant,
     draining: AtomicBool,
@@ -108,7 +107,6 @@ impl Api {
         limits: Limits,
         deadlines: Deadlines,
         default_ttl: Duration,
-        clock: Clock,
         callers_are_known: bool,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -116,7 +114,6 @@ impl Api {
             limits,
             deadlines,
             default_ttl,
-            clock,
             callers_are_known,
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -183,7 +180,7 @@ impl FeatureStoreService for Api {
         })?;
         let deadline = read.request.deadline;
         let most = self.0.limits.max_response_bytes;
-        let mut needed = Needed::of(&read, &self.0.clock, most, connection.clone());
+        let mut needed = Needed::of(&read, &self.0.tiered, most, connection.clone());
         let answer = {
             // Pinned, as the future is large and would be moved into the timeout.
             let reading = std::pin::pin!(self.0.tiered.read_keeping(&read.request, &mut needed));
@@ -193,7 +190,7 @@ impl FeatureStoreService for Api {
                 false => reading.await,
             }
         };
-        let now = needed.judged_at().map_or_else(|| self.0.clock.now(), |at| at.max(self.0.clock.now()));
+        let now = needed.judged_at().map_or_else(|| self.0.tiered.now(), |at| at.max(self.0.tiered.now()));
         rows::check_time(&answer, deadline, arrived.is_clients(deadline))?;
         let (mut response, bytes) = rows::response(read, answer, now, most)?;
         if let Some(connection) = connection.filter(|_| bytes > UNCOUNTED) {

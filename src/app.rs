@@ -35,7 +35,11 @@ pub enum StartError {
 impl App {
     /// Puts a server together. Redis and MongoDB need not be reachable yet; the embedded store's folder must be.
     pub async fn new(config: &Config) -> Result<Self, StartError> {
-        let clock = Clock::system();
+        Self::with_clock(config, Clock::system()).await
+    }
+
+    /// The same on a machine whose clock reads this.
+    pub async fn with_clock(config: &Config, clock: Clock) -> Result<Self, StartError> {
         let (gate, tls, cache) = (gate(config), tls(config), cache(config));
         // Nothing is opened for a configuration that cannot work; but a URI is looked at.
         let is_worth_it = config.mongodb.is_some() || (gate.is_ok() && tls.is_ok() && cache.is_ok());
@@ -66,9 +70,9 @@ impl App {
             max_writes: config.max_in_flight.saturating_add(MAX_BULK_STREAMS),
             repair: RepairSettings::default(),
         };
-        let tiered = Tiered::new(cache, store, settings, clock.clone());
+        let tiered = Tiered::new(cache, store, settings, clock);
         let (limits, deadlines) = (config.limits.clone(), config.deadlines.clone());
-        let api = Api::new(tiered.clone(), limits, deadlines, config.default_ttl, clock, gate.is_some());
+        let api = Api::new(tiered.clone(), limits, deadlines, config.default_ttl, gate.is_some());
         let settings = ServerSettings {
             reflection: config.reflection,
             max_in_flight: config.max_in_flight,

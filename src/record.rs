@@ -6,6 +6,7 @@
 pub mod encoding;
 mod entity_id;
 mod feature_record;
+pub mod float32;
 mod typical_size;
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc, time::Duration};

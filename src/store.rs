@@ -10,6 +10,7 @@ mod epoch;
 mod error;
 #[cfg(feature = "mongodb")]
 pub mod mongodb;
+mod request;
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 use changes::{Changes, FollowError, Leadership, Position};
 pub use epoch::{Claim, EpochState, LEASE, LEASE_LOW};
 pub use error::StoreError;
+pub use request::{Operation, repeated};
 
 use crate::{
     cache::{Epoch, L1Name},
@@ -86,6 +88,8 @@ pub enum Outcome {
         /// The live record's.
         stored: Revision,
     },
+    /// The request id stands for another operation on this record; nothing changed.
+    RequestIdReused,
     /// The merged record would have more features than allowed; nothing changed.
     TooManyFeatures {
         /// How many it would have.
@@ -111,12 +115,60 @@ pub enum Outcome {
 /// The answer to one write: what became of it, and what now stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// Of a repeated request id: the first outcome.
+    /// Of a repeated request id: the first outcome, if the request is the first one too.
     pub outcome: Outcome,
     /// Of the record or tombstone as it now stands; 0: neither.
     pub revision: Revision,
     /// What now stands is a tombstone. (A repeated delete may find a record that was written since.)
     pub tombstone: bool,
+}
+
+/// What is known of L2's clock: it read `time` at some moment between two of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeSeen {
+    /// What it read.
+    pub time: Millis,
+    /// Not before this.
+    pub after: Instant,
+    /// Not after this.
+    pub before: Instant,
+}
+
+/// Something about how L2 is set up that this server did not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it means.
+    pub severity: Severity,
+    /// What it is, and what to do about it.
+    pub text: String,
+}
+
+/// What a finding means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Answers would be wrong: the store refuses all work meanwhile.
+    Wrong,
+    /// The store works, and may refuse or lose some records.
+    Odd,
+    /// It cannot be told, for want of a right.
+    Unchecked,
+    /// It costs something and does no harm.
+    Extra,
+}
+
+impl Severity {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Wrong, Self::Odd, Self::Unchecked, Self::Extra];
+
+    /// As metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wrong => "wrong",
+            Self::Odd => "odd",
+            Self::Unchecked => "unchecked",
+            Self::Extra => "extra",
+        }
+    }
 }
 
 /// How a read is made.
@@ -225,6 +277,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// What and where it is.
     fn info(&self) -> StoreInfo;
+
+    /// What others made of it, as it was last looked at.
+    fn findings(&self) -> Arc<Vec<Finding>> {
+        Arc::default()
+    }
+
+    /// L2's clock as it was seen last, with the epoch; None: it is this machine's, or was not seen yet.
+    fn time(&self) -> Option<TimeSeen> {
+        None
+    }
 
     /// How its connections are used; None: it has none.
     fn pool(&self) -> Option<PoolReading> {

@@ -19,6 +19,7 @@ pub mod audit;
 mod board;
 pub mod breaker;
 mod bulk;
+mod clock;
 mod distinct;
 mod fetch;
 mod flight;
@@ -58,12 +59,13 @@ use crate::{
     cache::{Cache, CacheError, CacheValue, Fill},
     in_flight::{ByteBudget, Holding},
     metrics::Counter,
-    record::{Clock, State},
-    store::{Store, StoreError},
+    record::{Clock, Millis, State},
+    store::{Severity, Store, StoreError},
     trace,
 };
 use audit::Audit;
 use breaker::Breaker;
+use clock::L2Clock;
 use flight::Flights;
 use lane::Lane;
 use meter::{Meter, Operation};
@@ -132,7 +134,7 @@ pub struct Tiered {
     brings: bool,
     store: Arc<dyn Store>,
     settings: Settings,
-    clock: Clock,
+    clock: L2Clock,
     /// Of records, as reads brought them.
     sizes: Sizes,
     /// What counts the bytes that calls, and the work for them, hold.
@@ -189,7 +191,7 @@ impl Tiered {
             brings,
             store,
             settings,
-            clock,
+            clock: L2Clock::new(clock),
             sizes: Sizes::default(),
             bytes: OnceLock::new(),
             trust,
@@ -225,6 +227,23 @@ impl Tiered {
     /// The store, for its description.
     pub fn store(&self) -> &dyn Store {
         self.store.as_ref()
+    }
+
+    /// Now by L2's clock, as far as it is known: what expiry is judged by.
+    pub fn now(&self) -> Millis {
+        self.clock.now()
+    }
+
+    /// How far this server's clock is ahead of L2's, in seconds; behind it where negative.
+    pub fn clock_skew(&self) -> f64 {
+        self.clock.skew()
+    }
+
+    /// What others made of L2, as it was last looked at: how many findings of each severity.
+    pub fn setup_findings(&self) -> [(&'static str, usize); Severity::ALL.len()] {
+        let findings = self.store.findings();
+        Severity::ALL
+            .map(|severity| (severity.name(), findings.iter().filter(|finding| finding.severity == severity).count()))
     }
 
     /// Whether L1 may be used.

@@ -60,7 +60,7 @@ fn parse_request_id(id: &str, wrong: &mut Vec<Violation>) -> RequestId {
         let why = format!("a request id may have {MAX_REQUEST_ID_BYTES} bytes, this one has {}", id.len());
         wrong.push(Violation::new("request_id", "INVALID_REQUEST_ID", why));
     }
-    if id.is_empty() { our_request_id() } else { RequestId(format!("c:{id}").into()) }
+    if id.is_empty() { our_request_id() } else { RequestId::of_client(id) }
 }
 
 /// Every write carries an id, so that its outcome can be found in what it left.

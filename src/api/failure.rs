@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     fmt::Display,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -13,13 +16,16 @@ use tonic::Code;
 use crate::{
     access::Denied,
     store::{Outcome, StoreError},
-    tiered::{RowError, WriteError},
+    tiered::{RowError, WriteError, seldom::Seldom},
 };
 
 use super::Limits;
 
 /// How often a stored record could not be read. Of the whole process, as whoever meets one has only the error at hand.
 static UNREADABLE: AtomicU64 = AtomicU64::new(0);
+
+/// Each call for such a record would repeat the line.
+static UNREADABLE_WORDS: LazyLock<Seldom> = LazyLock::new(|| Seldom::every(Duration::from_secs(1)));
 
 /// How often a stored record could not be read, since start.
 pub(super) fn unreadable_records() -> u64 {
@@ -208,7 +214,9 @@ impl Failure {
 
     /// A stored record cannot be read; whose it is, where that is known here.
     pub(super) fn unreadable(entity_id: Option<&str>, cause: &dyn Display) -> Self {
-        tracing::error!(entity_id, %cause, "a stored record cannot be read");
+        if let Some(unsaid) = UNREADABLE_WORDS.now() {
+            tracing::error!(entity_id, %cause, unsaid, "a stored record cannot be read");
+        }
         UNREADABLE.fetch_add(1, Relaxed);
         Self::new(Code::DataLoss, "RECORD_UNREADABLE", "what is stored for this entity cannot be read")
     }
@@ -221,6 +229,12 @@ impl Failure {
                 Self::new(Code::Aborted, "REVISION_MISMATCH", format!("the record stands at revision {stored}"))
                     .with("stored", stored),
             ),
+            Outcome::RequestIdReused => Some(Self::new(
+                Code::InvalidArgument,
+                "REQUEST_ID_REUSED",
+                "this request_id was given to another write of this record: a retry must be the same request, and each other \
+                 one needs an id of its own",
+            )),
             Outcome::TooManyFeatures { count } => {
                 Some(Self::too_many("TOO_MANY_FEATURES", "features after the merge", *count, limits.max_features))
             }
@@ -273,6 +287,19 @@ impl From<StoreError> for Failure {
             .retry(),
             StoreError::Corrupt(cause) | StoreError::DoneUnreadable(cause) => Self::unreadable(None, &cause),
             StoreError::LeftOut => Self::internal("a row was left out"),
+            StoreError::Unusable(_) => Self::new(
+                Code::Unavailable,
+                "L2_UNUSABLE",
+                "somebody changed how the store is set up, so that its answers would be wrong: it is not used until that is \
+                 mended; the server's log says what to do",
+            )
+            .retry(),
+            StoreError::Refused(_) => Self::new(
+                Code::FailedPrecondition,
+                "L2_REFUSED",
+                "the store refuses this record: somebody gave it a rule (a validator, a unique index, an option) that the \
+                 server did not; the server's log says which",
+            ),
             StoreError::Internal(cause) => Self::internal(cause),
         }
     }

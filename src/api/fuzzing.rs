@@ -176,6 +176,10 @@ impl World {
             Err(failure) => {
                 let code = match answer.receipt.outcome {
                     Outcome::RevisionMismatch { .. } => Code::Aborted,
+                    Outcome::RequestIdReused => {
+                        assert!(is_repeatable, "an id of ours was reused");
+                        Code::InvalidArgument
+                    }
                     // Only a merge can make a record too large that was not.
                     Outcome::TooManyFeatures { .. } | Outcome::RecordTooLarge { .. } => {
                         let is_merge = checked.mode == crate::record::WriteMode::Merge;

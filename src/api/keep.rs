@@ -11,16 +11,16 @@ use crate::{
     in_flight::{ConnectionBytes, Holding},
     proto::RowStatus,
     record::{
-        Clock, Millis,
+        Millis,
         encoding::{Cell, Corrupt, Places, Scratch, StoredRecord},
     },
-    tiered::Keep,
+    tiered::{Keep, Tiered},
 };
 
 /// Keeps what an answer of this shape needs.
 pub(super) struct Needed<'a> {
     read: &'a Read,
-    clock: &'a Clock,
+    tiered: &'a Tiered,
     most: usize,
     connection: Option<Arc<ConnectionBytes>>,
     /// Only for those who keep anything.
@@ -38,8 +38,8 @@ struct Work {
 
 impl<'a> Needed<'a> {
     /// `most`: bytes of the answer.
-    pub(super) fn of(read: &'a Read, clock: &'a Clock, most: usize, connection: Option<Arc<ConnectionBytes>>) -> Self {
-        Self { read, clock, most, connection, work: None }
+    pub(super) fn of(read: &'a Read, tiered: &'a Tiered, most: usize, connection: Option<Arc<ConnectionBytes>>) -> Self {
+        Self { read, tiered, most, connection, work: None }
     }
 
     /// The time by which records were judged, if any were: the answer must not be made as of an earlier one.
@@ -62,8 +62,8 @@ impl Work {
 impl Keep for Needed<'_> {
     fn keep(&mut self, record: &StoredRecord) -> Result<StoredRecord, Corrupt> {
         let shape = &self.read.shape;
-        let work = self.work.get_or_insert_with(|| Work::of(shape, self.clock.now()));
-        work.now = work.now.max(self.clock.now());
+        let work = self.work.get_or_insert_with(|| Work::of(shape, self.tiered.now()));
+        work.now = work.now.max(self.tiered.now());
         if Judge::of(self.read, work.now).status(record)? != RowStatus::Found {
             return Ok(record.without_features());
         }

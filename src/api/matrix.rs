@@ -8,6 +8,7 @@ use crate::{
     record::{
         State,
         encoding::{Cell, Columns, Places},
+        float32::narrow,
     },
     tiered::{Row, RowError},
 };
@@ -49,13 +50,14 @@ pub(super) fn build(
         };
         row_statuses.push(status.into());
         for cell in &row_cells {
+            const NONE: Cell = Cell::Number(f64::NAN);
             let (field_status, number) = match field_status(status) {
-                Some(of_row) => (of_row, f64::NAN),
+                Some(of_row) => (of_row, NONE),
                 None => match cell {
-                    Cell::Number(number) => (FieldStatus::Present, *number),
-                    Cell::Null => (FieldStatus::NullValue, f64::NAN),
-                    Cell::NotNumeric => (FieldStatus::NotNumeric, f64::NAN),
-                    Cell::Missing => (FieldStatus::NotFound, f64::NAN),
+                    Cell::Number(_) | Cell::Integer(_) => (FieldStatus::Present, *cell),
+                    Cell::Null => (FieldStatus::NullValue, NONE),
+                    Cell::NotNumeric => (FieldStatus::NotNumeric, NONE),
+                    Cell::Missing => (FieldStatus::NotFound, NONE),
                 },
             };
             field_statuses.push(field_status as u8);
@@ -110,11 +112,14 @@ struct Values {
 }
 
 impl Values {
-    fn push(&mut self, number: f64) {
-        if self.single {
-            self.bytes.extend_from_slice(&(number as f32).to_le_bytes());
-        } else {
-            self.bytes.extend_from_slice(&number.to_le_bytes());
+    /// Adds what stands in a cell, rounded at most once: a float64 between an integer and a float32 would round it twice.
+    fn push(&mut self, cell: Cell) {
+        match (cell, self.single) {
+            (Cell::Number(number), true) => self.bytes.extend_from_slice(&narrow(number).to_le_bytes()),
+            (Cell::Number(number), false) => self.bytes.extend_from_slice(&number.to_le_bytes()),
+            (Cell::Integer(number), true) => self.bytes.extend_from_slice(&(number as f32).to_le_bytes()),
+            (Cell::Integer(number), false) => self.bytes.extend_from_slice(&(number as f64).to_le_bytes()),
+            (Cell::Null | Cell::NotNumeric | Cell::Missing, _) => self.push(Cell::Number(f64::NAN)),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What a write does to what is stored, as a pure function: the embedded store runs it in its writer, and the MongoDB
 //! store's update pipeline is tested against it.
 
-use super::{Change, Outcome, REMEMBERED_REQUESTS, Receipt, RequestId, Write, WriteRules, collect_at};
+use super::{
+    Change, Operation, Outcome, REMEMBERED_REQUESTS, Receipt, RequestId, Write, WriteRules, collect_at, repeated,
+};
 use crate::record::{
     Lifetime, Millis, Revision, State, WriteMode,
     encoding::{EncodedFeatures, Encoder, Head, StoredRecord},
@@ -32,6 +34,8 @@ pub enum Content {
 pub struct Remembered {
     /// The write's.
     pub id: RequestId,
+    /// What it was to do; None: nobody needs to know.
+    pub operation: Option<Operation>,
     /// What became of it.
     pub outcome: Outcome,
 }
@@ -89,11 +93,12 @@ pub fn apply_within(
     rules: &WriteRules,
     refuse: &dyn Fn(&EncodedFeatures, &str) -> Option<Outcome>,
 ) -> (Receipt, Option<Document>) {
-    let Write { key: _, request_id, if_revision, change } = write;
-    let remembered = |document: &&Document| document.requests.iter().find(|r| r.id == request_id).cloned();
+    let remembered = |document: &&Document| document.requests.iter().find(|r| r.id == write.request_id).cloned();
     if let Some((document, first)) = stored.and_then(|document| Some((document, remembered(&document)?))) {
-        return (document.receipt(first.outcome), None);
+        return (document.receipt(repeated(&write, first.operation, first.outcome)), None);
     }
+    let operation = Operation::of(&write);
+    let Write { key: _, request_id, if_revision, change } = write;
     let revision = stored.map_or(Revision::NONE, Document::revision);
     let live = stored.and_then(|document| document.live(now));
     let (outcome, content) = attempt(live, revision.next(now), if_revision, change, now, rules, refuse);
@@ -105,10 +110,11 @@ pub fn apply_within(
                 Content::Tombstone(_) => collect_at(live.and_then(StoredRecord::expire_at), Some(now), rules),
             },
             content,
-            requests: remember(stored, request_id, outcome),
+            requests: remember(stored, Remembered { id: request_id, operation, outcome }),
         }),
         (None, Some(stored)) => {
-            Some(Document { requests: remember(Some(stored), request_id, outcome), ..stored.clone() })
+            let this = Remembered { id: request_id, operation, outcome };
+            Some(Document { requests: remember(Some(stored), this), ..stored.clone() })
         }
         (None, None) => None,
     };
@@ -175,10 +181,10 @@ fn attempt(
     (Outcome::Written, Some(Content::Record(merged)))
 }
 
-fn remember(stored: Option<&Document>, id: RequestId, outcome: Outcome) -> Vec<Remembered> {
+fn remember(stored: Option<&Document>, this: Remembered) -> Vec<Remembered> {
     let earlier = stored.map_or(&[][..], |document| &document.requests);
     let keep = earlier.len().min(REMEMBERED_REQUESTS - 1);
     let mut requests = earlier[earlier.len() - keep..].to_vec();
-    requests.push(Remembered { id, outcome });
+    requests.push(this);
     requests
 }

@@ -133,7 +133,8 @@ impl Store for EmbeddedStore {
         // There is one copy, and readers see only what was fsynced: every read is linearizable.
         let Some(engine) = self.engine.load_full() else { return vec![Err(closed()); keys.len()] };
         if keys.len() <= KEYS_READ_INLINE {
-            return read_all(&engine, keys.iter().map(record_key));
+            let records = keys.iter().map(record_key);
+            return name_unreadable(keys, read_all(&engine, records));
         }
         let stored_keys = RecordKeys::of(keys);
         let readers = Arc::clone(&self.readers);
@@ -146,7 +147,7 @@ impl Store for EmbeddedStore {
             .await
         };
         match timeout_at(deadline, reading).await {
-            Ok(Ok(states)) => states,
+            Ok(Ok(states)) => name_unreadable(keys, states),
             Ok(Err(_)) => vec![Err(StoreError::Internal("a read panicked".into())); keys.len()],
             Err(_) => vec![Err(StoreError::Timeout("the disk did not answer".into())); keys.len()],
         }
@@ -240,6 +241,12 @@ fn read_all<K: AsRef<[u8]>>(engine: &Engine, keys: impl Iterator<Item = K>) -> V
         state
     };
     keys.map(read).collect()
+}
+
+/// Names the records that cannot be read.
+fn name_unreadable(keys: &[RecordKey], states: Vec<Result<State, StoreError>>) -> Vec<Result<State, StoreError>> {
+    let named = |(key, state): (&RecordKey, Result<State, StoreError>)| state.map_err(|error| error.of_record(key));
+    keys.iter().zip(states).map(named).collect()
 }
 
 fn read_one(engine: &Engine, key: &[u8]) -> Result<State, StoreError> {

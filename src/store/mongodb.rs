@@ -3,7 +3,8 @@
 //! One document a record in the collection `features`, made for people to query: `_id: {view, entity_id}`, `features` in
 //! natural BSON types, `kinds` (name -> number of the `Value` kind, where BSON has no type for it), `model_version`,
 //! `rev`, `event_time`, `write_time`, `expire_at` (absent: never), `deleted`, `gc_at` (a TTL index collects by it) and
-//! `requests` (the latest writes, `{id, rev, outcome, number, at}`). The collection `meta` holds the epoch, and
+//! `requests` (the latest writes, `{id, of, rev, outcome, number, at}`; `of` is a sum of what a client's write was to do).
+//! The collection `meta` holds the epoch, and
 //! who repairs L1 and how far (`lease`).
 
 mod address;
@@ -17,15 +18,20 @@ mod encode;
 mod epoch;
 mod failure;
 mod identity;
+mod keeper;
 mod lease;
 mod pipeline;
+mod prepared;
 mod read;
 mod recent;
+mod setup;
+mod sound;
 mod statement;
 mod value;
+mod walk;
 mod write;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bson::doc;
@@ -41,7 +47,7 @@ use self::{
     identity::Identity,
 };
 use super::{
-    Claim, EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
+    Claim, EpochState, Finding, ReadConcern, Receipt, Store, StoreError, StoreInfo, TimeSeen, Write, WriteRules,
     changes::{Changes, FollowError, Leadership, Position},
 };
 use crate::{
@@ -109,8 +115,8 @@ pub struct MongoStore {
 }
 
 impl MongoStore {
-    /// Checks the configuration. The server is not asked: it may be unreachable until the first call, which prepares
-    /// the indexes.
+    /// Checks the configuration. The server is not asked: it may be unreachable until the first call, which looks at the
+    /// collections and has their index made.
     pub fn new(config: MongoConfig) -> Result<Self, InvalidUri> {
         let uri = address::parse(&config.uri)?;
         let (identity, size) = (Identity::default(), TypicalSize::new(read::UNSEEN_BYTES));
@@ -210,6 +216,14 @@ impl Store for MongoStore {
         let address = address::describe(self.connection.uri(), &self.connection.config().database);
         // A standalone server has no change streams, and one that was not reached may be standalone.
         StoreInfo { kind: "mongodb", address, exclusive: false, silent: self.connection.is_standalone() != Some(false) }
+    }
+
+    fn findings(&self) -> Arc<Vec<Finding>> {
+        self.connection.findings()
+    }
+
+    fn time(&self) -> Option<TimeSeen> {
+        self.connection.time()
     }
 
     fn pool(&self) -> Option<PoolReading> {

@@ -13,7 +13,7 @@ use super::{Tiered, breaker::Mode, trouble::Trouble};
 use crate::{
     cache::{CacheError, CacheKey, Probe},
     record::RecordKey,
-    store::EpochState,
+    store::{EpochState, StoreError},
 };
 
 /// Between two looks at L2; well below the life of a view of the epoch.
@@ -99,15 +99,20 @@ impl Tiered {
             Ok(state) => {
                 self.silent_l2.store(self.store.info().silent, Relaxed);
                 self.trust.see(state, asked);
+                self.clock.see(self.store.time());
                 trouble.is_over();
             }
             Err(error) => {
-                let error = error.to_string();
-                if trouble.is_news(&error) {
+                let text = error.to_string();
+                if trouble.is_news(&text) {
                     let address = self.store.info().address;
-                    tracing::warn!(error, address, "L2 cannot be reached; it is tried again and again");
+                    match error {
+                        StoreError::Unusable(_) => tracing::error!(address, "{text}"),
+                        _ => tracing::warn!(error = text, address, "L2 cannot be reached; it is tried again and again"),
+                    }
                 }
-                if !tripped {
+                // One that must not be used answers, and says so to each call.
+                if !tripped && !matches!(error, StoreError::Unusable(_)) {
                     self.l2_breaker.failed();
                 }
             }

@@ -319,6 +319,7 @@ fn tell(key: &RecordKey, receipt: &Receipt, cached: bool) {
         Outcome::NotFound => "NOTHING TO DELETE",
         Outcome::SkippedStale => "SKIPPED STALE",
         Outcome::RevisionMismatch { .. }
+        | Outcome::RequestIdReused
         | Outcome::TooManyFeatures { .. }
         | Outcome::RecordTooLarge { .. }
         | Outcome::DocumentTooLarge { .. } => "REFUSED",

@@ -4,6 +4,8 @@ mod access;
 mod architecture;
 mod binary;
 mod cache_contract;
+#[cfg(all(feature = "redis", feature = "mongodb"))]
+mod clocks;
 #[cfg(feature = "mongodb")]
 mod counting;
 #[cfg(feature = "mongodb")]

@@ -7,7 +7,9 @@ mod epochs;
 mod equals_apply;
 mod interruptions;
 mod outages;
+mod setup;
 mod sizes;
+mod unreadable;
 
 use std::{sync::Arc, time::Duration};
 

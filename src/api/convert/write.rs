@@ -113,7 +113,10 @@ pub(in crate::api) fn all_failed(items: &[Result<(Receipt, bool), WriteError>]) 
         _ => None,
     });
     let lacking = |item: &Result<_, WriteError>| match item {
-        Ok(_) | Err(WriteError::Store(StoreError::Corrupt(_) | StoreError::DoneUnreadable(_))) => false,
+        Ok(_)
+        | Err(WriteError::Store(StoreError::Corrupt(_) | StoreError::DoneUnreadable(_) | StoreError::Refused(_))) => {
+            false
+        }
         Err(_) => true,
     };
     let first = items.first().and_then(|item| item.as_ref().err());
@@ -159,6 +162,7 @@ fn outcome(outcome: &Outcome) -> WriteOutcome {
         Outcome::Deleted => WriteOutcome::Deleted,
         Outcome::NotFound => WriteOutcome::NotFound,
         Outcome::RevisionMismatch { .. }
+        | Outcome::RequestIdReused
         | Outcome::TooManyFeatures { .. }
         | Outcome::RecordTooLarge { .. }
         | Outcome::DocumentTooLarge { .. } => WriteOutcome::Failed,

@@ -72,6 +72,7 @@ impl Cell {
             Self::Null => (1, [0; 8]),
             Self::NotNumeric => (2, [0; 8]),
             Self::Number(number) => (3, number.to_bits().to_le_bytes()),
+            Self::Integer(number) => (4, number.to_le_bytes()),
         }
     }
 
@@ -80,6 +81,7 @@ impl Cell {
             1 => Self::Null,
             2 => Self::NotNumeric,
             3 => Self::Number(f64::from_bits(u64::from_le_bytes(number))),
+            4 => Self::Integer(i64::from_le_bytes(number)),
             _ => Self::Missing,
         }
     }

@@ -20,6 +20,7 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered) {
         }
     }
     use_of_tiers(text, tiered);
+    setup_of_l2(text, tiered);
     let help = "Entries that calls told L1 of, by step of the protocol and by what became of them.";
     text.family("featurestore_l1_entries", Kind::Counter, help);
     for (step, outcome, count) in tiered.outcomes.reading() {
@@ -86,6 +87,18 @@ fn use_of_tiers(text: &mut Text, tiered: &Tiered) {
             text.value(&[("tier", tier), ("mode", mode.name())], f64::from(mode == now));
         }
     }
+}
+
+fn setup_of_l2(text: &mut Text, tiered: &Tiered) {
+    let help = "What somebody else made of L2's collections: wrong (L2 is not used), odd (it may refuse or lose records), \
+                unchecked (a right is lacking) or extra (it does no harm). The log has the words.";
+    text.family("featurestore_l2_setup_findings", Kind::Gauge, help);
+    for (severity, count) in tiered.setup_findings() {
+        text.value(&[("severity", severity)], count as f64);
+    }
+    let help =
+        "How far this server's clock is ahead of L2's; behind it where negative. 0 where it cannot be told apart.";
+    text.family("featurestore_clock_skew_seconds", Kind::Gauge, help).value(&[], tiered.clock_skew());
 }
 
 fn repairs(text: &mut Text, tiered: &Tiered) {

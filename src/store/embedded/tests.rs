@@ -83,16 +83,26 @@ async fn a_damaged_record_answers_every_write_that_depends_on_it_with_corrupt() 
         let text = crate::proto::Value { kind: Some(crate::proto::value::Kind::StringVal(too_many)) };
         record.features = [(crate::record::FeatureName::parse("f").unwrap(), text)].into_iter().collect();
     }
+    let mut timed = replace.clone();
+    if let Change::Upsert(record) = &mut timed.change {
+        record.event_time = Some(Millis(1));
+    }
     for refused in [
         upsert(&key, WriteMode::Merge, "after"),
+        timed,
         Write { if_revision: Some(Revision(1)), ..replace.clone() },
         Write { if_revision: Some(Revision::NONE), ..replace.clone() },
         Write { if_revision: Some(Revision::NONE), ..delete(&key) },
         too_large,
     ] {
         let answer = store.write(refused, deadline()).await;
-        assert!(matches!(answer, Err(StoreError::Corrupt(_))), "{answer:?}");
-        assert!(matches!(read(&store, &key).await, Err(StoreError::Corrupt(_))), "and nothing changed");
+        let is_named = |error: &StoreError| {
+            let text = error.to_string();
+            matches!(error, StoreError::Corrupt(_)) && text.contains(key.view.as_str()) && text.contains("entity \"a\"")
+        };
+        assert!(answer.as_ref().is_err_and(is_named), "{answer:?}");
+        let read = read(&store, &key).await;
+        assert!(read.as_ref().is_err_and(is_named), "and nothing changed: {read:?}");
     }
 }
 

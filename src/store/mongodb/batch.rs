@@ -13,14 +13,14 @@ use super::{
     connection::{Command, Connection, Lane},
     document,
     failure::Failure,
-    pipeline::{self, Outline},
+    pipeline::{self, Needs, Outline},
     read,
     statement::{self, Statement},
     write::{TRIES, nothing},
 };
 use crate::{
-    record::{RecordKey, State, WriteMode},
-    store::{Change, Outcome, Receipt, StoreError, Write, WriteRules},
+    record::{RecordKey, State},
+    store::{Outcome, Receipt, StoreError, Write, WriteRules},
 };
 
 /// A command may have 16 MiB; this leaves room for what is around the writes.
@@ -59,6 +59,7 @@ pub(super) async fn write_batch(
     deadline: Instant,
 ) -> Vec<Result<Receipt, StoreError>> {
     let mut answers: Vec<Option<Result<Receipt, StoreError>>> = writes.iter().map(|_| None).collect();
+    let keys: Vec<RecordKey> = writes.iter().map(|write| write.key.clone()).collect();
     let (items, mut groups) = apart(connection, writes);
     for chunk in chunks(items) {
         for (index, done) in write_chunk(connection, chunk, false, deadline).await {
@@ -71,6 +72,10 @@ pub(super) async fn write_batch(
     for (index, answer) in compare::write(connection, groups, deadline).await {
         answers[index] = Some(answer.map(|(receipt, _)| receipt));
     }
+    let named = |(answer, key): (&mut Option<Result<Receipt, StoreError>>, &RecordKey)| {
+        *answer = answer.take().map(|answer| answer.map_err(|error| error.of_record(key)));
+    };
+    answers.iter_mut().zip(&keys).for_each(named);
     let lost = || Err(StoreError::Internal("a write was lost on its way".into()));
     answers.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect()
 }
@@ -96,7 +101,7 @@ fn apart(connection: &Connection, writes: Vec<Write>) -> (Vec<Item>, Vec<Group>)
         } else if outline.needs_a_look {
             groups.push(Group::new(index, write));
         } else {
-            items.push(Item::new(index, write, &outline));
+            items.push(Item::new(index, write, &outline, connection.now()));
         }
     }
     (items, groups)
@@ -147,9 +152,9 @@ pub(super) async fn write_chunk(
 }
 
 impl Item {
-    pub(super) fn new(index: usize, write: Write, outline: &Outline) -> Self {
+    /// Sent first at `first_sent`, by L2's clock.
+    pub(super) fn new(index: usize, write: Write, outline: &Outline, first_sent: bson::DateTime) -> Self {
         let (on_nothing, bytes) = (outline.on_nothing, outline.bytes + statement::STAGES_BYTES);
-        let first_sent = bson::DateTime::now();
         Self { index, write, on_nothing, bytes, first_sent, may_be_done: false, failure: None }
     }
 
@@ -185,8 +190,9 @@ impl Item {
         (index, Done::Unsure(Group::since(index, self.write, since)))
     }
 
-    fn is_merge(&self) -> bool {
-        matches!(&self.write.change, Change::Upsert(record) if record.mode == WriteMode::Merge)
+    /// Whether the server may have left it undone because of what stands.
+    fn may_be_unsure(&self) -> bool {
+        Needs::of(&self.write) != Needs::Nothing
     }
 }
 
@@ -203,7 +209,12 @@ async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instan
         .await?;
     for (index, failure) in failures_of(&answer)? {
         match items.get_mut(index) {
-            Some(item) => item.failure = Some(failure),
+            Some(item) => {
+                if failure.is_refusal() {
+                    connection.suspect();
+                }
+                item.failure = Some(failure);
+            }
             None => return Err(Failure::unknown("an error that belongs to no write")),
         }
     }
@@ -254,8 +265,8 @@ async fn read_back(connection: &Connection, items: Vec<Item>, whole: bool, deadl
                 None => item.into_error(),
             };
         };
-        let Some(outcome) = document::outcome_of(document, &item.write.request_id) else {
-            return if item.is_merge() { item.into_unsure() } else { item.into_error() };
+        let Some(outcome) = document::outcome_of(document, &item.write) else {
+            return if item.may_be_unsure() { item.into_unsure() } else { item.into_error() };
         };
         if whole {
             let state = document::state(document).map_err(|error| StoreError::DoneUnreadable(error.to_string().into()));

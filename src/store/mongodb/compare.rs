@@ -183,7 +183,7 @@ async fn one_by_one(connection: &Connection, group: Group, error: &StoreError, d
         let done = match outline.needs_a_look {
             true => Some(Done::Unsure(Group::new(index, write))),
             false => {
-                let item = Item::new(index, write, &outline);
+                let item = Item::new(index, write, &outline, connection.now());
                 batch::write_chunk(connection, vec![item], false, deadline).await.pop().map(|(_, done)| done)
             }
         };
@@ -241,7 +241,7 @@ async fn send_some(
     deadline: Instant,
 ) -> Result<(), Failure> {
     for (attempt, _) in attempts.iter_mut() {
-        attempt.sent_at.get_or_insert_with(bson::DateTime::now);
+        attempt.sent_at.get_or_insert_with(|| connection.now());
     }
     let command = Command::new("update", FEATURES).of_many(attempts.len());
     let answer = connection.run(command, Lane::Users, deadline, |prepared, left| {
@@ -251,6 +251,9 @@ async fn send_some(
     });
     let answer = answer.await?;
     for (index, failure) in batch::failures_of(&answer)? {
+        if failure.is_refusal() {
+            connection.suspect();
+        }
         if let Some((_, failed)) = attempts.get_mut(index) {
             *failed = Some(failure);
         }

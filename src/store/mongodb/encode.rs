@@ -6,7 +6,7 @@
 use prost::encoding::{self, WireType};
 
 use super::value;
-use crate::record::encoding::EncodedFeatures;
+use crate::record::{encoding::EncodedFeatures, float32::widen};
 
 // BSON's numbers of its types.
 pub(super) const DOUBLE: u8 = 0x01;
@@ -205,7 +205,7 @@ fn put_binary(name: &[u8], bytes: &[u8], into: &mut impl Sink) {
 
 /// A float as BSON has it.
 fn widened(float: &[u8]) -> Option<[u8; 8]> {
-    Some(f64::from(f32::from_le_bytes(float.try_into().ok()?)).to_le_bytes())
+    Some(widen(f32::from_le_bytes(float.try_into().ok()?)).to_le_bytes())
 }
 
 /// Puts a list. Its numbers stand packed in one piece, or one by one.

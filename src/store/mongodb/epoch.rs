@@ -146,11 +146,16 @@ impl Epochs<'_> {
     /// Linearizable: a server trusts L1 by what it read here less than 2 s ago, and a deposed primary may go on answering
     /// majority reads with what was true before it lost its majority.
     async fn find(&self, deadline: Instant) -> Result<Option<RawDocumentBuf>, StoreError> {
+        let asked = Instant::now();
         let found = self.connection.run(Command::new("find", META), Lane::Reserved, deadline, |prepared, left| {
             let meta = prepared.linearizable(META);
             async move { meta.find_one(filter()).projection(projection()).max_time(left).await }
         });
-        found.await.map_err(Failure::of_read)
+        let found = found.await.map_err(Failure::of_read)?;
+        if let Some(now) = found.as_ref().and_then(|document| document.get_datetime("now").ok()) {
+            self.connection.saw_time(now, asked);
+        }
+        Ok(found)
     }
 
     /// Every change made here may be repeated: it is done again, or finds that it was done.

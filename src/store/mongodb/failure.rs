@@ -34,11 +34,17 @@ enum Meaning {
     Unknown,
     /// The server will not do it. It surely was not done.
     Rejected,
+    /// The collections are not what they should be, so it was not sent.
+    Unusable,
 }
 
 impl Failure {
     pub(super) fn not_done(text: &str) -> Self {
         Self { meaning: Meaning::NotDone, text: text.into(), code: None, worth_repeating: false }
+    }
+
+    pub(super) fn unusable(text: &str) -> Self {
+        Self { meaning: Meaning::Unusable, ..Self::not_done(text) }
     }
 
     pub(super) fn out_of_time() -> Self {
@@ -78,7 +84,10 @@ impl Failure {
 
     /// It befell what had to be done first: the operation itself was never sent.
     pub(super) fn before_the_operation(self) -> Self {
-        Self { meaning: Meaning::NotDone, ..self }
+        match self.meaning {
+            Meaning::Unusable => self,
+            _ => Self { meaning: Meaning::NotDone, ..self },
+        }
     }
 
     /// The server works, and will not do it.
@@ -91,9 +100,14 @@ impl Failure {
         self.code.is_some_and(code::is_too_large)
     }
 
-    /// The user has no right to it.
+    /// The user lacks a right.
     pub(super) fn is_unauthorized(&self) -> bool {
-        self.code == Some(13)
+        self.has_code(13)
+    }
+
+    /// Whether the server answered with this code.
+    pub(super) fn has_code(&self, code: i32) -> bool {
+        self.code == Some(code)
     }
 
     /// A write with this failure may have happened.
@@ -117,6 +131,7 @@ impl Failure {
             (None, Meaning::NotDone | Meaning::NotPrimary) => Failed::because("unavailable"),
             (None, Meaning::Unknown) => Failed::because("outcome_unknown"),
             (None, Meaning::Rejected) => Failed::because("rejected"),
+            (None, Meaning::Unusable) => Failed::because("unusable"),
         }
     }
 
@@ -125,7 +140,7 @@ impl Failure {
         match self.meaning {
             Meaning::OutOfTime => StoreError::Timeout(self.text),
             Meaning::NotDone | Meaning::NotPrimary | Meaning::Unknown => StoreError::Unavailable(self.text),
-            Meaning::Rejected => StoreError::Internal(self.text),
+            Meaning::Rejected | Meaning::Unusable => self.of_refusal(),
         }
     }
 
@@ -140,7 +155,17 @@ impl Failure {
             _ if earlier_may_be_done => StoreError::OutcomeUnknown(self.text),
             Meaning::OutOfTime | Meaning::Unknown => StoreError::OutcomeUnknown(self.text),
             Meaning::NotDone | Meaning::NotPrimary => StoreError::Unavailable(self.text),
-            Meaning::Rejected => StoreError::Internal(self.text),
+            Meaning::Rejected | Meaning::Unusable => self.of_refusal(),
+        }
+    }
+
+    /// What the server answers by a code is a matter of how its collections are set up; what the driver itself does not take
+    /// is a bug.
+    fn of_refusal(self) -> StoreError {
+        match (self.meaning, self.code) {
+            (Meaning::Unusable, _) => StoreError::Unusable(self.text),
+            (_, Some(_)) => StoreError::Refused(self.text),
+            (_, None) => StoreError::Internal(self.text),
         }
     }
 }

@@ -9,12 +9,12 @@ use std::time::Duration;
 use bson::{Bson, Document, RawDocument, doc};
 
 use super::{
-    document,
+    document, sound,
     statement::{Given, MAX_DOCUMENT_BYTES, Statement, literal, set},
 };
 use crate::{
     record::{Lifetime, Millis, Record, Revision, WriteMode},
-    store::{Change, Outcome, REMEMBERED_REQUESTS, Write, WriteRules},
+    store::{Change, Operation, Outcome, REMEMBERED_REQUESTS, Write, WriteRules},
 };
 
 /// How much the clocks of the servers and of MongoDB's nodes may differ.
@@ -85,10 +85,16 @@ pub(super) fn outline(write: &Write, rules: &WriteRules) -> Outline {
 /// Translates a write; sending it again changes nothing. One that is sent again, as it `may_be_done` since the time that is given, changes nothing where the
 /// document may have forgotten it: there is no telling then whether it is done, and doing it twice could undo a later write.
 /// A merge that comes near a limit changes nothing either and is not remembered: the server has no stored bytes to count, so
-/// `compare` decides.
+/// `compare` decides. Nor does a write that needs what stands, where nobody can read that, or it is in doubt; a write that needs
+/// nothing takes its place.
 pub(super) fn update<'a>(write: &'a Write, rules: &WriteRules, may_be_done: Option<bson::DateTime>) -> Statement<'a> {
     let planned = Planned::of(write, rules);
-    let mut stages = vec![set(doc! { "_attempt": standing(write, may_be_done) })];
+    // The stage of what is given comes after the first one. Somebody may have given the document such a field.
+    let mut stages = vec![
+        doc! { "$unset": "_attempt" },
+        set(doc! { "_attempt.readable": readable(Needs::of(write)) }),
+        set(doc! { "_attempt": { "$mergeObjects": ["$_attempt", standing(write, may_be_done)] } }),
+    ];
     if planned.as_ref().is_some_and(Planned::is_merge) {
         let base = doc! { "$cond": ["$_attempt.live", "$features", literal(doc! {})] };
         stages.push(set(doc! {
@@ -133,6 +139,42 @@ pub(super) fn update<'a>(write: &'a Write, rules: &WriteRules, may_be_done: Opti
     }
 }
 
+/// How much of what stands a write needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// It replaces or deletes whatever it is.
+    Nothing,
+    /// Its times, to compare them.
+    Head,
+    /// All of it.
+    Everything,
+}
+
+impl Needs {
+    pub(super) fn of(write: &Write) -> Self {
+        match &write.change {
+            _ if write.if_revision.is_some() => Self::Everything,
+            Change::Upsert(record) if record.mode == WriteMode::Merge => Self::Everything,
+            Change::Upsert(record) if record.event_time.is_some() => Self::Head,
+            Change::Upsert(_) | Change::Delete => Self::Nothing,
+        }
+    }
+}
+
+/// Whether what a write needs of the document can be read. A new document can be.
+fn readable(needs: Needs) -> Document {
+    let mut all = vec![sound::head()];
+    if needs != Needs::Nothing {
+        all.push(sound::requests());
+    }
+    if needs == Needs::Everything {
+        all.push(sound::features());
+    }
+    // A document that this write makes has nothing of ours yet.
+    let is_new = document::FIELDS.map(|field| doc! { "$eq": [{ "$type": format!("${field}") }, "missing"] });
+    doc! { "$or": [{ "$and": is_new.to_vec() }, { "$and": all }] }
+}
+
 /// Whether a document has room for none of the requests since then, so that nobody can tell whether one of those was done.
 pub(super) fn may_have_forgotten(document: &RawDocument, since: bson::DateTime) -> bool {
     let Ok(requests) = document.get_array("requests") else { return false };
@@ -165,12 +207,12 @@ fn standing(write: &Write, may_be_done: Option<bson::DateTime>) -> Document {
         "forgotten": forgotten,
         "repeat": { "$in": [literal(&*write.request_id.0), ids] },
         "live": { "$and": [
+            "$_attempt.readable",
             { "$isNumber": "$rev" },
             { "$ne": ["$deleted", true] },
-            { "$eq": [{ "$type": "$features" }, "object"] },
             { "$or": [{ "$lte": ["$expire_at", null] }, { "$gt": ["$expire_at", "$$NOW"] }] },
         ] },
-        "revision": { "$convert": { "input": "$rev", "to": "long", "onError": 0_i64, "onNull": 0_i64 } },
+        "revision": { "$cond": [sound::revision(), { "$toLong": "$rev" }, 0_i64] },
     }
 }
 
@@ -182,7 +224,13 @@ fn live_revision() -> Document {
 /// The name of the outcome: the first check that holds decides.
 fn outcome(write: &Write, planned: Option<&Planned<'_>>, rules: &WriteRules) -> Document {
     let case = |case: Document, then: &str| doc! { "case": case, "then": then };
+    let over_unreadable = match planned {
+        _ if Needs::of(write) != Needs::Nothing => "unsure",
+        Some(planned) => planned.refused.as_ref().map_or("written", document::outcome_name),
+        None => "deleted",
+    };
     let mut branches = vec![
+        case(doc! { "$not": ["$_attempt.readable"] }, over_unreadable),
         doc! { "case": "$_attempt.repeat", "then": "repeat" },
         doc! { "case": "$_attempt.forgotten", "then": "forgotten" },
     ];
@@ -276,7 +324,10 @@ fn tombstone(rules: &WriteRules) -> Document {
         "write_time": "$$NOW",
         "expire_at": "$$REMOVE",
         "deleted": true,
-        "gc_at": plus(doc! { "$max": ["$$NOW", "$expire_at"] }.into(), rules.tombstone_ttl),
+        "gc_at": plus(
+            doc! { "$max": ["$$NOW", { "$cond": ["$_attempt.readable", "$expire_at", null] }] }.into(),
+            rules.tombstone_ttl,
+        ),
     }
 }
 
@@ -284,8 +335,10 @@ fn tombstone(rules: &WriteRules) -> Document {
 fn requests(write: &Write, planned: Option<&Planned<'_>>) -> Document {
     let when = |outcome: &str, then: Bson| doc! { "case": { "$eq": ["$_attempt.outcome", outcome] }, "then": then };
     let mut branches = vec![when("revision_mismatch", live_revision().into())];
+    let of = Operation::of(write).map_or(Bson::from("$$REMOVE"), |Operation(sum)| Bson::from(i64::from(sum)));
     let mut entry = doc! {
         "id": literal(&*write.request_id.0),
+        "of": of,
         "rev": { "$cond": ["$_attempt.changed", "$_attempt.next", "$_attempt.revision"] },
         "outcome": "$_attempt.outcome",
     };

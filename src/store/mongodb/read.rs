@@ -10,7 +10,7 @@ use std::{
 
 use bson::{Document, RawBsonRef, RawDocument, doc};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use mongodb::raw_batch_cursor::RawBatch;
+use mongodb::{options::Collation, raw_batch_cursor::RawBatch};
 use tokio::time::Instant;
 
 use super::{
@@ -28,6 +28,11 @@ use crate::{
 const LINEARIZABLE_AT_ONCE: usize = 32;
 /// Documents are taken for so large before any were seen: a usual batch is one reply.
 pub(super) const UNSEEN_BYTES: usize = 4 << 10;
+
+/// Ids are compared byte by byte, even in a collection that somebody gave another collation, until that is found.
+pub(super) fn simple() -> Collation {
+    Collation::builder().locale("simple").build()
+}
 
 /// Reads records, in the order of the keys. `size`: of documents lately.
 pub(super) async fn read(
@@ -86,7 +91,7 @@ async fn read_majority(
         Some(_) if brought >= READ_BYTES => Err(StoreError::LeftOut),
         Some(document) => {
             brought += document.as_bytes().len();
-            reader.state(document)
+            reader.state(document).map_err(|error| error.of_record(key))
         }
         None if is_whole => Ok(State::Absent),
         // It may stand in what was not asked for any more.
@@ -100,11 +105,11 @@ async fn read_linearizable(connection: &Connection, key: RecordKey, deadline: In
     let found = connection
         .run(Command::new("find", FEATURES), Lane::Users, deadline, |prepared, left| {
             let features = prepared.linearizable(FEATURES);
-            async move { features.find_one(filter).max_time(left).await }
+            async move { features.find_one(filter).collation(simple()).max_time(left).await }
         })
         .await
         .map_err(Failure::of_read)?;
-    found.map_or(Ok(State::Absent), |document| document::state(&document))
+    found.map_or(Ok(State::Absent), |document| document::state(&document)).map_err(|error| error.of_record(&key))
 }
 
 /// The documents of these keys, in no order, in one query; all of their fields or those of the projection. They stay in
@@ -139,6 +144,7 @@ async fn find_at_most(
             let features = prepared.majority(FEATURES);
             async move {
                 let mut find = features.find(doc! { "_id": { "$in": ids } }).batch_size(batch_size).max_time(left);
+                find = find.collation(simple());
                 if let Some(projection) = projection {
                     find = find.projection(projection);
                 }

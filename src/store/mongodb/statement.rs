@@ -16,7 +16,7 @@ pub const MAX_DOCUMENT_BYTES: usize = (16 << 20) - (128 << 10);
 pub(super) const SMALL: usize = 16 << 10;
 
 /// What the stages of a statement take at most, beside what they are given.
-pub(super) const STAGES_BYTES: usize = 6 << 10;
+pub(super) const STAGES_BYTES: usize = 10 << 10;
 
 /// Features that a statement brings, and how large they are as BSON.
 #[derive(Clone, Copy)]
@@ -112,6 +112,7 @@ impl Statement<'_> {
         into.end(pipeline);
         into.head(encode::BOOLEAN, b"upsert");
         into.put_bytes(&[u8::from(self.upsert)]);
+        into.document(b"collation", &doc! { "locale": "simple" }.to_vec()?); // see `read::simple`
         into.end(statement);
         Ok(())
     }

@@ -9,7 +9,10 @@ use prost::{
 };
 use prost_types::{ListValue, Struct, Value as JsonValue, value::Kind as JsonKind};
 
-use crate::proto::{self, Value, value::Kind};
+use crate::{
+    proto::{self, Value, value::Kind},
+    record::float32::narrow,
+};
 
 const FLOAT: i32 = 6;
 const UNIX_TIMESTAMP: i32 = 8;
@@ -28,7 +31,7 @@ pub(super) const STRUCT: i32 = 40;
 pub(super) fn encode(bson: RawBsonRef<'_>, kind: Option<i32>, into: &mut Vec<u8>) -> Option<()> {
     match (bson, kind) {
         (RawBsonRef::Null, _) => int32::encode(19, &0, into),
-        (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => float::encode(6, &(number as f32), into),
+        (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => float::encode(6, &narrow(number), into),
         (RawBsonRef::Double(number), _) => double::encode(5, &number, into),
         (RawBsonRef::Int32(number), None) => int32::encode(3, &number, into),
         (RawBsonRef::Int64(number), None) => int64::encode(4, &number, into),
@@ -47,7 +50,7 @@ pub(super) fn encode(bson: RawBsonRef<'_>, kind: Option<i32>, into: &mut Vec<u8>
 fn from_bson(bson: RawBsonRef<'_>, kind: Option<i32>) -> Option<Value> {
     let kind = match (bson, kind) {
         (RawBsonRef::Null, _) => Kind::NullVal(0),
-        (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => Kind::FloatVal(number as f32),
+        (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => Kind::FloatVal(narrow(number)),
         (RawBsonRef::Double(number), _) => Kind::DoubleVal(number),
         (RawBsonRef::Int32(seconds), Some(UNIX_TIMESTAMP)) => Kind::UnixTimestampVal(i64::from(seconds)),
         (RawBsonRef::Int64(seconds), Some(UNIX_TIMESTAMP)) => Kind::UnixTimestampVal(seconds),
@@ -56,9 +59,11 @@ fn from_bson(bson: RawBsonRef<'_>, kind: Option<i32>) -> Option<Value> {
         (RawBsonRef::Boolean(flag), _) => Kind::BoolVal(flag),
         (RawBsonRef::String(text), _) => Kind::StringVal(text.to_owned()),
         (RawBsonRef::DateTime(at), _) => Kind::UnixTimestampVal(seconds(at)),
-        (RawBsonRef::Binary(binary), Some(STRUCT)) => Kind::StructVal(Struct::decode(binary.bytes).ok()?),
+        (RawBsonRef::Binary(binary), Some(STRUCT)) => {
+            Kind::StructVal(Struct::decode(binary.bytes).ok().filter(|object| struct_fits(object, MESSAGES))?)
+        }
         (RawBsonRef::Binary(binary), _) => Kind::BytesVal(binary.bytes.to_vec().into()),
-        (RawBsonRef::Document(document), _) => Kind::StructVal(document_to_struct(document)?),
+        (RawBsonRef::Document(document), _) => Kind::StructVal(document_to_struct(document, MESSAGES)?),
         (RawBsonRef::Array(items), kind) => list(items, kind)?,
         _ => return None,
     };
@@ -91,10 +96,7 @@ fn typed_list(items: &[RawBsonRef<'_>], kind: i32) -> Option<Kind> {
         INT32_LIST => Kind::Int32ListVal(proto::Int32List { val: all(items, RawBsonRef::as_i32)? }),
         INT64_LIST => Kind::Int64ListVal(proto::Int64List { val: all(items, integer)? }),
         DOUBLE_LIST => Kind::DoubleListVal(proto::DoubleList { val: all(items, number)? }),
-        FLOAT_LIST => {
-            let float = |item| number(item).filter(|number| fits_float(*number)).map(|number| number as f32);
-            Kind::FloatListVal(proto::FloatList { val: all(items, float)? })
-        }
+        FLOAT_LIST => Kind::FloatListVal(proto::FloatList { val: all(items, float32)? }),
         BOOL_LIST => Kind::BoolListVal(proto::BoolList { val: all(items, RawBsonRef::as_bool)? }),
         UNIX_TIMESTAMP_LIST => {
             let time = |item: RawBsonRef<'_>| integer(item).or_else(|| item.as_datetime().map(seconds));
@@ -120,22 +122,57 @@ fn number(item: RawBsonRef<'_>) -> Option<f64> {
     item.as_f64().or_else(|| integer(item).map(|number| number as f64))
 }
 
-fn document_to_struct(document: &RawDocument) -> Option<Struct> {
+/// A number that was typed by hand is rounded once, whatever its type.
+fn float32(item: RawBsonRef<'_>) -> Option<f32> {
+    match item.as_f64() {
+        Some(number) => fits_float(number).then(|| narrow(number)),
+        None => integer(item).map(|number| number as f32),
+    }
+}
+
+/// How many messages may lie in each other where a struct begins, itself included: clients, and this server, take 100 in
+/// all, and around a struct are a request or response, a record or row, and the entry of a feature with its value.
+const MESSAGES: u32 = 97;
+
+/// `left`: how many messages may still lie in each other. None too where they are more: no client could have sent it, nor
+/// read it.
+fn document_to_struct(document: &RawDocument, left: u32) -> Option<Struct> {
+    let inner = left.checked_sub(1)?;
     let entry = |element: bson::error::Result<(&bson::raw::CStr, RawBsonRef<'_>)>| {
         let (key, value) = element.ok()?;
-        Some((key.as_str().to_owned(), bson_to_json(value)?))
+        // Each entry is a message, and so is its value.
+        Some((key.as_str().to_owned(), bson_to_json(value, inner.checked_sub(2)?)?))
     };
     Some(Struct { fields: document.iter().map(entry).collect::<Option<_>>()? })
 }
 
-fn bson_to_json(value: RawBsonRef<'_>) -> Option<JsonValue> {
+/// Whether the messages in a struct that is stored as bytes are not too many.
+fn struct_fits(object: &Struct, left: u32) -> bool {
+    let Some(inner) = left.checked_sub(1) else { return false };
+    object.fields.values().all(|value| inner.checked_sub(2).is_some_and(|inner| json_fits(value, inner)))
+}
+
+fn json_fits(value: &JsonValue, left: u32) -> bool {
+    match &value.kind {
+        Some(JsonKind::StructValue(object)) => struct_fits(object, left),
+        Some(JsonKind::ListValue(list)) => {
+            let Some(inner) = left.checked_sub(1) else { return false };
+            list.values.iter().all(|value| inner.checked_sub(1).is_some_and(|inner| json_fits(value, inner)))
+        }
+        // A value without a kind is no client's.
+        kind => kind.is_some(),
+    }
+}
+
+fn bson_to_json(value: RawBsonRef<'_>, left: u32) -> Option<JsonValue> {
     let kind = match value {
         RawBsonRef::Null => JsonKind::NullValue(0),
         RawBsonRef::Boolean(flag) => JsonKind::BoolValue(flag),
         RawBsonRef::String(text) => JsonKind::StringValue(text.to_owned()),
-        RawBsonRef::Document(document) => JsonKind::StructValue(document_to_struct(document)?),
+        RawBsonRef::Document(document) => JsonKind::StructValue(document_to_struct(document, left)?),
         RawBsonRef::Array(items) => {
-            let items = items.into_iter().map(|item| bson_to_json(item.ok()?));
+            let inner = left.checked_sub(1)?;
+            let items = items.into_iter().map(|item| bson_to_json(item.ok()?, inner.checked_sub(1)?));
             JsonKind::ListValue(ListValue { values: items.collect::<Option<_>>()? })
         }
         other => JsonKind::NumberValue(number(other)?),

@@ -8,11 +8,13 @@ use super::{
     batch::{self, Done, Item},
     compare::{self, Group},
     connection::{Command, Connection, Lane},
-    document, pipeline, statement,
+    document,
+    pipeline::{self, Needs},
+    read, statement,
 };
 use crate::{
-    record::{Revision, State, WriteMode},
-    store::{Change, Outcome, Receipt, StoreError, Write},
+    record::{Revision, State},
+    store::{Outcome, Receipt, StoreError, Write},
 };
 
 /// Tries of one write. Two would do for a lost connection; two servers that make the same document at once need more.
@@ -24,15 +26,20 @@ pub(super) async fn write(
     write: Write,
     deadline: Instant,
 ) -> Result<(Receipt, State), StoreError> {
+    let key = write.key.clone();
+    write_named(connection, write, deadline).await.map_err(|error| error.of_record(&key))
+}
+
+async fn write_named(connection: &Connection, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError> {
     let rules = &connection.config().rules;
     let outline = pipeline::outline(&write, rules);
     if outline.needs_a_look {
         return compare::write_one(connection, Group::new(0, write), deadline).await;
     }
     if outline.bytes > statement::SMALL {
-        return write_large(connection, Item::new(0, write, &outline), deadline).await;
+        return write_large(connection, Item::new(0, write, &outline, connection.now()), deadline).await;
     }
-    let first_sent = bson::DateTime::now();
+    let first_sent = connection.now();
     let mut may_be_done = false;
     for tries_left in (0..TRIES).rev() {
         let since = may_be_done.then_some(first_sent);
@@ -46,15 +53,16 @@ pub(super) async fn write(
                     .find_one_and_update(filter, pipeline)
                     .upsert(upsert)
                     .return_document(ReturnDocument::After)
+                    .collation(read::simple())
                     .max_time(left)
                     .await
             }
         });
         match done.await {
-            Ok(Some(post_image)) => match document::outcome_of(&post_image, &write.request_id) {
+            Ok(Some(post_image)) => match document::outcome_of(&post_image, &write) {
                 Some(outcome) => return answer(outcome, &post_image),
                 // Nothing was changed: only a look at what is stored can tell.
-                None if is_merge(&write) => {
+                None if Needs::of(&write) != Needs::Nothing => {
                     let since = may_be_done.then_some(first_sent);
                     return compare::write_one(connection, Group::since(0, write, since), deadline).await;
                 }
@@ -82,10 +90,6 @@ async fn write_large(connection: &Connection, item: Item, deadline: Instant) -> 
     }
 }
 
-fn is_merge(write: &Write) -> bool {
-    matches!(&write.change, Change::Upsert(record) if record.mode == WriteMode::Merge)
-}
-
 /// The answer where no document stands.
 pub(super) fn nothing(outcome: Outcome) -> (Receipt, State) {
     (Receipt { outcome, revision: Revision::NONE, tombstone: false }, State::Absent)
@@ -98,7 +102,7 @@ pub(super) fn unseen() -> StoreError {
 
 fn answer(outcome: Outcome, post_image: &bson::RawDocument) -> Result<(Receipt, State), StoreError> {
     // The write has been done, whatever else the document holds: no error here may claim that it was not.
-    let unreadable = |error: StoreError| StoreError::DoneUnreadable(error.to_string().into());
+    let unreadable = |error: StoreError| StoreError::DoneUnreadable(error.reason().into());
     let state = document::state(post_image).map_err(unreadable)?;
     Ok((batch::receipt_of(outcome, &state), state))
 }

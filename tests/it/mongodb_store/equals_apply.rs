@@ -85,7 +85,12 @@ fn to_write(step: &Step, stored: Option<&Stored>, start: Millis) -> Write {
         1 => stored.map_or(Revision::NONE, Stored::revision),
         _ => Revision(12_345),
     });
-    Write { key: key("k"), request_id: RequestId(format!("r{}", step.request).into()), if_revision, change }
+    // A client's id stands for one operation; of others nobody looks what they stand for.
+    let request_id = match step.request % 2 {
+        0 => RequestId::of_client(&format!("r{}", step.request)),
+        _ => RequestId(format!("r{}", step.request).into()),
+    };
+    Write { key: key("k"), request_id, if_revision, change }
 }
 
 async fn history(mongod: &Mongod, steps: &[Step]) {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     record::{Millis, Revision, State, WriteMode, encoding::EncodedFeatures},
     store::{
-        Change, Outcome, REMEMBERED_REQUESTS, Receipt, RequestId, StoreError, Write, WriteRules,
+        Change, Operation, Outcome, REMEMBERED_REQUESTS, Receipt, RequestId, StoreError, Write, WriteRules,
         apply::{self, Content, Remembered},
         mongodb::failure::Failure,
     },
@@ -153,7 +153,7 @@ impl Attempt {
         let Some(made) = made else { return };
         self.made = Some(made);
         self.mark = Some(Mark(write.request_id.clone(), receipt.revision));
-        self.added.push(remembered(&write.request_id, &receipt, self.now));
+        self.added.push(remembered(write, &receipt, self.now));
         if matches!(receipt.outcome, Outcome::Written | Outcome::Deleted) {
             let effect = std::mem::replace(&mut self.effect, Effect::Nothing);
             self.effect = effect.and(&write.change, over_live);
@@ -308,6 +308,7 @@ fn field(document: &RawDocument, name: &str) -> Option<Bson> {
 
 /// A document as `apply` knows it.
 fn stored(document: &RawDocument) -> Result<apply::Document, StoreError> {
+    document::requests_are_usable(document)?;
     let content = match document::state(document)? {
         State::Record(record) => Content::Record(record),
         State::Tombstone(revision) => Content::Tombstone(revision),
@@ -315,7 +316,8 @@ fn stored(document: &RawDocument) -> Result<apply::Document, StoreError> {
     };
     let entries = document.get_array("requests").into_iter().flatten();
     let known = |entry: &RawDocument| {
-        Some(Remembered { id: RequestId(entry.get_str("id").ok()?.into()), outcome: document::outcome(entry)? })
+        let id = RequestId(entry.get_str("id").ok()?.into());
+        Some(Remembered { id, operation: document::operation(entry), outcome: document::outcome(entry)? })
     };
     let requests = entries.filter_map(|entry| known(entry.ok()?.as_document()?)).collect();
     let collect_at = document.get_datetime("gc_at").ok().map(|at| Millis(at.timestamp_millis()));
@@ -323,9 +325,13 @@ fn stored(document: &RawDocument) -> Result<apply::Document, StoreError> {
 }
 
 /// A write as its document remembers it.
-fn remembered(id: &RequestId, receipt: &Receipt, now: Millis) -> Bson {
-    let mut entry =
-        doc! { "id": &*id.0, "rev": receipt.revision.0, "outcome": document::outcome_name(&receipt.outcome) };
+fn remembered(write: &Write, receipt: &Receipt, now: Millis) -> Bson {
+    let mut entry = doc! {
+        "id": &*write.request_id.0,
+        "rev": receipt.revision.0,
+        "outcome": document::outcome_name(&receipt.outcome),
+    };
+    entry.extend(Operation::of(write).map(|Operation(sum)| ("of".to_owned(), i64::from(sum).into())));
     let (number, document) = document::numbers_of(&receipt.outcome);
     entry.extend(number.map(|number| ("number".to_owned(), number.into())));
     entry.extend(document.map(|number| ("document".to_owned(), number.into())));

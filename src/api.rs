@@ -37,6 +37,7 @@ use crate::{
         feature_store_service_server::FeatureStoreService,
     },
     record::DEFAULT_VIEW,
+    store::Write,
     tiered::{Consistency, Tiered},
 };
 use bulk::BulkRecords;
@@ -152,6 +153,26 @@ impl Api {
         failure::unreadable_records()
     }
 
+    /// Takes the bytes that writes become on their way to L2. What is too much now is waited for, a moment.
+    async fn hold_unfolded(&self, place: Option<&InFlight>, writes: &[Write]) -> Result<Option<Share>, Failure> {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let bytes = match place {
+            Some(_) => self.0.tiered.store().unfolds_to(writes),
+            None => 0,
+        };
+        let Some(place) = place.filter(|_| bytes > 0) else { return Ok(None) };
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(share) = place.hold(bytes) {
+                return Ok(Some(share));
+            }
+            if Instant::now() >= end {
+                return Err(Failure::too_many_bytes());
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
     /// From now on Info says that the server is shutting down.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
@@ -207,8 +228,10 @@ impl FeatureStoreService for Api {
         let arrived = Arrival::of(&request);
         let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
         let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
-        let held = received(&request);
+        let (place, held) = (request.extensions().get::<InFlight>().cloned(), received(&request));
         let write = convert::upsert(request.into_inner(), &self.0.limits)?;
+        let unfolded = self.hold_unfolded(place.as_ref(), std::slice::from_ref(&write)).await?;
+        let held = (held, unfolded);
         let writing = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert_holding(held, write));
         let answer = writing.await.and_then(|answer| convert::upsert_response(answer, &self.0.limits));
         let answer = answer.map_err(Status::from);

@@ -180,6 +180,8 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {
         let wrong = |error: &dyn std::fmt::Display| StartError::Config(format!("redis.url: {error}"));
         let connections = redis.connections.try_into().unwrap_or(std::num::NonZeroUsize::MIN);
         let parsed = RedisConfig::parse(&redis.url).map_err(|error| wrong(&error))?.with_connections(connections);
+        let beside = (redis.username.as_deref(), redis.password.as_deref(), redis.database);
+        let parsed = parsed.with_settings(beside.0, beside.1, beside.2).map_err(|error| wrong(&error))?;
         let parsed = certificates(redis, parsed.with_wait_replicas(config.l1_wait_replicas))?;
         Ok(Arc::new(RedisCache::new(&parsed).map_err(|error| wrong(&error))?))
     }
@@ -226,14 +228,17 @@ fn store(config: &Config, rules: WriteRules, clock: &Clock) -> Result<Arc<dyn St
     };
     #[cfg(feature = "mongodb")]
     {
-        use crate::store::mongodb::{MongoConfig, MongoStore};
+        use crate::store::mongodb::{MongoConfig, MongoStore, choose_database};
+        let wrong = |error: &dyn std::fmt::Display| StartError::Config(format!("mongodb.uri: {error}"));
+        let database = choose_database(&mongodb.uri, mongodb.database.as_deref(), &mongodb.default_database);
+        let database = database.map_err(|error| wrong(&error))?;
         let store = MongoStore::new(MongoConfig {
             max_pool: mongodb.max_pool_size,
             max_connecting: mongodb.max_connecting,
             server_selection_timeout: mongodb.server_selection_timeout,
-            ..MongoConfig::new(&mongodb.uri, &mongodb.database, rules)
+            ..MongoConfig::new(&mongodb.uri, &database, rules)
         });
-        Ok(Arc::new(store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?))
+        Ok(Arc::new(store.map_err(|error| wrong(&error))?))
     }
     #[cfg(not(feature = "mongodb"))]
     {

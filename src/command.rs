@@ -213,6 +213,9 @@ async fn serve_logging(config: &Config, effective: &Effective, telemetry: &Telem
     for warning in &effective.warnings {
         tracing::warn!("{warning}");
     }
+    for notice in &effective.notices {
+        tracing::info!("{notice}");
+    }
     let max_connections = server::files::room_for_connections(config.max_connections);
     let app = App::new(&Config { max_connections, ..config.clone() }).await?;
     let app = App { traces: telemetry.traces(), lost_lines: telemetry.lost_lines(), reload, ..app };

@@ -274,6 +274,19 @@ impl InFlight {
         fits
     }
 
+    /// The most bytes that its connection may hold.
+    pub fn most(&self) -> usize {
+        self.0.connection.all.max / CONNECTION_PART
+    }
+
+    /// Takes bytes for what is made of a request on its way; None: there are too few now. At most half of what a connection
+    /// may hold is taken, so that a valid request can be served at all.
+    pub fn hold(&self, bytes: usize) -> Option<Share> {
+        let bytes = bytes.min(self.most() / 2);
+        let (of, part) = (self.0.connection.clone(), Part::Request);
+        of.try_take(part, bytes).then(|| Share { of, part, bytes })
+    }
+
     /// What came in since this was asked last. Whoever holds the message holds this.
     pub fn take_received(&self) -> Share {
         let bytes = self.0.received.swap(0, Relaxed);
@@ -334,6 +347,19 @@ mod tests {
         drop(first);
         assert_eq!(all.held(), 30);
         drop(call);
+        assert_eq!(all.held(), 0);
+    }
+
+    #[test]
+    fn what_a_request_becomes_is_taken_up_to_half_of_what_its_connection_may_hold() {
+        let all = Arc::new(ByteBudget::new(400));
+        let call = InFlight::new(Place::None, Arc::new(ConnectionBytes::new(all.clone())));
+        assert!(call.receive(10));
+        let first = call.hold(1000).unwrap();
+        assert_eq!(all.held(), 60);
+        assert!(call.hold(41).is_none());
+        let second = call.hold(40).unwrap();
+        drop((first, second, call));
         assert_eq!(all.held(), 0);
     }
 

@@ -9,6 +9,7 @@ mod encoded_row;
 mod entity_ids;
 mod get_features_request;
 mod get_features_response;
+mod unfolded;
 
 pub use codec::{SizedCodec, Unpacked};
 pub use encoded_row::EncodedRow;

@@ -272,6 +272,12 @@ pub trait Store: Send + Sync + 'static {
     /// Whether it can serve now: reads and writes.
     async fn ping(&self, deadline: Instant) -> Result<(), StoreError>;
 
+    /// How many bytes of memory these writes take here while they are done, where that is much more than the writes
+    /// themselves. They are counted before anything is made.
+    fn unfolds_to(&self, _writes: &[Write]) -> usize {
+        0
+    }
+
     /// Ends what runs in the background and flushes; nothing is called afterwards.
     async fn close(&self);
 

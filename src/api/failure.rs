@@ -193,6 +193,14 @@ impl Failure {
         Self::new(Code::InvalidArgument, "REQUEST_TOO_LARGE", message).with("maximum", maximum)
     }
 
+    pub(super) fn unfolds_too_large(bytes: usize, maximum: usize) -> Self {
+        let message = format!(
+            "the request's message takes up to {bytes} bytes in memory, and a connection may hold {maximum}: send it in \
+             smaller messages"
+        );
+        Self::new(Code::InvalidArgument, "REQUEST_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
+    }
+
     /// A message that is no protobuf of its type, or not framed as gRPC has it. The cause is the codec's and names what the
     /// client sent.
     pub(super) fn request_unreadable(cause: &str) -> Self {

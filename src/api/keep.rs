@@ -38,7 +38,12 @@ struct Work {
 
 impl<'a> Needed<'a> {
     /// `most`: bytes of the answer.
-    pub(super) fn of(read: &'a Read, tiered: &'a Tiered, most: usize, connection: Option<Arc<ConnectionBytes>>) -> Self {
+    pub(super) fn of(
+        read: &'a Read,
+        tiered: &'a Tiered,
+        most: usize,
+        connection: Option<Arc<ConnectionBytes>>,
+    ) -> Self {
         Self { read, tiered, most, connection, work: None }
     }
 

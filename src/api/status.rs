@@ -32,6 +32,11 @@ pub fn too_many_bytes() -> Status {
     Failure::too_many_bytes().into()
 }
 
+/// A request that takes more bytes in memory than one connection may ever hold.
+pub fn unfolds_too_large(bytes: usize, maximum: usize) -> Status {
+    Failure::unfolds_too_large(bytes, maximum).into()
+}
+
 /// A request that was begun and not ended.
 pub fn request_too_slow() -> Status {
     Failure::request_too_slow().into()

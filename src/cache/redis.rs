@@ -4,6 +4,8 @@
 //!
 //! Not here: what an operation does (`cache::entry`, and `cache/scripts/*.lua`, which tests hold to it).
 
+mod address;
+mod cause;
 mod config;
 mod connections;
 mod entry;

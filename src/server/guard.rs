@@ -181,9 +181,14 @@ where
             // Whoever serves the stream keeps its place, and a write the bytes that it came as. A read counts what it holds.
             request.extensions_mut().insert(place.clone());
         }
-        let unpacked = is_packed(request.headers()).then(|| {
+        let is_packed = is_packed(request.headers());
+        let unpacked = (is_packed || is_write).then(|| {
             let place = place.clone();
-            Unpacked::new(move |bytes| place.receive(bytes).then_some(()).ok_or_else(status::too_many_bytes))
+            Unpacked::new(is_packed, move |bytes| match place.receive(bytes) {
+                true => Ok(()),
+                false if bytes > place.most() => Err(status::unfolds_too_large(bytes, place.most())),
+                false => Err(status::too_many_bytes()),
+            })
         });
         if let (true, Some(unpacked)) = (is_bulk, &unpacked) {
             request.extensions_mut().insert(unpacked.clone());
@@ -202,7 +207,7 @@ pin_project! {
         #[pin]
         answer: CatchUnwind<AssertUnwindSafe<F>>,
         place: Option<InFlight>,
-        // Of a call whose messages come packed.
+        // Of a call whose messages come packed, or become much larger when they are decoded.
         unpacked: Option<Unpacked>,
         // Its answer holds it to its end.
         stream: Option<Arc<Life>>,

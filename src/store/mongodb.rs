@@ -9,6 +9,7 @@
 
 mod address;
 mod batch;
+mod cause;
 mod changes;
 mod code;
 mod compare;
@@ -20,10 +21,12 @@ mod failure;
 mod identity;
 mod keeper;
 mod lease;
+mod options;
 mod pipeline;
 mod prepared;
 mod read;
 mod recent;
+mod remembered;
 mod setup;
 mod sound;
 mod statement;
@@ -38,6 +41,7 @@ use bson::doc;
 use tokio::time::Instant;
 
 pub use address::InvalidUri;
+pub use options::choose_database;
 pub use statement::MAX_DOCUMENT_BYTES;
 
 use self::{
@@ -119,6 +123,7 @@ impl MongoStore {
     /// collections and has their index made.
     pub fn new(config: MongoConfig) -> Result<Self, InvalidUri> {
         let uri = address::parse(&config.uri)?;
+        options::check(&uri)?;
         let (identity, size) = (Identity::default(), TypicalSize::new(read::UNSEEN_BYTES));
         Ok(Self { connection: Connection::new(config, uri), identity, size })
     }
@@ -206,6 +211,15 @@ impl Store for MongoStore {
             async move { meta.find_one(doc! { "_id": "epoch" }).max_time(left).await }
         });
         read.await.map(drop).map_err(Failure::of_read)
+    }
+
+    fn unfolds_to(&self, writes: &[Write]) -> usize {
+        // The command, what the driver makes of it twice, and its bytes on their way; one command after another.
+        const COPIES: usize = 4;
+        // How many of these are done at a time has a bound of its own.
+        const UNCOUNTED: usize = 64 << 10;
+        let bytes = writes.iter().map(pipeline::document_bytes).sum::<usize>().min(statement::MAX_DOCUMENT_BYTES);
+        if bytes > UNCOUNTED { COPIES * bytes } else { 0 }
     }
 
     async fn close(&self) {

@@ -7,14 +7,15 @@ use std::{
 };
 
 /// Left imports right, never back.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("in_flight", &[]),
     ("metrics", &[]),
     ("trace", &[]),
+    ("peer", &[]),
     ("proto", &["in_flight"]),
     ("record", &["proto"]),
-    ("cache", &["record", "metrics", "trace"]),
-    ("store", &["cache", "record", "proto", "metrics", "trace"]),
+    ("cache", &["record", "metrics", "peer", "trace"]),
+    ("store", &["cache", "record", "proto", "metrics", "peer", "trace"]),
     ("tiered", &["store", "cache", "record", "in_flight", "metrics", "trace"]),
     ("access", &["record", "metrics"]),
     ("api", &["access", "tiered", "store", "record", "proto", "in_flight", "metrics", "trace"]),

@@ -11,6 +11,7 @@ mod slow;
 mod small_chunks;
 mod streams;
 mod tls;
+mod unfolded;
 
 use std::time::{Duration, Instant};
 

@@ -25,9 +25,14 @@ use deadpool_redis::{
         aio::MultiplexedConnection,
     },
 };
-use tokio::{io::AsyncReadExt as _, net::TcpStream, time::Instant};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 
 use super::{
+    cause,
     config::InvalidRedisConfig,
     reader::{Late, Reader, Reply},
     refusal,
@@ -41,6 +46,10 @@ use crate::{
 /// How long a server may take to say unasked why it closes a connection, and how much of it is read.
 const WORDS: Duration = Duration::from_millis(200);
 const MAX_WORDS: u64 = 1 << 10;
+/// How the error of a wrong password begins.
+const NO_LOGIN: &str = "authentication failed";
+/// How long connecting may take before somebody asks why.
+const BEFORE_ASKING: Duration = Duration::from_millis(250);
 
 pub(super) struct Connections {
     pool: Pool,
@@ -206,8 +215,27 @@ impl Connections {
         self.kinds.readers && matches!(self.server.addr(), ConnectionAddr::Tcp(..))
     }
 
-    /// New connections, not yet for use.
+    /// New connections, not yet for use. Where there are none, the error has the cause, if it can be found.
     pub(super) async fn connect(&self) -> Result<Shared, CacheError> {
+        let waited_for = async {
+            sleep(BEFORE_ASKING).await;
+            match cause::of_failure(&self.server).await {
+                Some(why) => why,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            connected = self.connected() => match connected {
+                Err(CacheError::Unavailable(text)) if !text.starts_with(NO_LOGIN) => {
+                    Err(CacheError::Unavailable(cause::of_failure(&self.server).await.map_or(text, Into::into)))
+                }
+                connected => connected,
+            },
+            why = waited_for => Err(CacheError::Unavailable(why.into())),
+        }
+    }
+
+    async fn connected(&self) -> Result<Shared, CacheError> {
         Ok(Shared {
             all: self.lane(self.wanted).await?,
             waiting: self.lane(if self.kinds.waiting { self.wanted } else { 0 }).await?,
@@ -351,7 +379,7 @@ impl Shared {
             get.cmd("GET").arg(key);
             let reply = exchange(connection, get).await.map_err(|e| unavailable(&e))?.pop();
             if let Some(Value::ServerError(e)) = &reply {
-                return Err(CacheError::Refused(e.to_string().into()));
+                return Err(CacheError::Refused(refusal::shown(&e.to_string()).into()));
             }
             if !is_it(reply.and_then(string)) {
                 return Ok(false);
@@ -391,7 +419,7 @@ fn mget_reply(mut replies: Vec<Value>) -> Reply {
     match replies.pop() {
         Some(Value::Array(values)) => Reply::Array(values.into_iter().map(string).collect()),
         Some(Value::ServerError(e)) => Reply::Error(refusal::text_of(&e)),
-        other => Reply::Line(format!("{other:?}")),
+        _ => Reply::Line("no list of values".to_owned()),
     }
 }
 
@@ -407,9 +435,11 @@ fn string(value: Value) -> Option<Bytes> {
 fn not_connected(error: &PoolError) -> CacheError {
     match error {
         PoolError::Backend(e) if e.kind() == ErrorKind::AuthenticationFailed => CacheError::Unavailable(
-            "authentication failed: Redis does not take the user name and password (redis.url, or redis.username and \
-             redis.password)"
-                .into(),
+            format!(
+                "{NO_LOGIN}: Redis does not take the user name and password (redis.url, or redis.username and \
+                 redis.password)"
+            )
+            .into(),
         ),
         PoolError::Backend(e) => unavailable(e),
         other => unavailable(other),
@@ -437,7 +467,7 @@ fn failed(error: &CacheError) -> Failed {
 }
 
 pub(super) fn unavailable(e: &impl fmt::Display) -> CacheError {
-    CacheError::Unavailable(e.to_string().into())
+    CacheError::Unavailable(refusal::without_values(&e.to_string()).into())
 }
 
 impl fmt::Debug for Connections {

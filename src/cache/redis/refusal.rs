@@ -70,9 +70,16 @@ fn code(text: &str) -> &str {
     &text[..first(text)]
 }
 
-/// The error without what is too long, and on one line.
+/// An error's text up to where it repeats values: Redis names the arguments of a command that it does not know, and the driver
+/// a reply that it did not expect.
+pub(super) fn without_values(text: &str) -> &str {
+    let repeated = [", with args beginning with", "(response was"].into_iter().filter_map(|begin| text.find(begin));
+    repeated.min().map_or(text, |end| text[..end].trim_end())
+}
+
+/// The error without what repeats values and what is too long, and on one line.
 pub(super) fn shown(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line: String = without_values(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match line.char_indices().nth(MAX_SHOWN) {
         Some((end, _)) => format!("{}...", line[..end].trim_end()),
         None => line.trim_end().to_owned(),
@@ -170,5 +177,16 @@ mod tests {
             panic!("it is not there for us")
         };
         assert!(why.contains("redis-sentinel://") && why.ends_with("a read only replica.)"), "{why}");
+    }
+
+    #[test]
+    fn no_text_of_an_error_repeats_a_value() {
+        let unknown = "ERR: unknown command 'EVALSHA', with args beginning with: 'a1' '1' 'key' 'SECRETVALUE' ";
+        assert_eq!(without_values(unknown), "ERR: unknown command 'EVALSHA'");
+        let parse =
+            "Response was of incompatible type - TypeError: no number (response was bulk-string('\"SECRETVALUE\"'))";
+        assert_eq!(without_values(parse), "Response was of incompatible type - TypeError: no number");
+        assert_eq!(shown(unknown), "ERR: unknown command 'EVALSHA'");
+        assert_eq!(without_values("timed out"), "timed out");
     }
 }

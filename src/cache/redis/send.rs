@@ -12,7 +12,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use super::{
-    connections::{Lane, Sent},
+    connections::{Lane, Sent, unavailable},
     refusal::{self, Meaning},
     scripts::Code,
     servers::{Layout, Servers, slots},
@@ -167,9 +167,7 @@ impl Layout {
     /// Whether a reply says that this server cannot serve, or not this key.
     fn check(&self, place: usize, reply: Value) -> Result<Value, CacheError> {
         match &reply {
-            Value::ServerError(e) if self.is_unable(place, &refusal::text_of(e)) => {
-                Err(CacheError::Unavailable(e.to_string().into()))
-            }
+            Value::ServerError(e) if self.is_unable(place, &refusal::text_of(e)) => Err(unavailable(e)),
             _ => Ok(reply),
         }
     }

@@ -14,7 +14,7 @@ use super::{
     document,
     failure::Failure,
     pipeline::{self, Needs, Outline},
-    read,
+    read, remembered,
     statement::{self, Statement},
     write::{TRIES, nothing},
 };
@@ -265,7 +265,7 @@ async fn read_back(connection: &Connection, items: Vec<Item>, whole: bool, deadl
                 None => item.into_error(),
             };
         };
-        let Some(outcome) = document::outcome_of(document, &item.write) else {
+        let Some(outcome) = remembered::outcome_of(document, &item.write) else {
             return if item.may_be_unsure() { item.into_unsure() } else { item.into_error() };
         };
         if whole {

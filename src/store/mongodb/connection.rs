@@ -20,13 +20,13 @@ use mongodb::{
     options::{ClientOptions, ConnectionString},
 };
 use tokio::{
-    sync::{AcquireError, OnceCell, OwnedSemaphorePermit, Semaphore},
+    sync::{AcquireError, Mutex, OnceCell, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    MongoConfig, address,
+    MongoConfig, address, cause,
     failure::Failure,
     keeper,
     prepared::Prepared,
@@ -52,6 +52,9 @@ const CURSORS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How soon a silent server is given up, unless the URI says otherwise: the monitor asks this often and waits this long,
 /// and only the monitor ends operations on a connection that went dead.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Between two looks for the cause of a failure to connect.
+const CAUSE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// MongoDB 4.4's: the first whose pipelines know `$bsonSize`.
 const OLDEST_WIRE_VERSION: i32 = 9;
@@ -105,6 +108,8 @@ pub(super) struct Connection {
     waits: Histogram,
     /// For traces.
     place: Place,
+    /// Why no server could be reached, as far as it could be found, and when that was looked for.
+    cause: Mutex<Option<(Option<String>, Instant)>>,
 }
 
 impl Connection {
@@ -135,6 +140,7 @@ impl Connection {
             waiting,
             waits,
             place,
+            cause: Mutex::default(),
         }
     }
 
@@ -271,7 +277,10 @@ impl Connection {
         let hello = database.clone();
         let hello =
             self.spawn(Lane::Reserved, deadline, move |_| async move { hello.run_command(doc! { "hello": 1 }).await });
-        let hello = hello.await.map_err(Failure::before_the_operation)?;
+        let hello = match hello.await {
+            Ok(hello) => hello,
+            Err(failure) => return Err(self.explained(failure.before_the_operation(), deadline).await),
+        };
         let wire_version = hello.get_i32("maxWireVersion").unwrap_or(0);
         if wire_version < OLDEST_WIRE_VERSION {
             return Err(Failure::not_done(&format!(
@@ -295,6 +304,19 @@ impl Connection {
         match self.setup.refusal() {
             None => Ok(prepared.clone()),
             Some(why) => Err(Failure::unusable(&why)),
+        }
+    }
+
+    /// The same failure with its cause, where one can be found. It is looked for now and then, and not by every call.
+    async fn explained(&self, failure: Failure, deadline: Instant) -> Failure {
+        let Ok(mut cause) = timeout_at(deadline, self.cause.lock()).await else { return failure };
+        if cause.as_ref().is_none_or(|(_, looked)| looked.elapsed() > CAUSE_INTERVAL) {
+            let found = timeout_at(deadline, cause::of_failure(&self.uri)).await;
+            *cause = found.ok().map(|found| (found, Instant::now()));
+        }
+        match cause.as_ref() {
+            Some((Some(why), _)) => failure.with_text(why),
+            _ => failure,
         }
     }
 

@@ -28,6 +28,11 @@ pub(super) trait Sink {
     /// Ends what was begun at this place.
     fn end(&mut self, begun: usize);
 
+    /// Takes that an array has so many elements of so many bytes each; false: they have to be put one by one.
+    fn elements(&mut self, _count: usize, _bytes: usize) -> bool {
+        false
+    }
+
     /// Takes the type and the name of an element.
     fn head(&mut self, element: u8, name: &[u8]) {
         self.put_bytes(&[element]);
@@ -89,6 +94,17 @@ impl Sink for Size {
 
     fn end(&mut self, _: usize) {
         self.0 += 1;
+    }
+
+    fn elements(&mut self, count: usize, bytes: usize) -> bool {
+        // Type, name and its end, and the value; there are `from..to` names of as many digits.
+        let (mut digits, mut from) = (1, 0);
+        while from < count {
+            let to = count.min(10_usize.pow(digits));
+            self.0 += (to - from) * (digits as usize + 2 + bytes);
+            (digits, from) = (digits + 1, to);
+        }
+        true
     }
 }
 
@@ -218,6 +234,9 @@ fn put_list(tag: u32, name: &[u8], mut list: &[u8], into: &mut impl Sink) {
             (12, _) => put_string(index.next(), bytes, into),
             (_, WireType::LengthDelimited) => {
                 let mut packed = bytes;
+                if index.is_new() && list.is_empty() && into.elements(count(tag, packed), width(tag)) {
+                    break;
+                }
                 while put_item(tag, &mut packed, &mut index, into).is_some() {}
             }
             (_, _) => {
@@ -227,6 +246,24 @@ fn put_list(tag: u32, name: &[u8], mut list: &[u8], into: &mut impl Sink) {
         }
     }
     into.end(begun);
+}
+
+/// How many numbers are packed here.
+fn count(tag: u32, packed: &[u8]) -> usize {
+    match tag {
+        15 => packed.len() / 8,
+        16 => packed.len() / 4,
+        _ => packed.iter().filter(|byte| **byte < 0x80).count(),
+    }
+}
+
+/// How many bytes of BSON a number of such a list takes.
+fn width(tag: u32) -> usize {
+    match tag {
+        13 => 4,
+        17 => 1,
+        _ => 8,
+    }
 }
 
 /// Puts the next number of a list. None: there is none.
@@ -267,6 +304,10 @@ impl Default for Index {
 }
 
 impl Index {
+    fn is_new(&self) -> bool {
+        self.first == self.digits.len()
+    }
+
     /// The next one.
     pub(super) fn next(&mut self) -> &[u8] {
         if self.first == 20 {

@@ -90,6 +90,11 @@ impl Failure {
         }
     }
 
+    /// The same in other words.
+    pub(super) fn with_text(self, text: &str) -> Self {
+        Self { text: text.into(), ..self }
+    }
+
     /// The server works, and will not do it.
     pub(super) fn is_refusal(&self) -> bool {
         self.meaning == Meaning::Rejected

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bson::{Bson, Document, RawDocument, doc};
 
 use super::{
-    document, sound,
+    document, remembered, sound,
     statement::{Given, MAX_DOCUMENT_BYTES, Statement, literal, set},
 };
 use crate::{
@@ -79,6 +79,14 @@ pub(super) fn outline(write: &Write, rules: &WriteRules) -> Outline {
         on_nothing: on_nothing(write, planned.as_ref()),
         needs_a_look: planned.as_ref().is_some_and(|planned| planned.is_merge() && planned.refused.is_some()),
         bytes: planned.filter(|planned| planned.refused.is_none()).map_or(0, |planned| planned.given.bytes()),
+    }
+}
+
+/// How many bytes of BSON the features of a write take.
+pub(super) fn document_bytes(write: &Write) -> usize {
+    match &write.change {
+        Change::Upsert(record) => super::statement::document_bytes(&record.features),
+        Change::Delete => 0,
     }
 }
 
@@ -226,7 +234,7 @@ fn outcome(write: &Write, planned: Option<&Planned<'_>>, rules: &WriteRules) -> 
     let case = |case: Document, then: &str| doc! { "case": case, "then": then };
     let over_unreadable = match planned {
         _ if Needs::of(write) != Needs::Nothing => "unsure",
-        Some(planned) => planned.refused.as_ref().map_or("written", document::outcome_name),
+        Some(planned) => planned.refused.as_ref().map_or("written", remembered::outcome_name),
         None => "deleted",
     };
     let mut branches = vec![
@@ -249,7 +257,7 @@ fn outcome(write: &Write, planned: Option<&Planned<'_>>, rules: &WriteRules) -> 
         branches.push(case(doc! { "$gt": ["$_attempt.count", to_i64(rules.max_features)] }, "too_many_features"));
         branches.push(case(is_unsure(planned, rules), "unsure"));
     }
-    let default = planned.refused.as_ref().map_or("written", document::outcome_name);
+    let default = planned.refused.as_ref().map_or("written", remembered::outcome_name);
     doc! { "$switch": { "branches": branches, "default": default } }
 }
 
@@ -345,10 +353,10 @@ fn requests(write: &Write, planned: Option<&Planned<'_>>) -> Document {
     match planned {
         Some(planned) if planned.is_merge() => branches.push(when("too_many_features", "$_attempt.count".into())),
         Some(Planned { refused: Some(refused), .. }) => {
-            let (number, document) = document::numbers_of(refused);
-            branches.extend(number.map(|number| when(document::outcome_name(refused), number.into())));
+            let (number, document) = remembered::numbers_of(refused);
+            branches.extend(number.map(|number| when(remembered::outcome_name(refused), number.into())));
             let of_refused = |number: i64| {
-                doc! { "$cond": [{ "$eq": ["$_attempt.outcome", document::outcome_name(refused)] }, number, "$$REMOVE"] }
+                doc! { "$cond": [{ "$eq": ["$_attempt.outcome", remembered::outcome_name(refused)] }, number, "$$REMOVE"] }
             };
             entry.extend(document.map(|number| ("document".to_owned(), of_refused(number).into())));
         }

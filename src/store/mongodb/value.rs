@@ -80,16 +80,15 @@ fn seconds(at: bson::DateTime) -> i64 {
 }
 
 fn list(items: &RawArray, kind: Option<i32>) -> Option<Kind> {
-    let items: Vec<RawBsonRef<'_>> = items.into_iter().collect::<Result<_, _>>().ok()?;
-    kind.and_then(|kind| typed_list(&items, kind)).or_else(|| {
+    kind.and_then(|kind| typed_list(items, kind)).or_else(|| {
         // Made by hand: the first type that holds every item.
         let inferred = [STRING_LIST, INT32_LIST, INT64_LIST, DOUBLE_LIST, BOOL_LIST, BYTES_LIST, UNIX_TIMESTAMP_LIST];
-        inferred.into_iter().find_map(|kind| typed_list(&items, kind))
+        inferred.into_iter().find_map(|kind| typed_list(items, kind))
     })
 }
 
 /// None: some item is not of this kind's type.
-fn typed_list(items: &[RawBsonRef<'_>], kind: i32) -> Option<Kind> {
+fn typed_list(items: &RawArray, kind: i32) -> Option<Kind> {
     Some(match kind {
         BYTES_LIST => Kind::BytesListVal(proto::BytesList { val: all(items, bytes_of)? }),
         STRING_LIST => Kind::StringListVal(proto::StringList { val: all(items, |i| i.as_str().map(str::to_owned))? }),
@@ -106,8 +105,9 @@ fn typed_list(items: &[RawBsonRef<'_>], kind: i32) -> Option<Kind> {
     })
 }
 
-fn all<'a, T>(items: &[RawBsonRef<'a>], read: impl Fn(RawBsonRef<'a>) -> Option<T>) -> Option<Vec<T>> {
-    items.iter().map(|item| read(*item)).collect()
+/// Item by item, as a list of all of them would be larger than the array.
+fn all<'a, T>(items: &'a RawArray, read: impl Fn(RawBsonRef<'a>) -> Option<T>) -> Option<Vec<T>> {
+    items.into_iter().map(|item| read(item.ok()?)).collect()
 }
 
 fn bytes_of(item: RawBsonRef<'_>) -> Option<bytes::Bytes> {

@@ -10,7 +10,7 @@ use super::{
     connection::{Command, Connection, Lane},
     document,
     pipeline::{self, Needs},
-    read, statement,
+    read, remembered, statement,
 };
 use crate::{
     record::{Revision, State},
@@ -59,7 +59,7 @@ async fn write_named(connection: &Connection, write: Write, deadline: Instant) -
             }
         });
         match done.await {
-            Ok(Some(post_image)) => match document::outcome_of(&post_image, &write) {
+            Ok(Some(post_image)) => match remembered::outcome_of(&post_image, &write) {
                 Some(outcome) => return answer(outcome, &post_image),
                 // Nothing was changed: only a look at what is stored can tell.
                 None if Needs::of(&write) != Needs::Nothing => {

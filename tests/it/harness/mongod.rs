@@ -70,6 +70,11 @@ impl Mongod {
         mongod
     }
 
+    /// A member of a replica set that nobody has initiated.
+    pub fn not_initiated() -> Self {
+        Self::start(true)
+    }
+
     fn initiate(&self) {
         let member = format!("127.0.0.1:{}", self.port);
         self.block_on(|admin| async move {

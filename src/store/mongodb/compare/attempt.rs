@@ -5,7 +5,7 @@ use mongodb::raw_batch_cursor::RawBatch;
 
 use super::{
     super::{
-        document, pipeline, read,
+        document, pipeline, read, remembered,
         statement::{self, Given, MAX_DOCUMENT_BYTES, Statement, literal, set},
     },
     Answer, Group, Mark, TRIES, Tried, unseen,
@@ -106,7 +106,7 @@ impl Attempt {
         }
         if let (Some(document), Some(since)) = (document, group.since)
             && pipeline::may_have_forgotten(document, since)
-            && !group.writes.iter().any(|(_, write)| document::request(document, &write.request_id).is_some())
+            && !group.writes.iter().any(|(_, write)| remembered::request(document, &write.request_id).is_some())
         {
             return Evaluated::Settled(group.all(&unseen()).collect());
         }
@@ -153,7 +153,7 @@ impl Attempt {
         let Some(made) = made else { return };
         self.made = Some(made);
         self.mark = Some(Mark(write.request_id.clone(), receipt.revision));
-        self.added.push(remembered(write, &receipt, self.now));
+        self.added.push(entry(write, &receipt, self.now));
         if matches!(receipt.outcome, Outcome::Written | Outcome::Deleted) {
             let effect = std::mem::replace(&mut self.effect, Effect::Nothing);
             self.effect = effect.and(&write.change, over_live);
@@ -297,7 +297,7 @@ impl Attempt {
 
 impl Mark {
     fn is_in(&self, document: &RawDocument) -> bool {
-        let entry = document::request(document, &self.0);
+        let entry = remembered::request(document, &self.0);
         entry.is_some_and(|entry| entry.get_i64("rev").is_ok_and(|rev| rev == self.1.0))
     }
 }
@@ -317,7 +317,7 @@ fn stored(document: &RawDocument) -> Result<apply::Document, StoreError> {
     let entries = document.get_array("requests").into_iter().flatten();
     let known = |entry: &RawDocument| {
         let id = RequestId(entry.get_str("id").ok()?.into());
-        Some(Remembered { id, operation: document::operation(entry), outcome: document::outcome(entry)? })
+        Some(Remembered { id, operation: remembered::operation(entry), outcome: remembered::outcome(entry)? })
     };
     let requests = entries.filter_map(|entry| known(entry.ok()?.as_document()?)).collect();
     let collect_at = document.get_datetime("gc_at").ok().map(|at| Millis(at.timestamp_millis()));
@@ -325,14 +325,14 @@ fn stored(document: &RawDocument) -> Result<apply::Document, StoreError> {
 }
 
 /// A write as its document remembers it.
-fn remembered(write: &Write, receipt: &Receipt, now: Millis) -> Bson {
+fn entry(write: &Write, receipt: &Receipt, now: Millis) -> Bson {
     let mut entry = doc! {
         "id": &*write.request_id.0,
         "rev": receipt.revision.0,
-        "outcome": document::outcome_name(&receipt.outcome),
+        "outcome": remembered::outcome_name(&receipt.outcome),
     };
     entry.extend(Operation::of(write).map(|Operation(sum)| ("of".to_owned(), i64::from(sum).into())));
-    let (number, document) = document::numbers_of(&receipt.outcome);
+    let (number, document) = remembered::numbers_of(&receipt.outcome);
     entry.extend(number.map(|number| ("number".to_owned(), number.into())));
     entry.extend(document.map(|number| ("document".to_owned(), number.into())));
     entry.insert("at", bson::DateTime::from_millis(now.0));

@@ -90,6 +90,17 @@ pub(super) enum View {
     Second,
 }
 
+impl View {
+    /// Which of the two this server uses; None: neither, until it has looked again or its pause has ended.
+    pub(super) fn epoch(self) -> Option<u8> {
+        match self {
+            Self::First => Some(0),
+            Self::Second => Some(1),
+            Self::TooOld | Self::Paused => None,
+        }
+    }
+}
+
 /// No entry anywhere.
 pub(super) const EMPTY: [L1; 4] = [None, None, None, None];
 
@@ -206,11 +217,7 @@ impl State {
     /// What a server's read would hit.
     pub(super) fn hit(&self, setup: &Setup, at: usize) -> Option<Value> {
         let server = &self.servers[at];
-        let epoch = match server.view {
-            View::First => 0,
-            View::Second => 1,
-            View::TooOld | View::Paused => return None,
-        };
+        let epoch = server.view.epoch()?;
         let looks = !server.remembers && !server.suspended && self.uses_l1(setup, at, epoch);
         let entry = self.l1[self.slot(setup, at, epoch)].as_ref().filter(|_| looks)?;
         entry.hit(self.now.into()).copied()

@@ -252,10 +252,7 @@ impl State {
             return;
         }
         for version in (0..8).filter(|version| self.changes & 1 << version != 0) {
-            let mut to = self.clone();
-            to.changes &= !(1 << version);
-            let (slot, value) = (self.slot(setup, at, epoch), Value { version, revision: version });
-            Command::Settle { lease: None, value }.execute(setup, &mut to.l1[slot], self.now);
+            let mut to = self.repaired(setup, self.slot(setup, at, epoch), version);
             if !follows && self.servers.iter().any(|server| server.owed >= version) {
                 to.promised[0] = to.promised[0].max(version);
             }

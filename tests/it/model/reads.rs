@@ -1,7 +1,7 @@
 //! What readers and flights do, one step at a time. A read that hits at once needs no actor.
 
 use super::{
-    actors::{Actor, State, View},
+    actors::{Actor, State},
     explore::Next,
     l1::{Command, Id, Reply, Value},
     setup::{Role, Rule, Setup},
@@ -59,11 +59,7 @@ impl State {
         if self.servers[at].remembers || self.hit(setup, at).is_some() {
             return None;
         }
-        match self.servers[at].view {
-            View::First if self.uses_l1(setup, at, 0) => Some(0),
-            View::Second if self.uses_l1(setup, at, 1) => Some(1),
-            _ => None,
-        }
+        self.servers[at].view.epoch().filter(|epoch| self.uses_l1(setup, at, *epoch))
     }
 
     fn ask_l1(&self, setup: &Setup, who: usize, floor: u8, out: &mut Vec<Next>) {

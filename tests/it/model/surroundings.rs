@@ -44,10 +44,7 @@ impl State {
         // Of two L1 servers repair the one that they use.
         let changes = if setup.second.is_none() { self.changes } else { 0 };
         for version in (0..8).filter(|version| changes & 1 << version != 0) {
-            let mut to = self.clone();
-            to.changes &= !(1 << version);
-            let value = Value { version, revision: version };
-            Command::Settle { lease: None, value }.execute(setup, &mut to.l1[0], self.now);
+            let to = self.repaired(setup, 0, version);
             happens("repairer", None, "SETTLE without a lease, revision", Some(version), to);
         }
         let l2 = self.l2[0];
@@ -95,6 +92,15 @@ impl State {
         if setup.ticks > 0 {
             out.iter_mut().filter(|next| next.to.l1 == EMPTY).for_each(|next| next.to.now = 0);
         }
+    }
+
+    /// The state after the repairer has removed from an entry of L1 what this change of L2 made old.
+    pub(super) fn repaired(&self, setup: &Setup, slot: usize, version: u8) -> Self {
+        let mut to = self.clone();
+        to.changes &= !(1 << version);
+        let value = Value { version, revision: version };
+        Command::Settle { lease: None, value }.execute(setup, &mut to.l1[slot], self.now);
+        to
     }
 
     /// Somebody asks for a new epoch.
@@ -163,11 +169,8 @@ impl State {
             marks && matches!(actor, Actor::Bypasses | Actor::Committed { permit: None, .. })
         };
         let here = setup.roles.iter().zip(self.actors).filter(|((_, server), _)| *server == at);
-        let knows = match self.servers[at].view {
-            View::First => self.counts_at(setup, at, 0, Rule::RemoveFromTheNamedL1),
-            View::Second => self.counts_at(setup, at, 1, Rule::RemoveFromTheNamedL1),
-            View::TooOld | View::Paused => false,
-        };
+        let counts = |epoch| self.counts_at(setup, at, epoch, Rule::RemoveFromTheNamedL1);
+        let knows = self.servers[at].view.epoch().is_some_and(counts);
         knows && !here.map(|((role, _), actor)| (*role, actor)).any(bypasses)
     }
 }

@@ -149,7 +149,7 @@ impl State {
         let at = setup.roles[who].1;
         let Some(epoch) = self.epoch_to_tell(setup, who) else { return };
         for (mut to, reply, how) in self.send(setup, who, epoch, Command::Settle { lease: None, value }) {
-            let (confirmed, told) = self.confirmed(setup, setup.roles[who].1, epoch, reply, how);
+            let (confirmed, told) = self.confirmed(setup, at, epoch, reply, how);
             let how = if confirmed.is_none() || self.holds(setup, who, epoch) {
                 to.answer(setup, who, value, confirmed, told)
             } else {
@@ -229,7 +229,7 @@ impl State {
 
     /// Whether what was told to L1 in this epoch holds for everybody.
     pub(super) fn holds(&self, setup: &Setup, who: usize, epoch: u8) -> bool {
-        matches!((self.view(setup, who), epoch), (View::First, 0) | (View::Second, 1))
+        self.view(setup, who).epoch() == Some(epoch)
     }
 
     /// The epoch that L1 is told in; None: the view has to be refreshed first.

@@ -15,7 +15,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("record", &["proto"]),
     ("cache", &["record", "metrics", "trace"]),
     ("store", &["cache", "record", "proto", "metrics", "trace"]),
-    ("tiered", &["store", "cache", "record", "in_flight", "metrics", "trace"]),
+    ("tiered", &["store", "cache", "record", "metrics", "trace"]),
     ("access", &["record", "metrics"]),
     ("api", &["access", "tiered", "store", "record", "proto", "in_flight", "metrics", "trace"]),
     ("server", &["access", "api", "tiered", "proto", "metrics", "trace"]),

@@ -14,8 +14,9 @@ target/tools, once. It ends with cargo test's own lines; the exit code is 0 only
 
   --quick              leave out the lints: fmt, clippy, the slim build, instruction counts, fuzz targets, cargo-deny, buf,
                        shellcheck, hadolint, the image's plan, the Helm chart, compose
-  REQUIRE_BACKENDS=0   in the environment: a missing redis-server or mongod is announced instead of being an error
+  REQUIRE_BACKENDS=0   in the environment: a missing redis-server, mongod or valkey-server is announced instead of being an error
   MONGOD_BIN=...       the mongod to use
+  VALKEY_BIN=...       the valkey-server to use
 USAGE
 }
 
@@ -154,6 +155,17 @@ print(*(s.getsockname()[1] for s in sockets))')
   clean_up
 }
 
+# The suites of L1 over Valkey: its contract, the scripts, clusters and sentinels, what it may lack, and some outages.
+over_valkey() {
+  if [[ -n $VALKEY_BIN ]]; then
+    say "cargo test, the suites of L1 over Valkey"
+    TEST_REDIS_SERVER="$VALKEY_BIN" cargo test --locked --test it -- \
+      cache_contract:: lacking:: outages::l1_comes_back outages::failovers
+  else
+    left_out "the suites of L1 over Valkey: there is no valkey-server"
+  fi
+}
+
 server='' scratch=''
 clean_up() {
   [[ -z $server ]] || { kill -KILL "$server" && wait "$server"; } 2>/dev/null || true
@@ -173,9 +185,10 @@ cargo build --locked
 say "examples/model_server against a fresh server"
 example
 
-say "cargo test"
 export FEATURESTORE_TEST_PYTHON="$venv/bin/python"
 for name in MONGOD_BIN GRPCURL GRPC_HEALTH_PROBE HELM; do
   if [[ -n ${!name} ]]; then export "${name?}"; else unset "$name"; fi
 done
+(($#)) || over_valkey
+say "cargo test"
 cargo test --locked "$@"

@@ -45,7 +45,7 @@ fn write(i: u64, numbers: &mut Numbers) -> Write {
     let record = Record {
         mode: WriteMode::Replace,
         features: (0..20).map(feature).collect(),
-        model_version: "v1".to_owned(),
+        model_version: "v1".into(),
         event_time: None,
         lifetime: None,
     };

@@ -4,6 +4,7 @@
 //! Not here: how a refusal looks on the wire (`api`), and where a call's token is read (`server::auth`).
 
 pub mod gate;
+pub mod reload;
 pub mod rules;
 pub mod tokens;
 
@@ -76,6 +77,11 @@ impl Caller {
         &self.name
     }
 
+    /// Whether a right was given on any feature view at all.
+    pub fn may_anywhere(&self, right: Right) -> bool {
+        [right, Right::Admin].into_iter().any(|right| !self.rights[right as usize].is_empty())
+    }
+
     /// Whether a right on a feature view was given.
     pub fn may(&self, right: Right, view: &str) -> bool {
         let given = |right: Right| self.rights[right as usize].iter().any(|views| views.have(view));
@@ -111,7 +117,7 @@ impl Access {
             Some(right) if !self.caller.may(right, view) => {
                 // Nobody has checked the name yet.
                 let view = view.chars().take(MAX_FEATURE_VIEW_BYTES + 1).collect();
-                let denied = Denied::NoRight { caller: self.caller.name.clone(), right, view };
+                let denied = Denied::NoRight { caller: self.caller.name.clone(), right, view: Some(view) };
                 self.gate.tell(&denied, self.rpc, self.peer);
                 Err(denied)
             }
@@ -141,8 +147,8 @@ pub enum Denied {
         caller: String,
         /// What was needed.
         right: Right,
-        /// On what.
-        view: String,
+        /// On what. None: it was given on no feature view at all.
+        view: Option<String>,
     },
 }
 
@@ -158,7 +164,11 @@ impl fmt::Display for Denied {
             Self::NoRule => f.write_str("no rule lets anybody call this"),
             Self::NoRight { caller, right, view } => {
                 let right = right.name();
-                write!(f, "{caller:?} has not the right {right:?} on the feature view {view:?}: auth.tokens_file grants it")
+                match view {
+                    Some(view) => write!(f, "{caller:?} has not the right {right:?} on the feature view {view:?}")?,
+                    None => write!(f, "{caller:?} has the right {right:?} on no feature view")?,
+                }
+                f.write_str(": auth.tokens_file grants it")
             }
         }
     }

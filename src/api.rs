@@ -10,6 +10,7 @@ mod failure;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod info;
+mod keep;
 mod matrix;
 mod rows;
 pub mod status;
@@ -32,16 +33,21 @@ use crate::{
     access::Access,
     proto::{
         BulkUpsertRequest, BulkUpsertResponse, DeleteFeaturesRequest, DeleteFeaturesResponse, GetFeaturesRequest,
-        GetFeaturesResponse, InfoRequest, InfoResponse, Unpacked, UpsertFeaturesRequest, UpsertFeaturesResponse,
+        GetFeaturesResponse, Held, InfoRequest, InfoResponse, Unpacked, UpsertFeaturesRequest, UpsertFeaturesResponse,
         feature_store_service_server::FeatureStoreService,
     },
-    record::{Clock, DEFAULT_VIEW},
+    record::DEFAULT_VIEW,
+    store::Write,
     tiered::{Consistency, Tiered},
 };
 use bulk::BulkRecords;
 use failure::Failure;
+use keep::Needed;
 
-pub use crate::in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Share};
+pub use crate::in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Place, Share, StreamPlace};
+
+/// Answers that are too small to be counted before they are encoded.
+const UNCOUNTED: usize = 4 << 10;
 
 /// What a request may hold at most.
 #[derive(Clone, Debug)]
@@ -50,7 +56,7 @@ pub struct Limits {
     pub max_entities: usize,
     /// Features of a record, after a merge; names of a read.
     pub max_features: usize,
-    /// Bytes of a record's features and model version.
+    /// Bytes of a record's features as they are stored, after a merge; of a record that is written also of its model version.
     pub max_record_bytes: usize,
     /// Records of a bulk message.
     pub max_bulk_records: usize,
@@ -87,7 +93,6 @@ struct Inner {
     deadlines: Deadlines,
     /// For Info.
     default_ttl: Duration,
-    clock: Clock,
     callers_are_known: bool,
     started: Instant,
     draining: AtomicBool,
@@ -103,7 +108,6 @@ impl Api {
         limits: Limits,
         deadlines: Deadlines,
         default_ttl: Duration,
-        clock: Clock,
         callers_are_known: bool,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -111,7 +115,6 @@ impl Api {
             limits,
             deadlines,
             default_ttl,
-            clock,
             callers_are_known,
             started: Instant::now(),
             draining: AtomicBool::new(false),
@@ -150,6 +153,26 @@ impl Api {
         failure::unreadable_records()
     }
 
+    /// Takes the bytes that writes become on their way to L2. What is too much now is waited for, a moment.
+    async fn hold_unfolded(&self, place: Option<&InFlight>, writes: &[Write]) -> Result<Option<Share>, Failure> {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        let bytes = match place {
+            Some(_) => self.0.tiered.store().unfolds_to(writes),
+            None => 0,
+        };
+        let Some(place) = place.filter(|_| bytes > 0) else { return Ok(None) };
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(share) = place.hold(bytes) {
+                return Ok(Some(share));
+            }
+            if Instant::now() >= end {
+                return Err(Failure::too_many_bytes());
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
     /// From now on Info says that the server is shutting down.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
@@ -169,6 +192,7 @@ impl FeatureStoreService for Api {
     ) -> Result<Response<GetFeaturesResponse>, Status> {
         let arrived = Arrival::of(&request);
         self.let_in(&request, &request.get_ref().feature_view)?;
+        let connection = request.extensions().get::<InFlight>().map(|call| call.connection().clone());
         let read = convert::read(request.into_inner(), &self.0.limits, |consistency| {
             arrived.deadline(match consistency {
                 Consistency::Cached => self.0.deadlines.read,
@@ -176,18 +200,24 @@ impl FeatureStoreService for Api {
             })
         })?;
         let deadline = read.request.deadline;
+        let most = self.0.limits.max_response_bytes;
+        let mut needed = Needed::of(&read, &self.0.tiered, most, connection.clone());
         let answer = {
             // Pinned, as the future is large and would be moved into the timeout.
-            let reading = std::pin::pin!(self.0.tiered.read(&read.request));
+            let reading = std::pin::pin!(self.0.tiered.read_keeping(&read.request, &mut needed));
             match arrived.is_clients(deadline) {
                 true => tokio::time::timeout_at(deadline, reading).await.map_err(|_| Failure::deadline())?,
                 // Nobody gives up at that moment, so what the tiers say of it is worth waiting for.
                 false => reading.await,
             }
         };
+        let now = needed.judged_at().map_or_else(|| self.0.tiered.now(), |at| at.max(self.0.tiered.now()));
         rows::check_time(&answer, deadline, arrived.is_clients(deadline))?;
-        let response = rows::response(read, answer, self.0.clock.now())?;
-        rows::check_size(&response, self.0.limits.max_response_bytes)?;
+        let (mut response, bytes) = rows::response(read, answer, now, most)?;
+        if let Some(connection) = connection.filter(|_| bytes > UNCOUNTED) {
+            let share = Share::try_take(&connection, bytes).ok_or_else(Failure::too_many_bytes)?;
+            response.held = Held::by(share);
+        }
         Ok(Response::new(response))
     }
 
@@ -198,8 +228,10 @@ impl FeatureStoreService for Api {
         let arrived = Arrival::of(&request);
         let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
         let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
-        let held = received(&request);
+        let (place, held) = (request.extensions().get::<InFlight>().cloned(), received(&request));
         let write = convert::upsert(request.into_inner(), &self.0.limits)?;
+        let unfolded = self.hold_unfolded(place.as_ref(), std::slice::from_ref(&write)).await?;
+        let held = (held, unfolded);
         let writing = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert_holding(held, write));
         let answer = writing.await.and_then(|answer| convert::upsert_response(answer, &self.0.limits));
         let answer = answer.map_err(Status::from);

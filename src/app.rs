@@ -5,16 +5,16 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    access::gate::Gate,
+    access::{gate::Gate, reload::Reload},
     api::Api,
-    cache::{Cache, Epoch, memory::MemoryCache},
+    cache::{Cache, Epoch, Probe, memory::MemoryCache},
     config::Config,
     record::Clock,
     server::{
-        ServerSettings,
+        MAX_BULK_STREAMS, ServerSettings,
         tls::{Tls, TlsFiles},
     },
-    store::{Store, WriteRules, embedded::EmbeddedStore},
+    store::{EpochState, Store, WriteRules, embedded::EmbeddedStore},
     tiered::{Settings, Tiered, repair::RepairSettings},
     trace::Traces,
 };
@@ -35,7 +35,11 @@ pub enum StartError {
 impl App {
     /// Puts a server together. Redis and MongoDB need not be reachable yet; the embedded store's folder must be.
     pub async fn new(config: &Config) -> Result<Self, StartError> {
-        let clock = Clock::system();
+        Self::with_clock(config, Clock::system()).await
+    }
+
+    /// The same on a machine whose clock reads this.
+    pub async fn with_clock(config: &Config, clock: Clock) -> Result<Self, StartError> {
         let (gate, tls, cache) = (gate(config), tls(config), cache(config));
         // Nothing is opened for a configuration that cannot work; but a URI is looked at.
         let is_worth_it = config.mongodb.is_some() || (gate.is_ok() && tls.is_ok() && cache.is_ok());
@@ -62,12 +66,13 @@ impl App {
             read_deadline: config.deadlines.read,
             write_deadline: config.deadlines.write,
             max_l2_reads: max_l2_reads(config),
-            max_writes: config.max_in_flight,
+            // A bulk stream has a place of its own, and writes a chunk at a time.
+            max_writes: config.max_in_flight.saturating_add(MAX_BULK_STREAMS),
             repair: RepairSettings::default(),
         };
-        let tiered = Tiered::new(cache, store, settings, clock.clone());
+        let tiered = Tiered::new(cache, store, settings, clock);
         let (limits, deadlines) = (config.limits.clone(), config.deadlines.clone());
-        let api = Api::new(tiered.clone(), limits, deadlines, config.default_ttl, clock, gate.is_some());
+        let api = Api::new(tiered.clone(), limits, deadlines, config.default_ttl, gate.is_some());
         let settings = ServerSettings {
             reflection: config.reflection,
             max_in_flight: config.max_in_flight,
@@ -76,8 +81,9 @@ impl App {
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         };
-        // Whoever set up the telemetry says where to.
-        Ok(Self { api, tiered, settings, gate, tls, traces: Traces::default() })
+        // Whoever set up the telemetry puts in the rest.
+        let (traces, lost_lines, reload) = (Traces::default(), Arc::default(), Reload::never());
+        Ok(Self { api, tiered, settings, gate, tls, traces, lost_lines, reload })
     }
 }
 
@@ -109,9 +115,12 @@ fn max_l2_reads(config: &Config) -> usize {
     config.max_l2_reads.min((connections as usize / 4 * 3).max(1))
 }
 
-/// Makes a new epoch in the configured L2: what every L1 holds is worthless then. For after a backup was restored.
-pub async fn new_epoch(config: &Config) -> Result<Epoch, StartError> {
+/// Makes a new epoch in the configured L2, whatever stands there: what every L1 holds is worthless then. It holds for the
+/// configured L1, whichever was used before, or where that is in a process or cannot be reached for the first that a server
+/// names.
+pub async fn new_epoch(config: &Config) -> Result<EpochState, StartError> {
     const PATIENCE: Duration = Duration::from_secs(10);
+    const L1_PATIENCE: Duration = Duration::from_secs(5);
     let machine = |error: &dyn std::fmt::Display| StartError::Machine(format!("no new epoch was made: {error}"));
     if config.mongodb.is_none() && !config.data_dir.exists() {
         let dir = config.data_dir.display();
@@ -123,13 +132,22 @@ pub async fn new_epoch(config: &Config) -> Result<Epoch, StartError> {
         }
         error @ StartError::Config(_) => error,
     })?;
-    let deadline = Instant::now() + PATIENCE;
-    let renewed = match store.epoch(deadline).await {
-        Ok(seen) => store.renew_epoch(seen.epoch, deadline).await,
-        Err(error) => Err(error),
+    let cache = cache(config)?;
+    let l1 = match cache.info().shared {
+        // Any epoch will do, as none is verified.
+        true => match cache.probe(Epoch(0), None, Instant::now() + L1_PATIENCE).await {
+            Ok(Probe::Another { found, .. }) => Some(found),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(%error, address = cache.info().address, "L1 cannot be reached, so the new epoch names none");
+                None
+            }
+        },
+        false => None,
     };
+    let made = store.new_epoch(l1.as_ref(), Instant::now() + PATIENCE).await;
     store.close().await;
-    renewed.map(|state| state.epoch).map_err(|error| machine(&error))
+    made.map_err(|error| machine(&error))
 }
 
 fn tls(config: &Config) -> Result<Option<Tls>, StartError> {
@@ -162,6 +180,8 @@ fn cache(config: &Config) -> Result<Arc<dyn Cache>, StartError> {
         let wrong = |error: &dyn std::fmt::Display| StartError::Config(format!("redis.url: {error}"));
         let connections = redis.connections.try_into().unwrap_or(std::num::NonZeroUsize::MIN);
         let parsed = RedisConfig::parse(&redis.url).map_err(|error| wrong(&error))?.with_connections(connections);
+        let beside = (redis.username.as_deref(), redis.password.as_deref(), redis.database);
+        let parsed = parsed.with_settings(beside.0, beside.1, beside.2).map_err(|error| wrong(&error))?;
         let parsed = certificates(redis, parsed.with_wait_replicas(config.l1_wait_replicas))?;
         Ok(Arc::new(RedisCache::new(&parsed).map_err(|error| wrong(&error))?))
     }
@@ -208,14 +228,17 @@ fn store(config: &Config, rules: WriteRules, clock: &Clock) -> Result<Arc<dyn St
     };
     #[cfg(feature = "mongodb")]
     {
-        use crate::store::mongodb::{MongoConfig, MongoStore};
+        use crate::store::mongodb::{MongoConfig, MongoStore, choose_database};
+        let wrong = |error: &dyn std::fmt::Display| StartError::Config(format!("mongodb.uri: {error}"));
+        let database = choose_database(&mongodb.uri, mongodb.database.as_deref(), &mongodb.default_database);
+        let database = database.map_err(|error| wrong(&error))?;
         let store = MongoStore::new(MongoConfig {
             max_pool: mongodb.max_pool_size,
             max_connecting: mongodb.max_connecting,
             server_selection_timeout: mongodb.server_selection_timeout,
-            ..MongoConfig::new(&mongodb.uri, &mongodb.database, rules)
+            ..MongoConfig::new(&mongodb.uri, &database, rules)
         });
-        Ok(Arc::new(store.map_err(|error| StartError::Config(format!("mongodb.uri: {error}")))?))
+        Ok(Arc::new(store.map_err(|error| wrong(&error))?))
     }
     #[cfg(not(feature = "mongodb"))]
     {

@@ -8,6 +8,7 @@
 
 pub mod entry;
 pub mod memory;
+mod name;
 #[cfg(feature = "redis")]
 pub mod redis;
 
@@ -15,6 +16,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::time::Instant;
+
+pub use name::L1Name;
 
 use crate::{
     metrics::PoolReading,
@@ -27,8 +30,16 @@ pub const LEASE: Duration = Duration::from_secs(3);
 pub const PERMIT: Duration = Duration::from_secs(5);
 /// The longest life of a pending entry.
 pub const PENDING: Duration = Duration::from_secs(60);
+/// How many bytes of values one `get` brings at most, beside its first value.
+pub const BATCH_BYTES: usize = 4 << 20;
 /// The most permits listed on one entry, those whose time is over included; one more and the entry is removed instead.
 pub const MAX_PERMITS: usize = 64;
+
+/// What moving so many bytes may take: 10 ns each, as a network of 1 Gbit/s has it.
+pub fn time_to_move(bytes: usize) -> Duration {
+    const NANOS_A_BYTE: u64 = 10;
+    Duration::from_nanos((bytes as u64).saturating_mul(NANOS_A_BYTE))
+}
 
 /// The generation of the cache: a random id kept in L2 and part of every key, so a new epoch is a cold, correct cache
 /// and two deployments on one Redis never meet.
@@ -255,16 +266,75 @@ pub enum CacheError {
     /// It answered with an error, and the entry could not be removed either.
     #[error("L1 refused: {0}")]
     Refused(Arc<str>),
+    /// It answers, but lacks something that L1 needs until somebody changes that. The text says what, and what to do.
+    #[error("{0}")]
+    Unsuitable(Arc<str>),
+    /// A `get` brings no more at once: ask for this key again. Nothing is wrong with L1.
+    #[error("not brought: the batch was full")]
+    LeftOut,
+    /// The answer stood behind another caller's, which is large and still on its way. Nothing is wrong with L1.
+    #[error("L1 was still sending a large answer to somebody else")]
+    Behind,
+}
+
+impl CacheError {
+    /// Whether L1 did not do what it should.
+    pub fn is_failure(&self) -> bool {
+        !matches!(self, Self::LeftOut | Self::Behind)
+    }
+}
+
+/// What is wrong with the engine of a cache, as its probes found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Problem {
+    /// It lacks a command or a right that L1 needs, so it is not used.
+    Unsuitable,
+    /// It saves its data, so it may come back with an earlier state.
+    Persistent,
+    /// It has a limit of memory and evicts nothing, so it refuses writes once that is reached.
+    NoEviction,
+    /// Its memory is full and nothing can be evicted: hits go on, and nothing new is cached.
+    Full,
+    /// It is older than what is supported.
+    OldVersion,
+    /// It does not say whether it was restarted, so old data in it cannot be noticed.
+    RestartsUnseen,
+}
+
+impl Problem {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Unsuitable, Self::Persistent, Self::NoEviction, Self::Full, Self::OldVersion, Self::RestartsUnseen];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unsuitable => "unsuitable",
+            Self::Persistent => "persistence",
+            Self::NoEviction => "no_eviction",
+            Self::Full => "memory_full",
+            Self::OldVersion => "old_version",
+            Self::RestartsUnseen => "restarts_unseen",
+        }
+    }
 }
 
 /// What `probe` found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// The engine holds what it held, or came back without the keys of this epoch.
+    /// It is the L1 that was named, and it holds what it held, or came back without the keys of this epoch.
     Intact,
-    /// The engine restarted and holds keys of this epoch from an earlier time: a new epoch is needed. Until a probe with one
-    /// the cache stays unusable, as after a lost connection.
+    /// It is the L1 that was named, but it holds keys of this epoch from an earlier time: a new epoch is needed. Until a
+    /// probe with one the cache stays unusable, as after a lost connection.
     Restored,
+    /// It is another L1 than the one that was named, and stays unusable.
+    Another {
+        /// Which one it is.
+        found: L1Name,
+        /// Whether its data goes on from what was verified in this epoch until shortly ago, as that of a replica does that
+        /// was promoted. What the last seconds before brought may be lost.
+        goes_on: bool,
+    },
 }
 
 /// How a tier describes itself; the address is without credentials.
@@ -288,10 +358,12 @@ pub struct CacheInfo {
 /// 4. What cannot be read (a bad checksum, a foreign type) is removed and counts as a miss. An operation that the engine
 ///    refuses (memory full) is answered by removing the entry, which is always safe: then it is `Ok`, `Effect::Dropped`,
 ///    or for `acquire` `NoFill`, for `mark` `Overflow`.
-/// 5. A batch of `get` is one command; of any other operation one pipeline; in an engine of several servers one pipeline for
-///    each. Nothing is retried but what a server says it has not done.
+/// 5. A batch of `get` is one command, or a few one after the other where it may bring much; of any other operation one
+///    pipeline; in an engine of several servers one pipeline for each. Nothing is retried but what a server says it has not
+///    done. An engine outside of this process brings at most `BATCH_BYTES` for one `get`, and always its first value: the
+///    other keys are answered `LeftOut`, and what comes for them is dropped as it comes.
 /// 6. After a connection was lost every operation (on what that server holds) fails with `Unavailable` until `probe` has
-///    succeeded, so that nobody reads from an engine that came back with old data.
+///    succeeded, so that nobody reads from an engine that came back with old data, or from another one at the same address.
 /// 7. Eviction may remove any entry at any time. Nothing else removes one before its time, and nothing keeps one beyond.
 #[async_trait]
 pub trait Cache: Send + Sync + 'static {
@@ -322,12 +394,22 @@ pub trait Cache: Send + Sync + 'static {
     /// alone: there a new epoch does the same.
     fn clear(&self);
 
-    /// Connects if need be, and verifies what the engine holds against `epoch`. `Intact` makes the cache usable, the first
-    /// time and again after a lost connection; anything else leaves it, or makes it, unusable.
-    async fn probe(&self, epoch: Epoch, deadline: Instant) -> Result<Probe, CacheError>;
+    /// Connects if need be, finds out which L1 it is, over every connection that operations use, and verifies what it holds
+    /// against `epoch`. `Intact` makes the cache usable, the first time and again after a lost connection; anything else
+    /// leaves it, or makes it, unusable. `named`: the L1 that the epoch holds for; None: no L1 will do, and what is asked
+    /// for is only which one it is.
+    async fn probe(&self, epoch: Epoch, named: Option<&L1Name>, deadline: Instant) -> Result<Probe, CacheError>;
+
+    /// Which L1 the last probe that was answered `Intact` found it to be.
+    fn name(&self) -> Option<L1Name>;
 
     /// What and where it is.
     fn info(&self) -> CacheInfo;
+
+    /// What is wrong with its engine, as the last probes found it. Only `Unsuitable` keeps it from being used.
+    fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
 
     /// How its connections are used; None: it has none.
     fn pool(&self) -> Option<PoolReading> {

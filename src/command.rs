@@ -1,5 +1,7 @@
 //! The subcommands.
 
+mod signals;
+
 use std::{
     net::{IpAddr, SocketAddr},
     process::ExitCode,
@@ -8,12 +10,14 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use featurestore::{
-    access::{AUDIT, tokens},
+    access::{AUDIT, reload::Reload, tokens},
     app::{self, App, StartError},
-    config::{Config, DEFAULTS, Flags},
-    server, telemetry,
+    config::{Config, DEFAULTS, Effective, Flags},
+    server,
+    store::EpochState,
+    telemetry::{self, Telemetry, say},
 };
-use tokio::{net::TcpListener, signal::unix::SignalKind};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
@@ -66,8 +70,9 @@ enum Action {
 
 #[derive(Subcommand)]
 enum EpochAction {
-    /// Make a new epoch in L2, so that every L1 starts cold. Servers over MongoDB may run, and know of it within 2 s; with
-    /// the embedded store the server must be stopped
+    /// Make a new epoch in L2, so that every L1 starts cold, and have it hold for the configured Redis, whichever was used
+    /// before; also where the epoch cannot be read. Servers over MongoDB may run, and know of it within 2 s; with the embedded
+    /// store the server must be stopped
     New,
 }
 
@@ -102,8 +107,9 @@ impl Command {
             Ok(loaded) => loaded,
             Err(errors) => return bad_config(&errors),
         };
-        for warning in &effective.warnings {
-            eprintln!("featurestore: warning: {warning}");
+        let is_server = matches!(self.action, None | Some(Action::Serve)) && !self.print_config;
+        if !is_server && !effective.warnings.is_empty() {
+            say(&lines("featurestore: warning: ", &effective.warnings.join("\n")));
         }
         match self.action {
             Some(Action::Health { service }) => block_on(health(&config, &service)),
@@ -116,7 +122,7 @@ impl Command {
                 print!("{effective}");
                 ExitCode::SUCCESS
             }
-            _ => block_on(serve(config)),
+            _ => block_on(serve(config, &effective)),
         }
     }
 }
@@ -139,14 +145,17 @@ fn environment() -> Result<Vec<(String, String)>, String> {
 }
 
 fn bad_config(errors: &impl std::fmt::Display) -> ExitCode {
-    for line in errors.to_string().lines() {
-        eprintln!("featurestore: {line}");
-    }
+    say(&lines("featurestore: ", &errors.to_string()));
     ExitCode::from(EXIT_CONFIG)
 }
 
+/// Puts a word before each line.
+fn lines(word: &str, text: &str) -> String {
+    text.lines().map(|line| format!("{word}{line}")).collect::<Vec<_>>().join("\n")
+}
+
 fn failed(error: impl std::fmt::Display) -> ExitCode {
-    eprintln!("featurestore: {error}");
+    say(&format!("featurestore: {error}"));
     ExitCode::FAILURE
 }
 
@@ -163,81 +172,67 @@ fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
 }
 
 async fn new_epoch(config: Config) -> ExitCode {
-    let _telemetry = match telemetry::init(config.json_log, &config.log_filter) {
+    with_telemetry(&config, async |_| {
+        let EpochState { epoch, l1, .. } = app::new_epoch(&config).await?;
+        tracing::info!(target: AUDIT, %epoch, "a new epoch was made");
+        println!("epoch {epoch}: every L1 starts cold");
+        match l1 {
+            Some(l1) => println!("it holds for the L1 {l1}: servers with another one leave theirs alone"),
+            None => println!("it names no L1: it will hold for the first that a server names"),
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Does `work` while there is a log. Why it ended is said after the log's last line.
+async fn with_telemetry(config: &Config, work: impl AsyncFnOnce(&Telemetry) -> Result<(), StartError>) -> ExitCode {
+    let telemetry = match telemetry::init(config.json_log, &config.log_filter) {
         Ok(telemetry) => telemetry,
         Err(error) => return bad_config(&error),
     };
-    match app::new_epoch(&config).await {
-        Ok(epoch) => {
-            tracing::info!(target: AUDIT, %epoch, "a new epoch was made");
-            println!("epoch {epoch}: every L1 starts cold");
-            ExitCode::SUCCESS
-        }
+    let ended = work(&telemetry).await;
+    telemetry.close();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
         Err(StartError::Config(error)) => bad_config(&error),
         Err(StartError::Machine(error)) => failed(error),
     }
 }
 
-async fn serve(config: Config) -> ExitCode {
-    let telemetry = match telemetry::init(config.json_log, &config.log_filter) {
-        Ok(telemetry) => telemetry,
-        Err(error) => return bad_config(&error),
-    };
-    // First of all: as a container's first process it would not hear of what it has no handler for.
-    let shutdown = CancellationToken::new();
-    if let Err(error) = stop_on_signals(&shutdown) {
-        return failed(format!("signals cannot be handled: {error}"));
-    }
-    let config = Config { max_connections: server::files::room_for_connections(config.max_connections), ..config };
-    let app = match App::new(&config).await {
-        Ok(app) => App { traces: telemetry.traces(), ..app },
-        Err(StartError::Config(error)) => return bad_config(&error),
-        Err(StartError::Machine(error)) => return failed(error),
-    };
-    let bind = async |key: &str, address: SocketAddr| {
-        TcpListener::bind(address).await.map_err(|error| {
-            format!(
-                "{key}: cannot listen on {address}: {error}; another process may serve there, or choose another port"
-            )
-        })
-    };
-    let (listener, admin) = match (bind("listen", config.listen).await, bind("admin_listen", config.admin_listen).await)
-    {
-        (Ok(listener), Ok(admin)) => (listener, admin),
-        (Err(error), _) | (_, Err(error)) => return failed(error),
-    };
-    if shutdown.is_cancelled() {
-        app.tiered.store().close().await;
-        telemetry.close();
-        return ExitCode::SUCCESS;
-    }
-    let served = server::run(app, listener, Some(admin), shutdown).await;
-    telemetry.close();
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(error),
-    }
+async fn serve(config: Config, effective: &Effective) -> ExitCode {
+    with_telemetry(&config, async |telemetry| serve_logging(&config, effective, telemetry).await).await
 }
 
-/// SIGTERM and SIGINT start the drain; a second one ends the process at once.
-fn stop_on_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
-    let mut interrupt = tokio::signal::unix::signal(SignalKind::interrupt())?;
-    let shutdown = shutdown.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if shutdown.is_cancelled() {
-                eprintln!("featurestore: a second signal: stopping at once");
-                std::process::exit(130);
-            }
-            shutdown.cancel();
-        }
-    });
-    Ok(())
+async fn serve_logging(config: &Config, effective: &Effective, telemetry: &Telemetry) -> Result<(), StartError> {
+    // First of all: as a container's first process it would not hear of what it has no handler for.
+    let shutdown = CancellationToken::new();
+    let (ask_reload, reload) = Reload::new();
+    signals::handle(&shutdown, ask_reload, telemetry.lines())
+        .map_err(|error| StartError::Machine(format!("signals cannot be handled: {error}")))?;
+    for warning in &effective.warnings {
+        tracing::warn!("{warning}");
+    }
+    for notice in &effective.notices {
+        tracing::info!("{notice}");
+    }
+    let max_connections = server::files::room_for_connections(config.max_connections);
+    let app = App::new(&Config { max_connections, ..config.clone() }).await?;
+    let app = App { traces: telemetry.traces(), lost_lines: telemetry.lost_lines(), reload, ..app };
+    let bind = async |key: &str, address: SocketAddr| {
+        TcpListener::bind(address).await.map_err(|error| {
+            StartError::Machine(format!(
+                "{key}: cannot listen on {address}: {error}; another process may serve there, or choose another port"
+            ))
+        })
+    };
+    let (listener, admin) = (bind("listen", config.listen).await?, bind("admin_listen", config.admin_listen).await?);
+    if shutdown.is_cancelled() {
+        app.tiered.store().close().await;
+        return Ok(());
+    }
+    let served = server::run(app, listener, Some(admin), shutdown).await;
+    served.map_err(|error| StartError::Machine(error.to_string()))
 }
 
 /// Asks where calls go; or at the admin port, which tells the same, where TLS may want a certificate or no more connections are

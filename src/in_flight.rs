@@ -1,7 +1,7 @@
 //! What calls hold while they are on their way: a place among the calls at once, and bytes. Two counts bound the bytes, one
 //! over all connections and one for each, so that a client who sends without end or never reads takes its own part only.
 //!
-//! What is counted is told where it is counted: `server::bytes` and `bulk`.
+//! What is counted is told where it is counted: `server::bytes`, `bulk` and, of what reads hold, `tiered`.
 
 use std::sync::{
     Arc,
@@ -47,6 +47,7 @@ impl ByteBudget {
 #[derive(Debug)]
 pub struct ConnectionBytes {
     all: Arc<ByteBudget>,
+    max: usize,
     /// Of requests that are not yet answered.
     received: AtomicUsize,
     /// Of answers that are not yet sent.
@@ -65,12 +66,17 @@ enum Part {
 impl ConnectionBytes {
     /// Of a new connection.
     pub fn new(all: Arc<ByteBudget>) -> Self {
-        Self { all, received: AtomicUsize::new(0), unsent: AtomicUsize::new(0), sent: AtomicUsize::new(0) }
+        let max = all.max / CONNECTION_PART;
+        Self::with_part(all, max)
+    }
+
+    fn with_part(all: Arc<ByteBudget>, max: usize) -> Self {
+        Self { all, max, received: AtomicUsize::new(0), unsent: AtomicUsize::new(0), sent: AtomicUsize::new(0) }
     }
 
     /// Whether no call should be begun, as it could not be answered.
     pub fn is_full(&self) -> bool {
-        let is_full = self.all.held() >= self.all.max || self.held() >= self.all.max / CONNECTION_PART;
+        let is_full = self.all.held() >= self.all.max || self.held() >= self.max;
         if is_full {
             self.all.refused.fetch_add(1, Relaxed);
         }
@@ -103,7 +109,7 @@ impl ConnectionBytes {
     fn try_take(&self, part: Part, bytes: usize) -> bool {
         self.part(part).fetch_add(bytes, Relaxed);
         let all = self.all.held.fetch_add(bytes, Relaxed) + bytes;
-        let fits = self.held() <= self.all.max / CONNECTION_PART && all <= self.all.max;
+        let fits = self.held() <= self.max && all <= self.all.max;
         if !fits {
             self.give_back(part, bytes);
             self.all.refused.fetch_add(1, Relaxed);
@@ -132,6 +138,19 @@ impl Share {
         of.try_take(part, bytes).then(|| Self { of: of.clone(), part, bytes })
     }
 
+    /// Takes bytes of requests that came before anybody asked for them: at most so many, and no more than half of what the
+    /// connection may hold, so that no call is refused because of them. None: bytes are short.
+    pub fn take_ahead(of: &Arc<ConnectionBytes>, bytes: usize) -> Option<Self> {
+        let (part, free) = (Part::Request, (of.all.max / CONNECTION_PART / 2).saturating_sub(of.held()));
+        let bytes = bytes.min(free);
+        (bytes > 0 && !of.all.is_scarce() && of.try_take(part, bytes)).then(|| Self { of: of.clone(), part, bytes })
+    }
+
+    /// How many they are.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Takes bytes for an answer that cannot be refused any more.
     pub fn take(of: &Arc<ConnectionBytes>, bytes: usize) -> Self {
         let part = Part::Answer;
@@ -149,6 +168,80 @@ impl Drop for Share {
     }
 }
 
+/// The place of a stream among those of its kind, and in the share of its connection.
+#[derive(Debug)]
+pub struct StreamPlace {
+    _among_all: OwnedSemaphorePermit,
+    _of_connection: OwnedSemaphorePermit,
+}
+
+impl StreamPlace {
+    /// Holds both.
+    pub fn new(among_all: OwnedSemaphorePermit, of_connection: OwnedSemaphorePermit) -> Self {
+        Self { _among_all: among_all, _of_connection: of_connection }
+    }
+}
+
+/// What a call keeps from others while it lasts.
+#[derive(Debug)]
+pub enum Place {
+    /// Nothing: the health service is always answered.
+    None,
+    /// One of the calls at once.
+    Call(OwnedSemaphorePermit),
+    /// One of the streams of its kind.
+    Stream(Arc<StreamPlace>),
+}
+
+/// What a read holds of what the tiers brought, until this is dropped; it counts as what the read's connection received.
+/// Without a connection nothing is counted.
+#[derive(Debug, Default)]
+pub struct Holding {
+    of: Option<Arc<ConnectionBytes>>,
+    bytes: usize,
+}
+
+impl Holding {
+    /// Of a call of this connection.
+    pub fn of(connection: Arc<ConnectionBytes>) -> Self {
+        Self { of: Some(connection), bytes: 0 }
+    }
+
+    /// Of work of the server itself, which may be for several connections: all bytes are its part.
+    pub fn of_all(all: &Arc<ByteBudget>) -> Self {
+        let of = ConnectionBytes::with_part(all.clone(), all.max);
+        Self { of: Some(Arc::new(of)), bytes: 0 }
+    }
+
+    /// Holds so many bytes more; false: they are too many, and none of them is counted.
+    #[must_use]
+    pub fn add(&mut self, bytes: usize) -> bool {
+        let Some(of) = &self.of else { return true };
+        let fits = bytes == 0 || of.try_take(Part::Request, bytes);
+        if fits {
+            self.bytes += bytes;
+        }
+        fits
+    }
+
+    /// Holds so many bytes from now on; false: they are too many more, and it holds what it did.
+    #[must_use]
+    pub fn set(&mut self, bytes: usize) -> bool {
+        if let (Some(of), Some(fewer)) = (&self.of, self.bytes.checked_sub(bytes)) {
+            of.give_back(Part::Request, fewer);
+            self.bytes = bytes;
+            return true;
+        }
+        self.add(bytes - self.bytes)
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let _ = self.set(0);
+    }
+}
+
 /// The place of a call among the calls at once, and the bytes of what it received; free again when the last clone is
 /// dropped. The server's guard puts that of a write into the request's extensions.
 #[derive(Clone, Debug)]
@@ -156,16 +249,20 @@ pub struct InFlight(Arc<Held>);
 
 #[derive(Debug)]
 struct Held {
-    /// The health service needs none.
-    _place: Option<OwnedSemaphorePermit>,
+    _place: Place,
     received: AtomicUsize,
     connection: Arc<ConnectionBytes>,
 }
 
 impl InFlight {
     /// Holds this place.
-    pub fn new(place: Option<OwnedSemaphorePermit>, connection: Arc<ConnectionBytes>) -> Self {
+    pub fn new(place: Place, connection: Arc<ConnectionBytes>) -> Self {
         Self(Arc::new(Held { _place: place, received: AtomicUsize::new(0), connection }))
+    }
+
+    /// The connection that it came by.
+    pub fn connection(&self) -> &Arc<ConnectionBytes> {
+        &self.0.connection
     }
 
     /// Counts bytes that came in; false: they are too many.
@@ -175,6 +272,19 @@ impl InFlight {
             self.0.received.fetch_add(bytes, Relaxed);
         }
         fits
+    }
+
+    /// The most bytes that its connection may hold.
+    pub fn most(&self) -> usize {
+        self.0.connection.all.max / CONNECTION_PART
+    }
+
+    /// Takes bytes for what is made of a request on its way; None: there are too few now. At most half of what a connection
+    /// may hold is taken, so that a valid request can be served at all.
+    pub fn hold(&self, bytes: usize) -> Option<Share> {
+        let bytes = bytes.min(self.most() / 2);
+        let (of, part) = (self.0.connection.clone(), Part::Request);
+        of.try_take(part, bytes).then(|| Share { of, part, bytes })
     }
 
     /// What came in since this was asked last. Whoever holds the message holds this.
@@ -214,9 +324,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_read_holds_is_counted_as_long_as_it_holds_it() {
+        let all = Arc::new(ByteBudget::new(400));
+        let mut read = Holding::of(Arc::new(ConnectionBytes::new(all.clone())));
+        assert!(read.add(60) && !read.add(60) && read.add(40));
+        let mut shared = Holding::of_all(&all);
+        assert!(shared.add(300) && !shared.add(1));
+        assert!(read.set(30) && !read.set(101) && read.set(50) && !shared.add(51));
+        assert_eq!(all.held(), 350);
+        drop((read, shared));
+        assert_eq!((all.held(), all.refused()), (0, 4));
+        assert!(Holding::default().add(usize::MAX), "nobody counts");
+    }
+
+    #[test]
     fn what_a_call_received_is_held_by_whoever_took_it_and_the_rest_by_the_call() {
         let all = Arc::new(ByteBudget::new(400));
-        let call = InFlight::new(None, Arc::new(ConnectionBytes::new(all.clone())));
+        let call = InFlight::new(Place::None, Arc::new(ConnectionBytes::new(all.clone())));
         assert!(call.receive(60) && !call.receive(60));
         let first = call.take_received();
         assert!(call.receive(30));
@@ -227,12 +351,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_request_becomes_is_taken_up_to_half_of_what_its_connection_may_hold() {
+        let all = Arc::new(ByteBudget::new(400));
+        let call = InFlight::new(Place::None, Arc::new(ConnectionBytes::new(all.clone())));
+        assert!(call.receive(10));
+        let first = call.hold(1000).unwrap();
+        assert_eq!(all.held(), 60);
+        assert!(call.hold(41).is_none());
+        let second = call.hold(40).unwrap();
+        drop((first, second, call));
+        assert_eq!(all.held(), 0);
+    }
+
+    #[test]
     fn who_holds_on_is_seen_only_while_bytes_are_scarce() {
         let all = Arc::new(ByteBudget::new(400));
         let [idle, one, other, third] = [(); 4].map(|()| Arc::new(ConnectionBytes::new(all.clone())));
         let (mine, others) = (Share::take(&one, 100), Share::take(&other, 100));
         assert_eq!(one.keeps_scarce_bytes(), None);
-        let waiting = InFlight::new(None, third.clone());
+        let waiting = InFlight::new(Place::None, third.clone());
         assert!(waiting.receive(100));
         assert_eq!(third.keeps_scarce_bytes(), None, "it waits for us");
         assert_eq!(idle.keeps_scarce_bytes(), None, "it holds none");

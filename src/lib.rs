@@ -5,6 +5,7 @@
 //!
 //! - [`metrics`], [`trace`]: counters, histograms and their text; the spans of calls and of what they ask of backends.
 //! - [`in_flight`]: the places of calls and the bytes that they hold, counted against their bounds.
+//! - `peer`: what answers at a backend's address, asked when no connection comes about.
 //! - [`proto`]: the generated code.
 //! - [`record`]: feature views, entity ids, records, revisions, and the stored bytes of a record.
 //! - [`cache`]: the contract of L1, the entry state machine, L1 in process and in Redis.
@@ -36,6 +37,8 @@ pub mod config;
 pub mod fuzzing;
 pub mod in_flight;
 pub mod metrics;
+#[cfg(any(feature = "redis", feature = "mongodb"))]
+mod peer;
 pub mod proto;
 pub mod record;
 pub mod server;

@@ -1,8 +1,9 @@
 //! The command: arguments, configuration, telemetry, the server, an exit code.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
+use featurestore::telemetry::say;
 
 mod command;
 
@@ -15,9 +16,14 @@ fn main() -> ExitCode {
     match command::Command::try_parse() {
         Ok(command) => command.run(),
         Err(error) => {
-            let _ = error.print();
             // --help and --version are no errors.
-            if error.use_stderr() { ExitCode::from(command::EXIT_CONFIG) } else { ExitCode::SUCCESS }
+            if !error.use_stderr() {
+                let _ = error.print();
+                return ExitCode::SUCCESS;
+            }
+            let words = error.render();
+            say(if std::io::stderr().is_terminal() { words.ansi().to_string() } else { words.to_string() }.trim_end());
+            ExitCode::from(command::EXIT_CONFIG)
         }
     }
 }

@@ -6,11 +6,13 @@
 
 mod counter;
 mod histogram;
+mod lost_lines;
 mod pool;
 mod shard;
 mod text;
 
 pub use counter::Counter;
 pub use histogram::{Distribution, Histogram};
+pub use lost_lines::{Log, LostLines};
 pub use pool::PoolReading;
 pub use text::{Format, Kind, Text};

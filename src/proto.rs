@@ -9,12 +9,13 @@ mod encoded_row;
 mod entity_ids;
 mod get_features_request;
 mod get_features_response;
+mod unfolded;
 
 pub use codec::{SizedCodec, Unpacked};
 pub use encoded_row::EncodedRow;
 pub use entity_ids::{EntityIds, SharedText};
 pub use get_features_request::GetFeaturesRequest;
-pub use get_features_response::GetFeaturesResponse;
+pub use get_features_response::{GetFeaturesResponse, Held};
 
 tonic::include_proto!("featurestore.v1");
 

@@ -6,6 +6,8 @@
 pub mod encoding;
 mod entity_id;
 mod feature_record;
+pub mod float32;
+mod typical_size;
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -14,11 +16,14 @@ use crate::proto::Value;
 pub use crate::proto::SharedText;
 pub use entity_id::{EntityId, MAX_ENTITY_ID_BYTES};
 pub use feature_record::{FeatureRecord, GivenFeatures};
+pub use typical_size::TypicalSize;
 
 /// The most bytes that a feature name may have.
 pub const MAX_FEATURE_NAME_BYTES: usize = 128;
 /// The most bytes that a feature view's name may have.
 pub const MAX_FEATURE_VIEW_BYTES: usize = 63;
+/// The most bytes that a model version may have. Records that were stored before there was a limit may have longer ones.
+pub const MAX_MODEL_VERSION_BYTES: usize = 128;
 
 /// Why a name was refused; the text says what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -220,8 +225,8 @@ pub struct Record {
     pub mode: WriteMode,
     /// The features that are set.
     pub features: encoding::EncodedFeatures,
-    /// "": none given.
-    pub model_version: String,
+    /// "": none given. The records of a bulk message share the one that the message gives.
+    pub model_version: Arc<str>,
     /// None: the later of L2's clock and the stored event time.
     pub event_time: Option<Millis>,
     /// None: the default, or with MERGE the stored record's.
@@ -263,6 +268,14 @@ impl State {
             Self::Absent => Revision::NONE,
             Self::Tombstone(revision) => *revision,
             Self::Record(record) => record.revision(),
+        }
+    }
+
+    /// The record, if there is one.
+    pub fn record(&self) -> Option<&encoding::StoredRecord> {
+        match self {
+            Self::Absent | Self::Tombstone(_) => None,
+            Self::Record(record) => Some(record),
         }
     }
 }

@@ -12,8 +12,13 @@ mod deadline;
 pub mod files;
 mod guard;
 mod health;
+mod http2;
+mod messages;
 mod metrics;
+mod only_grpc;
 mod opening;
+mod refusals;
+mod streams;
 pub mod tls;
 
 use std::{io, sync::Arc, time::Duration};
@@ -24,9 +29,9 @@ use tonic::{codec::CompressionEncoding, service::Routes};
 use tower::Layer as _;
 
 use crate::{
-    access::gate::Gate,
-    api::Api,
-    metrics::Counter,
+    access::{gate::Gate, reload::Reload},
+    api::{Api, ConnectionBytes},
+    metrics::{Counter, LostLines},
     proto,
     proto::feature_store_service_server::FeatureStoreServiceServer,
     tiered::{Tiered, seldom::Seldom},
@@ -39,13 +44,17 @@ use deadline::{Deadline, DeadlineLayer};
 use guard::{Guard, GuardLayer};
 use health::Health;
 use metrics::{Edge, Metrics};
+use only_grpc::OnlyGrpc;
+use refusals::Refusals;
 use tls::Tls;
+
+pub(crate) use streams::MAX_BULK_STREAMS;
 
 /// Between two warnings of a sort that many clients could cause.
 const WARNINGS: Duration = Duration::from_secs(10);
 
 /// What is served on a connection, the outermost first.
-type Layered = Calls<Guard<Auth<Deadline<Routes>>>>;
+type Layered = OnlyGrpc<Calls<Guard<Auth<Deadline<Routes>>>>>;
 
 /// How the server behaves towards its clients.
 #[derive(Clone, Debug)]
@@ -78,6 +87,10 @@ pub struct App {
     pub tls: Option<Tls>,
     /// Where the spans of calls go.
     pub traces: Traces,
+    /// Counts lines of the log that were lost.
+    pub lost_lines: Arc<LostLines>,
+    /// Asks for the files of tokens and certificates to be read again.
+    pub reload: Reload,
 }
 
 /// Serves `app` on `listener` (and the admin endpoints on `admin`) until `shutdown`, then drains: health says
@@ -89,7 +102,7 @@ pub async fn run(
     admin: Option<TcpListener>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let App { api, tiered, settings, gate, tls, traces } = app;
+    let App { api, tiered, settings, gate, tls, traces, lost_lines, reload } = app;
     let stop_watching = CancellationToken::new();
     let background = TaskTracker::new();
     background.spawn(tiered.clone().watch(stop_watching.clone()));
@@ -97,17 +110,20 @@ pub async fn run(
     background.spawn(tiered.clone().keep_auditing(stop_watching.clone()));
 
     if let Some(gate) = gate.clone() {
-        background.spawn(gate.watch(stop_watching.clone()));
+        background.spawn(gate.watch(stop_watching.clone(), reload.clone()));
     }
 
     // Health is right before the first connection is accepted.
-    let (health, health_service) = Health::new(tiered.reach()).await;
+    let (health, health_service) = Health::new(tiered.reach());
     let stop_accepting = CancellationToken::new();
     background.spawn(health.keep(shutdown.clone(), stop_accepting.clone()));
     let max_request_bytes = api.limits().max_request_bytes;
-    let guard = GuardLayer::new(settings.max_in_flight, settings.max_bytes_in_flight, max_request_bytes);
+    let ServerSettings { max_in_flight, max_bytes_in_flight, .. } = settings;
+    let guard = GuardLayer::new(max_in_flight, max_bytes_in_flight, max_request_bytes, stop_accepting.clone());
+    tiered.count_bytes(guard.bytes().clone());
     let calls = Arc::new(CallMeter::default());
     let (open, refused) = (TaskTracker::new(), Arc::<Counter>::default());
+    let not_grpc = Arc::<Refusals>::default();
     if let Some(admin) = admin {
         let (tiered, api, guard, calls) = (tiered.clone(), api.clone(), guard.clone(), calls.clone());
         let edge = Edge {
@@ -115,18 +131,20 @@ pub async fn run(
             tls: tls.clone(),
             open: open.clone(),
             refused: refused.clone(),
+            not_grpc: not_grpc.clone(),
             max_connections: settings.max_connections,
         };
         let shown = admin::Shown {
             tiered: tiered.clone(),
-            metrics: Metrics { tiered, api, guard, calls, edge },
+            metrics: Metrics { tiered, api, guard, calls, edge, lost_lines },
             health: Routes::new(health_service.clone()).prepare(),
             draining: shutdown.clone(),
+            not_grpc: not_grpc.clone(),
         };
         background.spawn(admin::serve(admin, shown, stop_watching.clone()));
     }
     if let Some(tls) = &tls {
-        background.spawn(tls.clone().follow(stop_watching.clone()));
+        background.spawn(tls.clone().follow(stop_watching.clone(), reload));
     }
 
     let routes = routes(&api, health_service, settings.reflection)?;
@@ -140,13 +158,16 @@ pub async fn run(
         max_connections: settings.max_connections,
         open,
         refused,
+        not_grpc: not_grpc.clone(),
         bytes: guard.bytes().clone(),
         refusals: Seldom::every(WARNINGS),
         failures: Seldom::every(WARNINGS),
         stalls: Seldom::every(WARNINGS),
     };
     let service = guard.layer(AuthLayer(gate).layer(DeadlineLayer.layer(routes)));
-    let connections = Connections::new(CallsLayer::new(calls, traces, address).layer(service), bounds);
+    let service = CallsLayer::new(calls, traces, address).layer(service);
+    let any_connection = Arc::new(ConnectionBytes::new(guard.bytes().clone()));
+    let connections = Connections::new(OnlyGrpc::new(service, not_grpc, any_connection), bounds);
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 
     shutdown.cancelled().await;

@@ -6,9 +6,11 @@
 pub mod apply;
 pub mod changes;
 pub mod embedded;
+mod epoch;
 mod error;
 #[cfg(feature = "mongodb")]
 pub mod mongodb;
+mod request;
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,14 +18,18 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use changes::{Changes, FollowError, Leadership, Position};
+pub use epoch::{Claim, EpochState, LEASE, LEASE_LOW};
 pub use error::StoreError;
+pub use request::{Operation, repeated};
 
 use crate::{
-    cache::Epoch,
+    cache::{Epoch, L1Name},
     metrics::PoolReading,
     record::{Millis, Record, RecordKey, Revision, State},
 };
 
+/// How many bytes of records one read brings at most, beside its last record.
+pub const READ_BYTES: usize = 4 << 20;
 /// How many of its latest writes a record remembers by their request ids.
 pub const REMEMBERED_REQUESTS: usize = 8;
 
@@ -36,7 +42,7 @@ pub struct WriteRules {
     pub tombstone_ttl: Duration,
     /// Features of a record, after a merge.
     pub max_features: usize,
-    /// Bytes of a record's features, after a merge. Embedded: of their stored form; MongoDB: of their BSON form.
+    /// Bytes of a record's features in their stored form (`record::encoding`), after a merge, whatever form a store gives them.
     pub max_record_bytes: usize,
 }
 
@@ -82,6 +88,8 @@ pub enum Outcome {
         /// The live record's.
         stored: Revision,
     },
+    /// The request id stands for another operation on this record; nothing changed.
+    RequestIdReused,
     /// The merged record would have more features than allowed; nothing changed.
     TooManyFeatures {
         /// How many it would have.
@@ -92,12 +100,22 @@ pub enum Outcome {
         /// How large it would be.
         bytes: usize,
     },
+    /// The merged record would not be larger than allowed, but larger than this store can hold it in its own form; nothing
+    /// changed.
+    DocumentTooLarge {
+        /// How large it would be as every store counts it.
+        bytes: usize,
+        /// How large it would be in the store's own form.
+        document: usize,
+        /// How large that may be.
+        maximum: usize,
+    },
 }
 
 /// The answer to one write: what became of it, and what now stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// Of a repeated request id: the first outcome.
+    /// Of a repeated request id: the first outcome, if the request is the first one too.
     pub outcome: Outcome,
     /// Of the record or tombstone as it now stands; 0: neither.
     pub revision: Revision,
@@ -105,15 +123,52 @@ pub struct Receipt {
     pub tombstone: bool,
 }
 
-/// The generation of L1 as L2 has it.
+/// What is known of L2's clock: it read `time` at some moment between two of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EpochState {
-    /// Part of every L1 key.
-    pub epoch: Epoch,
-    /// A write bypassed L1 in this epoch: whoever lost sight of L1 trusts it again only under a new one.
-    pub dirty: bool,
-    /// How long this epoch has stood, by L2's clock. An exclusive store, which nobody else uses, need not count.
-    pub age: Duration,
+pub struct TimeSeen {
+    /// What it read.
+    pub time: Millis,
+    /// Not before this.
+    pub after: Instant,
+    /// Not after this.
+    pub before: Instant,
+}
+
+/// Something about how L2 is set up that this server did not do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it means.
+    pub severity: Severity,
+    /// What it is, and what to do about it.
+    pub text: String,
+}
+
+/// What a finding means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Answers would be wrong: the store refuses all work meanwhile.
+    Wrong,
+    /// The store works, and may refuse or lose some records.
+    Odd,
+    /// It cannot be told, for want of a right.
+    Unchecked,
+    /// It costs something and does no harm.
+    Extra,
+}
+
+impl Severity {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Wrong, Self::Odd, Self::Unchecked, Self::Extra];
+
+    /// As metrics have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wrong => "wrong",
+            Self::Odd => "odd",
+            Self::Unchecked => "unchecked",
+            Self::Extra => "extra",
+        }
+    }
 }
 
 /// How a read is made.
@@ -157,7 +212,8 @@ pub struct StoreInfo {
 /// 7. The store may be unreachable when it is made: each call connects, and prepares what it needs (indexes), if need be.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Reads records. Majority: one query for all keys.
+    /// Reads records. Majority: one query for all keys. Once they have `READ_BYTES` together, the others are answered
+    /// `LeftOut`: no more is held than that and what one reply of the engine brings. At least one key is answered otherwise.
     async fn read(&self, keys: &[RecordKey], concern: ReadConcern, deadline: Instant)
     -> Vec<Result<State, StoreError>>;
 
@@ -168,11 +224,24 @@ pub trait Store: Send + Sync + 'static {
     /// the others succeed.
     async fn write_batch(&self, writes: Vec<Write>, deadline: Instant) -> Vec<Result<Receipt, StoreError>>;
 
-    /// The epoch; the first call ever makes one.
+    /// The epoch; the first call ever makes one, that names no L1. Where the records are others than those that it was made
+    /// for (a copy, a restored backup, a collection that was dropped and made again) it is replaced first, or names no L1.
     async fn epoch(&self, deadline: Instant) -> Result<EpochState, StoreError>;
 
-    /// Replaces the epoch by a new random one that is not dirty, if it is still `seen`; answers the one that then stands.
+    /// The same for a server that uses this L1, and says so: prolongs the lease of the named L1 where it is this one, else of
+    /// those beside where it is in a process.
+    async fn use_l1(&self, l1: &L1Name, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Lets the epoch hold for another L1, unless somebody still says to use the one that is named; answers what then stands.
+    /// An exclusive store asks for no lease.
+    async fn name_l1(&self, claim: Claim, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Replaces the epoch by a new random one that is not dirty, if it is still `seen`; answers the one that then stands. It
+    /// names the same L1.
     async fn renew_epoch(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError>;
+
+    /// Replaces the epoch whatever stands there, even what cannot be read, by a new random one that names this L1 or none.
+    async fn new_epoch(&self, l1: Option<&L1Name>, deadline: Instant) -> Result<EpochState, StoreError>;
 
     /// Marks the present epoch as dirty, durably, and answers it.
     async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError>;
@@ -203,11 +272,27 @@ pub trait Store: Send + Sync + 'static {
     /// Whether it can serve now: reads and writes.
     async fn ping(&self, deadline: Instant) -> Result<(), StoreError>;
 
+    /// How many bytes of memory these writes take here while they are done, where that is much more than the writes
+    /// themselves. They are counted before anything is made.
+    fn unfolds_to(&self, _writes: &[Write]) -> usize {
+        0
+    }
+
     /// Ends what runs in the background and flushes; nothing is called afterwards.
     async fn close(&self);
 
     /// What and where it is.
     fn info(&self) -> StoreInfo;
+
+    /// What others made of it, as it was last looked at.
+    fn findings(&self) -> Arc<Vec<Finding>> {
+        Arc::default()
+    }
+
+    /// L2's clock as it was seen last, with the epoch; None: it is this machine's, or was not seen yet.
+    fn time(&self) -> Option<TimeSeen> {
+        None
+    }
 
     /// How its connections are used; None: it has none.
     fn pool(&self) -> Option<PoolReading> {

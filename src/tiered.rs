@@ -9,25 +9,34 @@
 //! - [`write_bulk`](Tiered::write_bulk): commit, then SETTLE.
 //! - [`repair`](Tiered::repair): removes from L1 what changes of L2 made old, whoever made them.
 //! - [`audit`](Tiered::audit): whether L1 tells the truth.
+//! - `naming`: which L1 the epoch holds for, and how that changes.
 //! - [`trust`]: whether L1 may be used at all; [`watch`](Tiered::watch) brings it back after a loss. [`breaker`]: whether a
 //!   tier answers; [`pace`]: whether L1 is fast enough for reads; [`mode`]: all of that, as people are told.
+//! - `parts`: a read that brings more than fits into memory at once, part by part.
 //! - `patience`: how long a call waits for L1 in all; [`lane`]: how many may ask L2 at once, and who is shed.
 
 pub mod audit;
+mod board;
 pub mod breaker;
 mod bulk;
+mod clock;
 mod distinct;
 mod fetch;
 mod flight;
 pub mod lane;
+mod look;
 pub mod meter;
 pub mod mode;
+mod naming;
 pub mod outcomes;
 pub mod pace;
+mod parts;
 mod patience;
 mod read;
+mod renewals;
 pub mod repair;
 pub(crate) mod seldom;
+mod sizes;
 mod told;
 mod trouble;
 pub mod trust;
@@ -36,7 +45,7 @@ mod write;
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -48,24 +57,30 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     cache::{Cache, CacheError, CacheValue, Fill},
+    in_flight::{ByteBudget, Holding},
     metrics::Counter,
-    record::{Clock, State},
-    store::{Store, StoreError},
+    record::{Clock, Millis, State},
+    store::{Severity, Store, StoreError},
     trace,
 };
 use audit::Audit;
 use breaker::Breaker;
+use clock::L2Clock;
 use flight::Flights;
 use lane::Lane;
 use meter::{Meter, Operation};
 use outcomes::Outcomes;
 use pace::Pace;
-use patience::L1Patience;
+use patience::{L1Patience, Load};
+use renewals::Renewals;
 use repair::{RepairSettings, Repairs};
 use seldom::Seldom;
+use sizes::Sizes;
 use trouble::Trouble;
 use trust::Trust;
 
+pub use crate::cache::Problem;
+pub use parts::{Keep, Refused, Whole};
 pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
 pub use watch::Reach;
 pub use write::{BulkAnswer, WriteAnswer, WriteError};
@@ -115,9 +130,15 @@ pub enum OnL1Loss {
 /// Both tiers and what is known of them.
 pub struct Tiered {
     cache: Arc<dyn Cache>,
+    /// L1 is in another process, so what it answers takes memory of this one.
+    brings: bool,
     store: Arc<dyn Store>,
     settings: Settings,
-    clock: Clock,
+    clock: L2Clock,
+    /// Of records, as reads brought them.
+    sizes: Sizes,
+    /// What counts the bytes that calls, and the work for them, hold.
+    bytes: OnceLock<Arc<ByteBudget>>,
     trust: Trust,
     pace: Pace,
     l2_breaker: Breaker,
@@ -126,8 +147,13 @@ pub struct Tiered {
     writes: Lane,
     tasks: TaskTracker,
     reach: Sender<Reach>,
+    /// The new epochs that this server made for L1.
+    renewals: Renewals,
     /// What was told of L1.
     l1_trouble: Mutex<Trouble>,
+    /// The epoch holds for another L1 than ours, and since when.
+    l1_is_another: AtomicBool,
+    another_since: Mutex<Option<Instant>>,
     /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
     silent_l2: AtomicBool,
     repairs: Repairs,
@@ -154,16 +180,20 @@ impl Tiered {
             Lane::new(settings.max_l2_reads, settings.max_l2_reads * WAITING_READS, settings.read_deadline / 4);
         let pace = Pace::new(settings.l1_slow);
         let writes = Lane::new(settings.max_writes, 0, Duration::ZERO);
-        let trust = Trust::new(exclusive);
+        let trust = Trust::new(exclusive, clock.clone());
+        let brings = cache.info().shared;
         // What others write is seen in an L1 of this process only by following L2.
-        if !exclusive && !cache.info().shared {
+        if !exclusive && !brings {
             trust.lost_track();
         }
         Arc::new(Self {
             cache,
+            brings,
             store,
             settings,
-            clock,
+            clock: L2Clock::new(clock),
+            sizes: Sizes::default(),
+            bytes: OnceLock::new(),
             trust,
             pace,
             l2_breaker: Breaker::new(5),
@@ -172,7 +202,10 @@ impl Tiered {
             writes,
             tasks: TaskTracker::new(),
             reach: Sender::new(Reach::default()),
+            renewals: Renewals::default(),
             l1_trouble: Mutex::default(),
+            l1_is_another: AtomicBool::new(false),
+            another_since: Mutex::default(),
             silent_l2: AtomicBool::new(false),
             repairs: Repairs::default(),
             audit: Audit::default(),
@@ -194,6 +227,23 @@ impl Tiered {
     /// The store, for its description.
     pub fn store(&self) -> &dyn Store {
         self.store.as_ref()
+    }
+
+    /// Now by L2's clock, as far as it is known: what expiry is judged by.
+    pub fn now(&self) -> Millis {
+        self.clock.now()
+    }
+
+    /// How far this server's clock is ahead of L2's, in seconds; behind it where negative.
+    pub fn clock_skew(&self) -> f64 {
+        self.clock.skew()
+    }
+
+    /// What others made of L2, as it was last looked at: how many findings of each severity.
+    pub fn setup_findings(&self) -> [(&'static str, usize); Severity::ALL.len()] {
+        let findings = self.store.findings();
+        Severity::ALL
+            .map(|severity| (severity.name(), findings.iter().filter(|finding| finding.severity == severity).count()))
     }
 
     /// Whether L1 may be used.
@@ -222,6 +272,16 @@ impl Tiered {
         self.tasks.wait().await;
     }
 
+    /// From now on what the server's own work holds is counted here too. Once only.
+    pub fn count_bytes(&self, bytes: Arc<ByteBudget>) {
+        let _ = self.bytes.set(bytes);
+    }
+
+    /// Counts what work for several calls holds.
+    fn holding(&self) -> Holding {
+        self.bytes.get().map_or_else(Holding::default, Holding::of_all)
+    }
+
     /// A call's time for L1.
     fn l1_patience(&self) -> L1Patience<'_> {
         L1Patience::new(self.settings.l1_timeout, &self.pace, &self.l1_meter)
@@ -229,20 +289,24 @@ impl Tiered {
 
     /// Does a step for which its call has no time left, so that nobody waits for it: what it is for was remembered, or
     /// lapses by itself. Nothing is counted, as the call has already told of L1's failure.
-    fn go_on_alone<F>(&self, keys: usize, step: impl FnOnce(Arc<dyn Cache>, Instant) -> F)
+    fn go_on_alone<F>(&self, load: Load, step: impl FnOnce(Arc<dyn Cache>, Instant) -> F)
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        let deadline = Instant::now() + self.settings.l1_timeout + patience::for_keys(keys);
+        let deadline = Instant::now() + self.settings.l1_timeout + load.time();
         self.tasks.spawn(trace::carried(step(self.cache.clone(), deadline)));
     }
 
     /// Counts a failed L1 command. A refusal says nothing about the connection, so it does not trip the breaker.
     fn note_l1(&self, error: &CacheError) {
-        self.l1_meter.failed();
+        if error.is_failure() {
+            self.l1_meter.failed();
+        }
         match error {
+            // Nothing is wrong with it.
+            CacheError::LeftOut | CacheError::Behind => return,
             CacheError::Timeout => self.trust.breaker.failed(),
-            CacheError::Unavailable(_) => self.trust.breaker.trip(),
+            CacheError::Unavailable(_) | CacheError::Unsuitable(_) => self.trust.breaker.trip(),
             CacheError::Refused(reason) => {
                 if let Some(unsaid) = self.l1_words.now() {
                     tracing::warn!(%reason, unsaid, "L1 refused a command");
@@ -255,7 +319,7 @@ impl Tiered {
 
     /// Counts a batch of which a command failed, once; false: none did.
     fn note_failed<T>(&self, answers: &[Result<T, CacheError>]) -> bool {
-        let failure = answers.iter().find_map(|answer| answer.as_ref().err());
+        let failure = answers.iter().filter_map(|answer| answer.as_ref().err()).find(|error| error.is_failure());
         failure.inspect(|error| self.note_l1(error)).is_some()
     }
 

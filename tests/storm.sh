@@ -7,6 +7,7 @@ exec </dev/null
 usage() {
   cat <<'USAGE'
 tests/storm.sh [--seconds 600] [--seed 1] [--tiers three-nodes] [--faults all] [--debug]
+tests/storm.sh --scenario NAME [--seconds 600] [--seed 1] [--debug]
 
 Starts two servers over Redis and MongoDB of its own, lets clients call them, breaks things by the seed, and judges every
 answer afterwards. It ends with a table, writes the same to target/storm/<tiers>-<seed>.json, and its exit code is 0 only
@@ -22,14 +23,20 @@ if no answer broke the promise. What it needs it gets as ./test.sh does.
                 cut, stalled, slow, replies lost; not with embedded
                 mongodb: one-node: killed, frozen; a server's line to it cut, stalled, slow, replies lost; no elections
                 three-nodes: the primary killed, frozen, stepping down; no lines; not with embedded
+  --scenario S  instead of tiers and faults, one in which it matters which L1 counts, and for which L2:
+                rolled-redis: servers are restarted one after the other with another Redis, and back
+                led-elsewhere: the address of Redis comes to lead to another one, and back
+                copied-database, copied-folder: a copy of L2 beside the original, over one Redis
+                mixed-settings: two databases of Redis and an L1 in the process, over one MongoDB
+                promoted-replica-embedded, promoted-replica-standalone: Redis fails over to a replica that is behind
   --debug       as the tests are built, instead of with --release
 USAGE
 }
 
-seconds=600 seed=1 tiers=three-nodes faults=all
+seconds=600 seed=1 tiers=three-nodes faults=all scenario=
 # shellcheck source=tests/long.sh
 source tests/long.sh
-take_options "seconds seed tiers faults" "$@"
+take_options "seconds seed tiers faults scenario" "$@"
 
 refuse() {
   printf 'tests/storm.sh: %s\n' "$1" >&2
@@ -39,6 +46,11 @@ case $tiers in
   three-nodes | one-node | embedded) ;;
   *) refuse "--tiers $tiers: three-nodes, one-node or embedded" ;;
 esac
+case $scenario in
+  '' | rolled-redis | led-elsewhere | copied-database | copied-folder | mixed-settings) ;;
+  promoted-replica-embedded | promoted-replica-standalone) ;;
+  *) refuse "--scenario $scenario: there is none of this name; see --help" ;;
+esac
 case $faults in
   all | servers) ;;
   redis | mongodb) [[ $tiers != embedded ]] || refuse "--faults $faults: embedded has no backends; use all or servers" ;;
@@ -46,6 +58,13 @@ case $faults in
 esac
 
 prepare
+
+if [[ -n $scenario ]]; then
+  export STORM_SECONDS="$seconds" STORM_SCENARIO="$scenario" FEATURESTORE_TEST_SEED="$seed"
+  say "storm $scenario, seed $seed, $seconds s"
+  run_ignored history::no_answer_lies_in_a_long_storm_over_many_l1
+  exit
+fi
 
 export STORM_SECONDS="$seconds" STORM_TIERS="$tiers" STORM_FAULTS="$faults" FEATURESTORE_TEST_SEED="$seed"
 say "storm over $tiers, faults: $faults, seed $seed, $seconds s"

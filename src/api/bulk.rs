@@ -94,8 +94,7 @@ pub(super) fn serve(
         Some(unpacked) => tokio::spawn(unpacked.throughout(receiving)),
     };
     tokio::spawn(trace::carried(async move {
-        write(api, chunks, answers, arrived, access).await;
-        drop(place);
+        write(api, chunks, answers, arrived, access, place).await;
     }));
     ReceiverStream::new(to_client)
 }
@@ -129,6 +128,7 @@ async fn write(
     answers: mpsc::Sender<Answer>,
     arrived: Arrival,
     mut access: Option<Access>,
+    place: Option<InFlight>,
 ) {
     let mut view = None;
     loop {
@@ -148,7 +148,8 @@ async fn write(
                 Ok(chunk) => {
                     let view = view.insert(chunk.view.clone());
                     let records = chunk.entity_ids.len();
-                    let answer = write_chunk(&api, chunk, share.clone(), arrived).await.map_err(Status::from);
+                    let answer =
+                        write_chunk(&api, chunk, share.clone(), arrived, place.as_ref()).await.map_err(Status::from);
                     audit::wrote(access.as_ref(), view.as_str(), records, answer.as_ref().map(audit::Count::from));
                     answer
                 }
@@ -157,7 +158,13 @@ async fn write(
             Err(said) => Err(status::reworded(&said, api.0.limits.max_request_bytes).unwrap_or(said)),
         };
         let ended = answer.is_err();
-        if answers.send(answer).await.is_err() || ended {
+        let read = tokio::select! {
+            biased;
+            sent = answers.send(answer) => sent.is_ok(),
+            // Who does not read the answers keeps the stream's place as much as who sends no chunks.
+            _ = silent_for_too_long(&api) => false,
+        };
+        if !read || ended {
             return;
         }
         drop(share);
@@ -191,11 +198,13 @@ async fn write_chunk(
     chunk: Chunk,
     held: Option<Arc<Share>>,
     arrived: Arrival,
+    place: Option<&InFlight>,
 ) -> Result<BulkUpsertResponse, Failure> {
     let Chunk { view: _, sequence, warm_cache, all_results, entity_ids, writes, refused } = chunk;
     // Each chunk has a deadline of its own; the stream has only its client's.
     let chunk_arrived = Arrival { at: Instant::now(), ..arrived };
     let (indices, writes): (Vec<usize>, Vec<_>) = writes.into_iter().unzip();
+    let held = (held, api.hold_unfolded(place, &writes).await?);
     let writing = async {
         let answer = match writes.is_empty() {
             true => BulkAnswer { items: Vec::new() },

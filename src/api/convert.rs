@@ -13,7 +13,7 @@ pub(super) use write::{all_failed, delete, delete_response, result, upsert, upse
 use super::failure::Violation;
 use crate::{
     proto::EntityIds,
-    record::{EntityId, FeatureName, FeatureView, RecordKey},
+    record::{EntityId, FeatureName, FeatureView, MAX_MODEL_VERSION_BYTES, RecordKey},
     store::RequestId,
 };
 use record::{BulkDefaults, parse_duration, parse_record};
@@ -60,12 +60,20 @@ fn parse_request_id(id: &str, wrong: &mut Vec<Violation>) -> RequestId {
         let why = format!("a request id may have {MAX_REQUEST_ID_BYTES} bytes, this one has {}", id.len());
         wrong.push(Violation::new("request_id", "INVALID_REQUEST_ID", why));
     }
-    if id.is_empty() { our_request_id() } else { RequestId(format!("c:{id}").into()) }
+    if id.is_empty() { our_request_id() } else { RequestId::of_client(id) }
 }
 
 /// Every write carries an id, so that its outcome can be found in what it left.
 fn our_request_id() -> RequestId {
     RequestId(format!("s:{:032x}", rand::random::<u128>()).into())
+}
+
+/// Checks the length of a model version: a record keeps it, and each answer about that record repeats it.
+fn check_model_version(field: &str, text: &str, wrong: &mut Vec<Violation>) {
+    if text.len() > MAX_MODEL_VERSION_BYTES {
+        let why = format!("a model version may have {MAX_MODEL_VERSION_BYTES} bytes, this one has {}", text.len());
+        wrong.push(Violation::new(field, "INVALID_MODEL_VERSION", why));
+    }
 }
 
 fn unknown_enum(field: &str, number: i32) -> Violation {

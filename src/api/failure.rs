@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     fmt::Display,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -13,13 +16,16 @@ use tonic::Code;
 use crate::{
     access::Denied,
     store::{Outcome, StoreError},
-    tiered::{RowError, WriteError},
+    tiered::{RowError, WriteError, seldom::Seldom},
 };
 
 use super::Limits;
 
 /// How often a stored record could not be read. Of the whole process, as whoever meets one has only the error at hand.
 static UNREADABLE: AtomicU64 = AtomicU64::new(0);
+
+/// Each call for such a record would repeat the line.
+static UNREADABLE_WORDS: LazyLock<Seldom> = LazyLock::new(|| Seldom::every(Duration::from_secs(1)));
 
 /// How often a stored record could not be read, since start.
 pub(super) fn unreadable_records() -> u64 {
@@ -34,7 +40,10 @@ pub(crate) struct Failure {
     pub(super) reason: &'static str,
     pub(super) message: String,
     pub(super) metadata: BTreeMap<String, String>,
+    /// The first ones, as many as the client is told of.
     pub(super) violations: Vec<Violation>,
+    /// How many more there are.
+    pub(super) more_violations: usize,
     pub(super) retry_after: Option<Duration>,
 }
 
@@ -50,7 +59,7 @@ pub(crate) struct Violation {
 /// How many violations a client is told of: the first one, and as many more as do not make the status larger than clients
 /// take it. A status goes through a header list, twice as text and once as details, and gRPC's clients for Python and Java
 /// take 8 KiB of that in all; what is larger, they answer with another error.
-pub(super) fn told(violations: &[Violation]) -> usize {
+fn told(violations: &[Violation]) -> usize {
     const MAX_BYTES: usize = 1024;
     let mut bytes = 0;
     let fits = |violation: &&Violation| {
@@ -75,7 +84,8 @@ impl Violation {
 impl Failure {
     fn new(code: Code, reason: &'static str, message: impl Display) -> Self {
         let message = message.to_string();
-        Self { code, reason, message, metadata: BTreeMap::new(), violations: Vec::new(), retry_after: None }
+        let (metadata, violations) = (BTreeMap::new(), Vec::new());
+        Self { code, reason, message, metadata, violations, more_violations: 0, retry_after: None }
     }
 
     fn with(mut self, key: &str, value: impl Display) -> Self {
@@ -90,14 +100,33 @@ impl Failure {
 
     /// A request with bad fields; there is at least one. Of many the first are told, and how many more there are.
     pub(super) fn invalid(violations: Vec<Violation>) -> Self {
+        Self::invalid_and_more(violations, 0)
+    }
+
+    /// The same, with so many more violations that are not among these. Only those that the client is told of are kept: a
+    /// chunk keeps the failures of its records until it is answered.
+    pub(super) fn invalid_and_more(mut violations: Vec<Violation>, more: usize) -> Self {
         let told = told(&violations);
+        let more_violations = more + violations.len() - told;
+        violations.truncate(told);
+        violations.shrink_to_fit();
         let words = |violation: &Violation| format!("{}: {}", violation.field, violation.message);
-        let mut message = violations[..told].iter().map(words).collect::<Vec<_>>().join("; ");
-        if told < violations.len() {
-            message.push_str(&format!("; and {} more", violations.len() - told));
+        let mut message = violations.iter().map(words).collect::<Vec<_>>().join("; ");
+        if more_violations > 0 {
+            message.push_str(&format!("; and {more_violations} more"));
         }
         let reason = violations.first().map_or("INVALID_FIELD", |violation| violation.reason);
-        Self { violations, ..Self::new(Code::InvalidArgument, reason, message) }
+        Self { violations, more_violations, ..Self::new(Code::InvalidArgument, reason, message) }
+    }
+
+    /// The same, seen from the message that holds the bad fields.
+    pub(super) fn under(mut self, parent: &str) -> Self {
+        if self.violations.is_empty() {
+            self.violations.push(Violation::new(parent, self.reason, &self.message));
+            return self;
+        }
+        let violations = self.violations.into_iter().map(|violation| violation.under(parent)).collect();
+        Self::invalid_and_more(violations, self.more_violations)
     }
 
     /// More of something than a limit allows.
@@ -113,13 +142,17 @@ impl Failure {
 
     pub(super) fn response_too_large(bytes: usize, maximum: usize) -> Self {
         let message = format!(
-            "the response would have {bytes} bytes, at most {maximum} are allowed: ask for fewer entities or name features"
+            "the response would have {bytes} bytes or more, at most {maximum} are allowed: ask for fewer entities or name features"
         );
         Self::new(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
     }
 
     pub(super) fn too_busy() -> Self {
         Self::busy("more calls in flight than the server takes")
+    }
+
+    pub(super) fn too_many_streams() -> Self {
+        Self::busy("more streams of this kind at once than the server, or a connection to it, may have")
     }
 
     pub(super) fn too_many_bytes() -> Self {
@@ -132,13 +165,13 @@ impl Failure {
     }
 
     pub(super) fn draining() -> Self {
-        let message = "the server is shutting down: send again from the first chunk that was not answered";
+        let message = "the server is shutting down: open another stream, and send again what was not answered";
         Self::new(Code::Unavailable, "DRAINING", message).retry()
     }
 
     pub(super) fn silent(silence: Duration) -> Self {
         let message =
-            format!("no chunk came for {silence:?}, so the stream's place is given to others: open another one");
+            format!("nothing was sent for {silence:?}, so the stream's place is given to others: open another");
         Self::new(Code::Unavailable, "SILENT", message).retry()
     }
 
@@ -158,6 +191,14 @@ impl Failure {
     pub(super) fn request_too_large(maximum: usize) -> Self {
         let message = format!("a request message may have {maximum} bytes at most");
         Self::new(Code::InvalidArgument, "REQUEST_TOO_LARGE", message).with("maximum", maximum)
+    }
+
+    pub(super) fn unfolds_too_large(bytes: usize, maximum: usize) -> Self {
+        let message = format!(
+            "the request's message takes up to {bytes} bytes in memory, and a connection may hold {maximum}: send it in \
+             smaller messages"
+        );
+        Self::new(Code::InvalidArgument, "REQUEST_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
     }
 
     /// A message that is no protobuf of its type, or not framed as gRPC has it. The cause is the codec's and names what the
@@ -181,7 +222,9 @@ impl Failure {
 
     /// A stored record cannot be read; whose it is, where that is known here.
     pub(super) fn unreadable(entity_id: Option<&str>, cause: &dyn Display) -> Self {
-        tracing::error!(entity_id, %cause, "a stored record cannot be read");
+        if let Some(unsaid) = UNREADABLE_WORDS.now() {
+            tracing::error!(entity_id, %cause, unsaid, "a stored record cannot be read");
+        }
         UNREADABLE.fetch_add(1, Relaxed);
         Self::new(Code::DataLoss, "RECORD_UNREADABLE", "what is stored for this entity cannot be read")
     }
@@ -194,10 +237,23 @@ impl Failure {
                 Self::new(Code::Aborted, "REVISION_MISMATCH", format!("the record stands at revision {stored}"))
                     .with("stored", stored),
             ),
+            Outcome::RequestIdReused => Some(Self::new(
+                Code::InvalidArgument,
+                "REQUEST_ID_REUSED",
+                "this request_id was given to another write of this record: a retry must be the same request, and each other \
+                 one needs an id of its own",
+            )),
             Outcome::TooManyFeatures { count } => {
                 Some(Self::too_many("TOO_MANY_FEATURES", "features after the merge", *count, limits.max_features))
             }
             Outcome::RecordTooLarge { bytes } => Some(Self::record_too_large(*bytes, limits.max_record_bytes)),
+            Outcome::DocumentTooLarge { bytes, document, maximum } => {
+                let message = format!(
+                    "a record of {bytes} bytes would take {document} bytes in the store, which holds {maximum} of one record"
+                );
+                let failure = Self::new(Code::InvalidArgument, "RECORD_TOO_LARGE", message);
+                Some(failure.with("bytes", bytes).with("document_bytes", document).with("maximum", maximum))
+            }
         }
     }
 }
@@ -209,10 +265,15 @@ impl From<Denied> for Failure {
             Denied::NoToken => Self::new(Code::Unauthenticated, "TOKEN_MISSING", message),
             Denied::UnknownToken => Self::new(Code::Unauthenticated, "TOKEN_UNKNOWN", message),
             Denied::NoRule => Self::new(Code::PermissionDenied, "NO_RULE", message),
-            Denied::NoRight { caller, right, view } => Self::new(Code::PermissionDenied, "RIGHT_MISSING", message)
-                .with("caller", caller)
-                .with("right", right.name())
-                .with("feature_view", view),
+            Denied::NoRight { caller, right, view } => {
+                let failure = Self::new(Code::PermissionDenied, "RIGHT_MISSING", message)
+                    .with("caller", caller)
+                    .with("right", right.name());
+                match view {
+                    Some(view) => failure.with("feature_view", view),
+                    None => failure,
+                }
+            }
         }
     }
 }
@@ -233,6 +294,20 @@ impl From<StoreError> for Failure {
             )
             .retry(),
             StoreError::Corrupt(cause) | StoreError::DoneUnreadable(cause) => Self::unreadable(None, &cause),
+            StoreError::LeftOut => Self::internal("a row was left out"),
+            StoreError::Unusable(_) => Self::new(
+                Code::Unavailable,
+                "L2_UNUSABLE",
+                "somebody changed how the store is set up, so that its answers would be wrong: it is not used until that is \
+                 mended; the server's log says what to do",
+            )
+            .retry(),
+            StoreError::Refused(_) => Self::new(
+                Code::FailedPrecondition,
+                "L2_REFUSED",
+                "the store refuses this record: somebody gave it a rule (a validator, a unique index, an option) that the \
+                 server did not; the server's log says which",
+            ),
             StoreError::Internal(cause) => Self::internal(cause),
         }
     }
@@ -250,6 +325,7 @@ impl From<RowError> for Failure {
             .with("stored", stored),
             RowError::Deadline => Self::deadline(),
             RowError::TooBusy => Self::busy("more reads of the store at once than the server makes"),
+            RowError::NoRoom => Self::too_many_bytes(),
             RowError::Internal => Self::internal("a flight was lost"),
         }
     }

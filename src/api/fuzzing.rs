@@ -176,6 +176,10 @@ impl World {
             Err(failure) => {
                 let code = match answer.receipt.outcome {
                     Outcome::RevisionMismatch { .. } => Code::Aborted,
+                    Outcome::RequestIdReused => {
+                        assert!(is_repeatable, "an id of ours was reused");
+                        Code::InvalidArgument
+                    }
                     // Only a merge can make a record too large that was not.
                     Outcome::TooManyFeatures { .. } | Outcome::RecordTooLarge { .. } => {
                         let is_merge = checked.mode == crate::record::WriteMode::Merge;
@@ -280,8 +284,10 @@ impl World {
         let keys = read.request.keys.clone();
         assert!(keys.iter().map(|key| key.entity_id.as_str().as_bytes()).eq(request.entity_ids.iter()));
         let rows = keys.iter().map(|key| Ok(Row { state: self.state(key), tier: Tier::L2 })).collect();
-        let response = rows::response(read, ReadAnswer { rows, degraded: false }, self.now).expect("nothing failed");
+        let answer = ReadAnswer { rows, ..ReadAnswer::default() };
+        let (response, bytes) = rows::response(read, answer, self.now, usize::MAX).expect("nothing failed");
         let wire = response.encode_to_vec();
+        assert_eq!(wire.len(), bytes);
         assert_eq!(wire.len(), response.encoded_len());
         let seen = client::GetFeaturesResponse::decode(&wire[..]).expect("clients read it");
         match &seen.matrix {

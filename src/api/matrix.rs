@@ -8,16 +8,24 @@ use crate::{
     record::{
         State,
         encoding::{Cell, Columns, Places},
+        float32::narrow,
     },
     tiered::{Row, RowError},
 };
 
-/// Builds the matrix; `single`: 4-byte floats, overflow becoming inf.
+/// What a matrix of so many rows has at least: the values, and a status for each.
+pub(super) fn least_bytes(rows: usize, columns: &Columns, single: bool) -> usize {
+    let cell = if single { 4 } else { 8 } + 1;
+    rows.saturating_mul(columns.count()).saturating_mul(cell)
+}
+
+/// Builds the matrix; `single`: 4-byte floats, overflow becoming inf. `is_kept`: the records are rows of cells.
 pub(super) fn build(
     names: &[String],
     columns: &Columns,
     single: bool,
     rows: Vec<Result<Row, RowError>>,
+    is_kept: bool,
     judge: &Judge<'_>,
 ) -> FeatureMatrix {
     let cells = rows.len() * columns.count();
@@ -31,8 +39,9 @@ pub(super) fn build(
 
     for (index, row) in (0..).zip(rows) {
         revisions.push(row.as_ref().map_or(0, |row| row.state.revision().0));
-        let mut read = |row: Row| read(&row.state, columns, judge, &mut places, &mut row_cells);
-        let status = match row.map_err(Failure::from).and_then(&mut read) {
+        let places = (!is_kept).then_some(&mut places);
+        let read = |row: Row| read(&row.state, columns, judge, places, &mut row_cells);
+        let status = match row.map_err(Failure::from).and_then(read) {
             Ok(status) => status,
             Err(failure) => {
                 row_errors.insert(index, failure.into());
@@ -41,13 +50,14 @@ pub(super) fn build(
         };
         row_statuses.push(status.into());
         for cell in &row_cells {
+            const NONE: Cell = Cell::Number(f64::NAN);
             let (field_status, number) = match field_status(status) {
-                Some(of_row) => (of_row, f64::NAN),
+                Some(of_row) => (of_row, NONE),
                 None => match cell {
-                    Cell::Number(number) => (FieldStatus::Present, *number),
-                    Cell::Null => (FieldStatus::NullValue, f64::NAN),
-                    Cell::NotNumeric => (FieldStatus::NotNumeric, f64::NAN),
-                    Cell::Missing => (FieldStatus::NotFound, f64::NAN),
+                    Cell::Number(_) | Cell::Integer(_) => (FieldStatus::Present, *cell),
+                    Cell::Null => (FieldStatus::NullValue, NONE),
+                    Cell::NotNumeric => (FieldStatus::NotNumeric, NONE),
+                    Cell::Missing => (FieldStatus::NotFound, NONE),
                 },
             };
             field_statuses.push(field_status as u8);
@@ -65,17 +75,20 @@ pub(super) fn build(
     }
 }
 
+/// `places`: None where the record is a row of cells.
 fn read(
     state: &State,
     columns: &Columns,
     judge: &Judge<'_>,
-    places: &mut Places,
+    places: Option<&mut Places>,
     cells: &mut [Cell],
 ) -> Result<RowStatus, Failure> {
     let State::Record(record) = state else { return Ok(RowStatus::NotFound) };
     let read = judge.status(record).and_then(|status| {
-        if status == RowStatus::Found {
-            columns.read(record, places, cells)?;
+        match places {
+            _ if status != RowStatus::Found => {}
+            Some(places) => columns.read(record, places, cells)?,
+            None => Columns::read_kept(record, cells),
         }
         Ok(status)
     });
@@ -99,11 +112,14 @@ struct Values {
 }
 
 impl Values {
-    fn push(&mut self, number: f64) {
-        if self.single {
-            self.bytes.extend_from_slice(&(number as f32).to_le_bytes());
-        } else {
-            self.bytes.extend_from_slice(&number.to_le_bytes());
+    /// Adds what stands in a cell, rounded at most once: a float64 between an integer and a float32 would round it twice.
+    fn push(&mut self, cell: Cell) {
+        match (cell, self.single) {
+            (Cell::Number(number), true) => self.bytes.extend_from_slice(&narrow(number).to_le_bytes()),
+            (Cell::Number(number), false) => self.bytes.extend_from_slice(&number.to_le_bytes()),
+            (Cell::Integer(number), true) => self.bytes.extend_from_slice(&(number as f32).to_le_bytes()),
+            (Cell::Integer(number), false) => self.bytes.extend_from_slice(&(number as f64).to_le_bytes()),
+            (Cell::Null | Cell::NotNumeric | Cell::Missing, _) => self.push(Cell::Number(f64::NAN)),
         }
     }
 }

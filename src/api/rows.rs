@@ -17,7 +17,7 @@ use crate::{
         encoding::{Corrupt, Projection, Scratch, StoredRecord},
     },
     store::StoreError,
-    tiered::{ReadAnswer, Row, RowError, Tier},
+    tiered::{ReadAnswer, Refused, Row, RowError, Tier},
 };
 
 /// A tier may give up this long before a deadline that it cannot meet.
@@ -30,39 +30,62 @@ pub(super) fn check_time(answer: &ReadAnswer, deadline: Instant, is_clients: boo
     let late = |row: &Result<Row, RowError>| match row {
         Err(RowError::Deadline) => passed(Duration::ZERO),
         Err(RowError::Store(error)) => is_clients && error.is_outage() && passed(MOMENT),
-        Err(RowError::RevisionNotReached { .. } | RowError::TooBusy | RowError::Internal) | Ok(_) => false,
+        Err(RowError::RevisionNotReached { .. } | RowError::TooBusy | RowError::NoRoom | RowError::Internal)
+        | Ok(_) => false,
     };
     let refused = if is_clients { answer.rows.iter().any(late) } else { answer.rows.iter().all(late) };
     if refused { Err(Failure::deadline()) } else { Ok(()) }
 }
 
-/// Builds the response. Fails only where no row could be answered for want of L2.
-pub(super) fn response(read: Read, answer: ReadAnswer, now: Millis) -> Result<GetFeaturesResponse, Failure> {
-    let ReadAnswer { rows, degraded } = answer;
+/// Builds the response, and tells its size. Fails where no row could be answered for want of L2, and where it would be larger
+/// than clients are told to expect: then it is not built to its end.
+pub(super) fn response(
+    read: Read,
+    answer: ReadAnswer,
+    now: Millis,
+    most: usize,
+) -> Result<(GetFeaturesResponse, usize), Failure> {
+    let ReadAnswer { rows, degraded, is_kept, refused, held } = answer;
+    match refused {
+        None => {}
+        Some(Refused::NoRoom) => return Err(Failure::too_many_bytes()),
+        Some(Refused::TooLarge(bytes)) => return Err(Failure::response_too_large(bytes, most)),
+    }
     if let Some(error) = all_failed(&rows) {
         return Err(error.into());
     }
     let degraded = degraded || rows.iter().any(|row| matches!(row, Err(RowError::Store(_))));
+    // Not `of`, as the keys are moved away.
     let judge = Judge { now, expected: &read.expected_model_version, max_age: read.max_age };
-    Ok(match &read.shape {
+    let mut response = GetFeaturesResponse { degraded, ..GetFeaturesResponse::default() };
+    let bytes = match &read.shape {
         Shape::Rows(projection) => {
-            let mut scratch = Scratch::for_rows(rows.len());
-            let build = |(id, row)| encoded_row(id, row, &judge, projection.as_ref(), read.omit_metadata, &mut scratch);
-            let ids = read.request.keys.into_iter().map(|key| key.entity_id.into_text());
-            let rows = ids.zip(rows).map(build).collect();
-            GetFeaturesResponse { rows, matrix: None, degraded }
+            let (mut scratch, mut bytes) = (Scratch::for_rows(rows.len()), response.encoded_len());
+            response.rows.reserve_exact(rows.len());
+            for (key, row) in read.request.keys.into_iter().zip(rows) {
+                let id = key.entity_id.into_text();
+                let row = encoded_row(id, row, &judge, projection.as_ref(), read.omit_metadata, &mut scratch);
+                bytes += row.encoded_len_as();
+                // Whole rows take no memory of their own, so it is told how large they all would be.
+                if bytes > most && projection.is_some() {
+                    break;
+                }
+                response.rows.push(row);
+            }
+            bytes
         }
         Shape::Matrix { names, columns, single } => {
-            let matrix = matrix::build(names, columns, *single, rows, &judge);
-            GetFeaturesResponse { rows: Vec::new(), matrix: Some(matrix), degraded }
+            let least = matrix::least_bytes(rows.len(), columns, *single);
+            if least > most {
+                return Err(Failure::response_too_large(least, most));
+            }
+            let matrix = matrix::build(names, columns, *single, rows, is_kept, &judge);
+            response.matrix = Some(matrix);
+            response.encoded_len()
         }
-    })
-}
-
-/// Refuses what is larger than clients are told to expect.
-pub(super) fn check_size(response: &GetFeaturesResponse, maximum: usize) -> Result<(), Failure> {
-    let bytes = response.encoded_len();
-    if bytes > maximum { Err(Failure::response_too_large(bytes, maximum)) } else { Ok(()) }
+    };
+    drop(held);
+    if bytes > most { Err(Failure::response_too_large(bytes, most)) } else { Ok((response, bytes)) }
 }
 
 /// L2's error where no row at all could be read, so that clients' retry policies work. What cannot be read however
@@ -70,7 +93,7 @@ pub(super) fn check_size(response: &GetFeaturesResponse, maximum: usize) -> Resu
 fn all_failed(rows: &[Result<Row, RowError>]) -> Option<RowError> {
     let lacking = |row: &Result<Row, RowError>| match row {
         Err(RowError::Store(StoreError::Corrupt(_)) | RowError::RevisionNotReached { .. }) | Ok(_) => false,
-        Err(RowError::Store(_) | RowError::Deadline | RowError::TooBusy | RowError::Internal) => true,
+        Err(_) => true,
     };
     rows.iter().all(lacking).then(|| rows.first().and_then(|row| row.as_ref().err()).cloned()).flatten()
 }
@@ -82,7 +105,11 @@ pub(super) struct Judge<'a> {
     max_age: Option<i64>,
 }
 
-impl Judge<'_> {
+impl<'a> Judge<'a> {
+    pub(super) fn of(read: &'a Read, now: Millis) -> Self {
+        Self { now, expected: &read.expected_model_version, max_age: read.max_age }
+    }
+
     /// Of several that hold, the first in this order.
     pub(super) fn status(&self, record: &StoredRecord) -> Result<RowStatus, Corrupt> {
         Ok(if record.is_expired(self.now) {

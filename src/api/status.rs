@@ -6,7 +6,7 @@ use std::fmt::Display;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
-use super::failure::{Failure, told};
+use super::failure::Failure;
 use crate::{access::Denied, proto::Error};
 
 /// The domain of every ErrorInfo.
@@ -15,6 +15,11 @@ pub const ERROR_DOMAIN: &str = "featurestore.v1";
 /// More calls in flight than the server takes.
 pub fn too_busy() -> Status {
     Failure::too_busy().into()
+}
+
+/// More streams of a kind than the server, or a connection, may have.
+pub fn too_many_streams() -> Status {
+    Failure::too_many_streams().into()
 }
 
 /// A call that is not let in.
@@ -27,9 +32,24 @@ pub fn too_many_bytes() -> Status {
     Failure::too_many_bytes().into()
 }
 
+/// A request that takes more bytes in memory than one connection may ever hold.
+pub fn unfolds_too_large(bytes: usize, maximum: usize) -> Status {
+    Failure::unfolds_too_large(bytes, maximum).into()
+}
+
 /// A request that was begun and not ended.
 pub fn request_too_slow() -> Status {
     Failure::request_too_slow().into()
+}
+
+/// A stream whose client is silent while the server drains.
+pub fn draining() -> Status {
+    Failure::draining().into()
+}
+
+/// A stream on which nothing was sent for so long.
+pub fn silent(silence: std::time::Duration) -> Status {
+    Failure::silent(silence).into()
 }
 
 /// A request message above `limits.max_request_bytes`. The codec refuses it before any handler sees it.
@@ -63,12 +83,11 @@ pub fn internal(cause: impl Display) -> Status {
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
-        let Failure { code, reason, message, metadata, violations, retry_after } = failure;
+        let Failure { code, reason, message, metadata, violations, more_violations: _, retry_after } = failure;
         let mut details = ErrorDetails::new();
         details.set_error_info(reason, ERROR_DOMAIN, metadata.into_iter().collect::<std::collections::HashMap<_, _>>());
         if !violations.is_empty() {
-            let told = told(&violations);
-            let violations = violations.into_iter().take(told).map(|v| FieldViolation::new(v.field, v.message));
+            let violations = violations.into_iter().map(|v| FieldViolation::new(v.field, v.message));
             details.set_bad_request(violations.collect::<Vec<_>>());
         }
         if let Some(retry_after) = retry_after {
@@ -80,7 +99,7 @@ impl From<Failure> for Status {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        let Failure { code, reason, message, metadata, violations, retry_after: _ } = failure;
+        let Failure { code, reason, message, metadata, violations, more_violations: _, retry_after: _ } = failure;
         let field = violations.into_iter().next().map(|violation| violation.field).unwrap_or_default();
         Self { code: code as i32, reason: reason.to_owned(), message, field, metadata }
     }

@@ -14,8 +14,8 @@ use quick_cache::{DefaultHashBuilder, Equivalent, OptionsBuilder, Weighter, unsy
 use tokio::time::Instant;
 
 use super::{
-    Acquired, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, Fill, Marked, PermitId, Probe, Put,
-    Settle,
+    Acquired, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, Fill, L1Name, Marked, PermitId, Probe,
+    Put, Settle,
     entry::{self, Install, Lifetimes},
 };
 
@@ -96,6 +96,7 @@ pub struct MemoryCache {
     hasher: DefaultHashBuilder,
     started: Instant,
     lives: Lifetimes,
+    name: L1Name,
 }
 
 impl MemoryCache {
@@ -109,6 +110,12 @@ impl MemoryCache {
             hasher: DefaultHashBuilder::default(),
             started: Instant::now(),
             lives: Lifetimes::default(),
+            name: L1Name {
+                id: L1Name::random_id().into(),
+                histories: [].into(),
+                shared: false,
+                address: "in process".into(),
+            },
         }
     }
 
@@ -277,12 +284,19 @@ impl Cache for MemoryCache {
         }
     }
 
-    async fn probe(&self, _: Epoch, _: Instant) -> Result<Probe, CacheError> {
-        Ok(Probe::Intact)
+    async fn probe(&self, _: Epoch, named: Option<&L1Name>, _: Instant) -> Result<Probe, CacheError> {
+        match named {
+            Some(named) if self.name.is(named) => Ok(Probe::Intact),
+            _ => Ok(Probe::Another { found: self.name.clone(), goes_on: false }),
+        }
+    }
+
+    fn name(&self) -> Option<L1Name> {
+        Some(self.name.clone())
     }
 
     fn info(&self) -> CacheInfo {
-        CacheInfo { kind: "memory", address: "in process".to_owned(), shared: false }
+        CacheInfo { kind: "memory", address: self.name.address.to_string(), shared: false }
     }
 }
 

@@ -4,6 +4,8 @@
 //!
 //! Not here: what an operation does (`cache::entry`, and `cache/scripts/*.lua`, which tests hold to it).
 
+mod address;
+mod cause;
 mod config;
 mod connections;
 mod entry;
@@ -11,10 +13,12 @@ mod entry;
 pub(crate) mod fuzzing;
 mod probe;
 mod reader;
+mod refusal;
 mod scripts;
 mod send;
 mod servers;
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use deadpool_redis::redis::{Pipeline, Value};
@@ -29,20 +33,30 @@ use self::{
     servers::Servers,
 };
 use super::{
-    Acquired, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, MAX_PERMITS, Marked, PermitId, Probe,
-    Put, Settle, entry::Lifetimes,
+    Acquired, BATCH_BYTES, Cache, CacheError, CacheInfo, CacheKey, CacheValue, Effect, Epoch, L1Name, MAX_PERMITS,
+    Marked, PermitId, Probe, Problem, Put, Settle, entry::Lifetimes,
 };
-use crate::metrics::PoolReading;
+use crate::{metrics::PoolReading, record::TypicalSize};
+
+/// Keys that the library is asked for at once at most.
+const LIBRARY_KEYS: usize = 256;
+/// Values are taken for so large before any were seen.
+const UNSEEN_BYTES: usize = 16 << 10;
 
 /// L1 in Redis. Unusable until the first successful `probe`.
 #[derive(Debug)]
 pub struct RedisCache {
     servers: Servers,
     probed: tokio::sync::Mutex<probe::Seen>,
+    abilities: probe::Abilities,
+    settings: probe::Settings,
     scripts: Scripts,
     lives: Lifetimes,
     wait_replicas: u32,
     info: CacheInfo,
+    name: ArcSwapOption<L1Name>,
+    /// Of what the library reads.
+    value_size: TypicalSize,
 }
 
 impl RedisCache {
@@ -51,10 +65,14 @@ impl RedisCache {
         Ok(Self {
             servers: Servers::new(config)?,
             probed: tokio::sync::Mutex::default(),
+            abilities: probe::Abilities::default(),
+            settings: probe::Settings::default(),
             scripts: Scripts::new(),
             lives: Lifetimes::default(),
             wait_replicas: config.wait_replicas,
             info: CacheInfo { kind: config.kind(), address: config.address(), shared: true },
+            name: ArcSwapOption::empty(),
+            value_size: TypicalSize::new(UNSEEN_BYTES),
         })
     }
 
@@ -63,8 +81,28 @@ impl RedisCache {
         Self { lives, ..self }
     }
 
-    /// What Redis holds under each key: of one server by one MGET, in a cluster by one pipeline of GETs a master.
+    /// What Redis holds under each key: of one server by one MGET, in a cluster by one pipeline of GETs a master. Connections
+    /// of our own leave out what is too much as it comes; where the library reads it, a few batches are asked for one after
+    /// the other, each as large as keys were lately.
     async fn packed(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Option<Bytes>, CacheError>> {
+        let layout = self.servers.layout();
+        if layout.slots.is_none() && matches!(&layout.masters[..], [master] if master.connections.have_readers()) {
+            return self.packed_at_once(keys, deadline).await;
+        }
+        let (mut all, mut brought) = (Vec::with_capacity(keys.len()), 0);
+        while all.len() < keys.len() && brought < BATCH_BYTES {
+            let count = self.value_size.records_in(BATCH_BYTES).min(LIBRARY_KEYS).min(keys.len() - all.len());
+            let batch = self.packed_at_once(&keys[all.len()..][..count], deadline).await;
+            let (there, bytes) = batch.iter().flatten().flatten().fold((0, 0), |(n, sum), b| (n + 1, sum + b.len()));
+            self.value_size.saw(there, bytes);
+            brought += bytes;
+            all.extend(batch);
+        }
+        all.resize_with(keys.len(), || Err(CacheError::LeftOut));
+        all
+    }
+
+    async fn packed_at_once(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Option<Bytes>, CacheError>> {
         let layout = self.servers.layout();
         let [master] = &layout.masters[..] else {
             return self.packed_of_many(keys, deadline).await;
@@ -74,10 +112,16 @@ impl RedisCache {
         }
         match master.connections.mget(keys.iter().map(CacheKey::as_bytes), deadline).await {
             Ok(Reply::Array(packed)) if packed.len() == keys.len() => packed.into_iter().map(Ok).collect(),
-            Ok(Reply::Error(why)) if layout.is_unable(0, why.split(' ').next().unwrap_or_default()) => {
+            Ok(Reply::Part(packed)) if packed.len() < keys.len() => {
+                let left_out = keys.len() - packed.len();
+                packed.into_iter().map(Ok).chain((0..left_out).map(|_| Err(CacheError::LeftOut))).collect()
+            }
+            Ok(Reply::Error(why)) if layout.is_unable(0, &why) => {
                 vec![Err(CacheError::Unavailable(why.into())); keys.len()]
             }
-            Ok(Reply::Array(packed)) => refused(keys.len(), &format!("MGET was answered with {} values", packed.len())),
+            Ok(Reply::Array(packed) | Reply::Part(packed)) => {
+                refused(keys.len(), &format!("MGET was answered with {} values", packed.len()))
+            }
             Ok(other) => refused(keys.len(), &format!("MGET was answered with {other:?}")),
             Err(e) => vec![Err(e); keys.len()],
         }
@@ -228,17 +272,34 @@ impl Cache for RedisCache {
 
     fn clear(&self) {}
 
-    async fn probe(&self, epoch: Epoch, deadline: Instant) -> Result<Probe, CacheError> {
-        let probed = tokio::time::timeout_at(deadline, self.verify(epoch)).await;
+    async fn probe(&self, epoch: Epoch, named: Option<&L1Name>, deadline: Instant) -> Result<Probe, CacheError> {
+        if let Some(error) = self.abilities.held_off() {
+            return Err(error);
+        }
+        let probed = tokio::time::timeout_at(deadline, self.verify(epoch, named)).await;
         let result = probed.unwrap_or(Err(CacheError::Timeout));
-        if result != Ok(Probe::Intact) {
+        self.abilities.probed(&result);
+        // Of another L1 the connections are kept aside for the next look.
+        if !matches!(result, Ok(Probe::Intact | Probe::Another { .. })) {
             self.servers.lose();
         }
         result
     }
 
+    fn name(&self) -> Option<L1Name> {
+        self.name.load().as_deref().cloned()
+    }
+
     fn info(&self) -> CacheInfo {
         self.info.clone()
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.settings.problems();
+        if self.abilities.are_missing() {
+            problems.push(Problem::Unsuitable);
+        }
+        problems
     }
 
     fn pool(&self) -> Option<PoolReading> {

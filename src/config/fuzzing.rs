@@ -98,7 +98,12 @@ fn keys_of(flags: &Flags) -> Vec<String> {
     keys.extend(sources::OPTIONAL.map(str::to_owned));
     let defaults = DEFAULTS.parse::<toml::Table>().expect("the defaults are TOML");
     leaves("", &defaults, &mut |key, _| keys.push(key.to_owned()));
-    keys.extend(flags.set.iter().filter_map(|set| Some(set.split_once('=')?.0.to_owned())));
+    keys.extend(
+        flags
+            .set
+            .iter()
+            .filter_map(|set| Some(set.split_once('=')?.0.trim_start_matches('\u{feff}').trim().to_owned())),
+    );
     keys
 }
 

@@ -1,24 +1,45 @@
 //! Texts into typed values. A bad one is noted with its key and where it came from, and a stand-in takes its place, so
 //! that one run tells of every error.
 
-use std::{fmt::Display, net::SocketAddr, str::FromStr, time::Duration};
+use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use super::{
     ConfigErrors,
-    sources::{Settings, is_secret},
+    sources::{Gathered, Setting, Settings, THE_DEFAULTS, is_secret},
 };
-
-/// More than anybody means, and far from what a clock cannot count.
-const MAX_DURATION: Duration = Duration::from_secs(315_576_000_000);
 
 pub(super) struct Parser {
     settings: Settings,
+    defaults: Settings,
     errors: Vec<String>,
+    warnings: Vec<String>,
 }
 
 impl Parser {
-    pub(super) fn new(settings: Settings, errors: Vec<String>) -> Self {
-        Self { settings, errors }
+    pub(super) fn new(Gathered { settings, defaults, errors, warnings, notices: _ }: Gathered) -> Self {
+        Self { settings, defaults, errors, warnings }
+    }
+
+    /// Takes the warnings.
+    pub(super) fn warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// What is probably not as it was meant.
+    pub(super) fn warn(&mut self, warning: impl Display) {
+        self.warnings.push(warning.to_string());
+    }
+
+    /// Whether somebody has set it to something that is not its default.
+    pub(super) fn is_changed(&self, key: &str) -> bool {
+        self.settings.get(key).is_some_and(|Setting { text, source }| {
+            source != THE_DEFAULTS && !text.is_empty() && self.defaults.get(key).is_none_or(|of| of.text != *text)
+        })
+    }
+
+    /// Whether somebody has set it, though perhaps to its default.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.settings.get(key).is_some_and(|setting| setting.source != THE_DEFAULTS)
     }
 
     pub(super) fn finish(self) -> Result<(), ConfigErrors> {
@@ -27,7 +48,7 @@ impl Parser {
 
     /// What is in effect, as TOML, secrets redacted.
     pub(super) fn shown(&self) -> String {
-        let shown = |(key, setting): (&String, &super::sources::Setting)| {
+        let shown = |(key, setting): (&String, &Setting)| {
             let text = if is_secret(key) { "<redacted>" } else { setting.text.as_str() };
             let text = toml::Value::String(text.to_owned());
             format!("{key} = {text}  # from {}\n", setting.source)
@@ -40,12 +61,24 @@ impl Parser {
         self.errors.push(format!("{key}: {why}{source}"));
     }
 
+    /// A key without a default. Empty is an error: who sets it means something, and must not get what the key's absence
+    /// stands for.
     pub(super) fn optional(&mut self, key: &str) -> Option<String> {
-        self.settings.get(key).map(|setting| setting.text.clone())
+        let text = self.settings.get(key).map(|setting| setting.text.clone())?;
+        if text.is_empty() {
+            self.wrong(key, "is empty: give it a value, or do not set it");
+            return None;
+        }
+        Some(text)
+    }
+
+    /// The same, of what is absent where it is empty.
+    pub(super) fn unless_empty(&self, key: &str) -> Option<String> {
+        self.settings.get(key).map(|setting| setting.text.clone()).filter(|text| !text.is_empty())
     }
 
     pub(super) fn text(&mut self, key: &str) -> String {
-        let text = self.optional(key).unwrap_or_default();
+        let text = self.unless_empty(key).unwrap_or_default();
         if text.is_empty() {
             self.wrong(key, "must not be empty");
         }
@@ -62,52 +95,44 @@ impl Parser {
         self.one_of(key, &[("true", true), ("false", false), ("1", true), ("0", false)])
     }
 
-    pub(super) fn count(&mut self, key: &str) -> usize {
+    /// A whole number within bounds: beyond them nothing works.
+    pub(super) fn count(&mut self, key: &str, bounds: RangeInclusive<u32>) -> usize {
         let text = self.text(key);
-        match self.parsed::<u32>(key, &text, "a whole number") {
-            Some(0) => {
-                self.wrong(key, "must be at least 1");
-                1
-            }
-            number => number.unwrap_or(1) as usize,
-        }
+        let count = self.parsed::<u32>(key, &text, "a whole number").unwrap_or(*bounds.start());
+        self.within(key, count, bounds, |count| count.to_string()) as usize
     }
 
-    pub(super) fn count_or_zero(&mut self, key: &str) -> u32 {
-        let text = self.text(key);
-        self.parsed(key, &text, "a whole number").unwrap_or(0)
-    }
-
-    pub(super) fn size(&mut self, key: &str) -> usize {
+    pub(super) fn size(&mut self, key: &str, bounds: RangeInclusive<usize>) -> usize {
         let text = self.text(key);
         let size = self.parsed::<bytesize::ByteSize>(key, &text, "a size with its unit, as 64MiB");
-        match size.map(|size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX)) {
-            Some(0) => {
-                self.wrong(key, "must be above zero");
-                1
-            }
-            size => size.unwrap_or(1),
-        }
+        let size = size.map_or(*bounds.start(), |size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX));
+        self.within(key, size, bounds, |size| bytesize::ByteSize(size as u64).display().iec().to_string())
     }
 
-    pub(super) fn duration(&mut self, key: &str) -> Duration {
-        let duration = self.duration_or_zero(key);
-        if duration.is_zero() {
-            self.wrong(key, "must be above zero");
-            return Duration::from_millis(1);
-        }
-        duration
-    }
-
-    pub(super) fn duration_or_zero(&mut self, key: &str) -> Duration {
+    pub(super) fn duration(&mut self, key: &str, bounds: RangeInclusive<Duration>) -> Duration {
         let text = self.text(key);
         let duration = self.parsed::<humantime::Duration>(key, &text, "a duration with its unit, as 50ms, 2s, 7days");
-        let duration = duration.map_or(Duration::from_millis(1), Duration::from);
-        if duration > MAX_DURATION {
-            self.wrong(key, "may be 10000 years at most");
-            return MAX_DURATION;
+        let duration = duration.map_or(*bounds.start(), Duration::from);
+        self.within(key, duration, bounds, |duration| humantime::format_duration(duration).to_string())
+    }
+
+    fn within<T: PartialOrd + Copy>(
+        &mut self,
+        key: &str,
+        value: T,
+        bounds: RangeInclusive<T>,
+        shown: impl Fn(T) -> String,
+    ) -> T {
+        let (least, most) = bounds.into_inner();
+        if value < least {
+            self.wrong(key, format!("must be at least {}", shown(least)));
+            return least;
         }
-        duration
+        if value > most {
+            self.wrong(key, format!("must be at most {}", shown(most)));
+            return most;
+        }
+        value
     }
 
     pub(super) fn one_of<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> T {
@@ -127,13 +152,4 @@ impl Parser {
         }
         parsed
     }
-}
-
-/// For the user and password of a URL.
-pub(super) fn percent_encode(text: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(encode).collect()
 }

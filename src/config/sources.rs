@@ -1,6 +1,14 @@
 //! Where settings come from: each source becomes texts by key, and a later source wins.
+//!
+//! Blanks and line ends around a text are no part of it, wherever it comes from: Secrets that were made with `echo` end
+//! with one. A control character inside is an error.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
+
+use super::service_links::is_service_link;
 
 /// The commented default file: the reference, and the lowest source.
 pub const DEFAULTS: &str = include_str!("default.toml");
@@ -85,16 +93,30 @@ pub(super) fn is_secret(key: &str) -> bool {
     SECRET.contains(&key)
 }
 
-/// Reads all sources: settings, errors, warnings.
-pub(super) fn gather(
-    flags: &Flags,
-    environment: impl IntoIterator<Item = (String, String)>,
-) -> (Settings, Vec<String>, Vec<String>) {
-    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-    let mut settings = from_toml(DEFAULTS, "the defaults", &mut errors);
+/// Where the defaults come from.
+pub(super) const THE_DEFAULTS: &str = "the defaults";
+
+/// What all sources say.
+pub(super) struct Gathered {
+    pub(super) settings: Settings,
+    pub(super) defaults: Settings,
+    pub(super) errors: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    /// What was left out, and rightly so.
+    pub(super) notices: Vec<String>,
+}
+
+/// Reads all sources.
+pub(super) fn gather(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Gathered {
+    let mut errors = Vec::new();
+    let defaults = from_toml(DEFAULTS, THE_DEFAULTS, &mut errors);
+    let mut settings = defaults.clone();
     let known: Vec<String> = settings.keys().cloned().chain(OPTIONAL.map(str::to_owned)).collect();
-    if let Some(path) = &flags.config {
-        match std::fs::read_to_string(path) {
+    // It may come from the environment too.
+    let config =
+        flags.config.as_ref().map(|path| path.to_str().map_or_else(|| path.clone(), |path| trimmed(path).into()));
+    if let Some(path) = config {
+        match std::fs::read_to_string(&path) {
             Ok(text) => {
                 let file = from_toml(&text, &path.display().to_string(), &mut errors);
                 settings.extend(only_known(file, &known, &mut errors));
@@ -102,17 +124,63 @@ pub(super) fn gather(
             Err(error) => errors.push(format!("--config: {} cannot be read: {error}", path.display())),
         }
     }
-    settings.extend(from_environment(environment, &known, &mut errors, &mut warnings));
+    let mut unknown = Unknown::default();
+    settings.extend(from_environment(environment, &known, &mut errors, &mut unknown));
     let flags = from_flags(flags, &mut errors);
     settings.extend(only_known(flags, &known, &mut errors));
-    (settings, errors, warnings)
+    for (key, Setting { text, source }) in &settings {
+        if text.chars().any(char::is_control) {
+            // Without the text, which may be a secret.
+            errors.push(format!("{key}: must not hold a control character such as a line end (in {source})"));
+        }
+    }
+    let (warnings, notices) = unknown.told();
+    Gathered { settings, defaults, errors, warnings, notices }
 }
 
-/// A name that looks like ours and is none. Kubernetes sets some for a Service that is called featurestore.
-fn is_misspelt(name: &str) -> bool {
-    const NOT_OURS: [&str; 5] = ["SERVICE_", "PORT", "TEST_", "CONFIG", "BUILD_"];
-    let ours = name.strip_prefix("FEATURESTORE_");
-    ours.is_some_and(|rest| !NOT_OURS.iter().any(|prefix| rest.starts_with(prefix)))
+/// A text without the blanks and line ends around it, and without the mark that some editors begin files with.
+fn trimmed(text: &str) -> &str {
+    text.trim_start_matches('\u{feff}').trim()
+}
+
+/// Variables that say nothing to us, though their names look like it.
+#[derive(Default)]
+struct Unknown {
+    misspelt: BTreeSet<String>,
+    others: BTreeSet<String>,
+    links: BTreeSet<String>,
+}
+
+impl Unknown {
+    fn note(&mut self, name: &str) {
+        const NOT_SETTINGS: [&str; 2] = ["TEST_", "BUILD_"];
+        match name.strip_prefix("FEATURESTORE_") {
+            Some("CONFIG") => {}
+            Some(rest) if NOT_SETTINGS.iter().any(|prefix| rest.starts_with(prefix)) => {}
+            Some(_) => _ = self.misspelt.insert(name.to_owned()),
+            None if ["REDIS_", "MONGO_", "MONGODB_"].iter().any(|prefix| name.starts_with(prefix)) => {
+                self.others.insert(name.to_owned());
+            }
+            None => {}
+        }
+    }
+
+    /// Warnings and notices.
+    fn told(self) -> (Vec<String>, Vec<String>) {
+        let list = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(", ");
+        let misspelt =
+            |name: String| format!("{name} is no name of ours and does nothing; see `featurestore config --defaults`");
+        let mut warnings: Vec<String> = self.misspelt.into_iter().map(misspelt).collect();
+        if !self.others.is_empty() {
+            let names = list(self.others);
+            warnings.push(format!(
+                "no settings of this server, so they do nothing: {names}; see `featurestore config --defaults`"
+            ));
+        }
+        let links = (!self.links.is_empty())
+            .then(|| format!("service links of Kubernetes are passed over: {}", list(self.links)));
+        (warnings, links.into_iter().collect())
+    }
 }
 
 fn only_known(settings: Settings, known: &[String], errors: &mut Vec<String>) -> Settings {
@@ -161,6 +229,7 @@ fn flatten(prefix: &str, table: toml::Table, source: &str, settings: &mut Settin
                 settings.insert(key, Setting { text: String::new(), source: source.to_owned() });
             }
             toml::Value::String(text) => {
+                let text = trimmed(&text).to_owned();
                 settings.insert(key, Setting { text, source: source.to_owned() });
             }
             other => {
@@ -174,7 +243,7 @@ fn from_environment(
     environment: impl IntoIterator<Item = (String, String)>,
     known: &[String],
     errors: &mut Vec<String>,
-    warnings: &mut Vec<String>,
+    unknown: &mut Unknown,
 ) -> Settings {
     let own = |key: &String| (format!("FEATURESTORE_{}", key.replace('.', "_").to_uppercase()), key.clone());
     let mut names: BTreeMap<String, String> = ALIASES.map(|(name, key)| (name.to_owned(), key.to_owned())).into();
@@ -184,27 +253,27 @@ fn from_environment(
     // Our own names come after the general ones, so that they win.
     given.sort_by_key(|(name, _)| (name.starts_with("FEATURESTORE_"), name.clone()));
     for (name, text) in given {
+        let text = trimmed(&text).to_owned();
+        if is_service_link(&name, &text) {
+            if name.starts_with("FEATURESTORE_") || names.contains_key(&name) {
+                unknown.links.insert(name);
+            }
+            continue;
+        }
         let (key, text) = match (names.get(&name), name.strip_suffix("_FILE").and_then(|name| names.get(name))) {
             (Some(key), _) => (key, text),
             (None, Some(key)) if is_secret(key) => match std::fs::read_to_string(&text) {
-                Ok(secret) => (key, secret.trim_end_matches(['\r', '\n']).to_owned()),
+                Ok(secret) => (key, trimmed(&secret).to_owned()),
                 Err(error) => {
                     errors.push(format!("{key}: {name} names {text}, which cannot be read: {error}"));
                     continue;
                 }
             },
             _ => {
-                if is_misspelt(&name) {
-                    warnings.push(format!(
-                        "{name} is no name of ours and does nothing; see `featurestore config --defaults`"
-                    ));
-                }
+                unknown.note(&name);
                 continue;
             }
         };
-        if name == "REDIS_PORT" && text.starts_with("tcp://") {
-            continue; // Kubernetes sets this for a Service that is called redis
-        }
         let text = match name.as_str() {
             "REDIS_TTL" if text.bytes().all(|byte| byte.is_ascii_digit()) => format!("{text}s"),
             "REDIS_TTL" => {
@@ -233,7 +302,7 @@ fn from_flags(flags: &Flags, errors: &mut Vec<String>) -> Settings {
     for (key, text) in named {
         if let Some(text) = text {
             let source = format!("--{}", key.replace(['_', '.'], "-"));
-            settings.insert(key.to_owned(), Setting { text: text.clone(), source });
+            settings.insert(key.to_owned(), Setting { text: trimmed(text).to_owned(), source });
         }
     }
     if flags.insecure_bind {
@@ -241,8 +310,9 @@ fn from_flags(flags: &Flags, errors: &mut Vec<String>) -> Settings {
     }
     for set in &flags.set {
         match set.split_once('=') {
-            Some((key, _)) if is_secret(key) => {
-                let names: Vec<&str> = ALIASES.iter().filter(|(_, of)| *of == key).map(|(name, _)| *name).collect();
+            Some((key, _)) if is_secret(trimmed(key)) => {
+                let names: Vec<&str> =
+                    ALIASES.iter().filter(|(_, of)| *of == trimmed(key)).map(|(name, _)| *name).collect();
                 errors.push(format!(
                     "{key}: a secret does not belong on the command line, where every process can read it: use {0} or \
                      {0}_FILE",
@@ -250,7 +320,8 @@ fn from_flags(flags: &Flags, errors: &mut Vec<String>) -> Settings {
                 ));
             }
             Some((key, text)) => {
-                settings.insert(key.to_owned(), Setting { text: text.to_owned(), source: "--set".to_owned() });
+                let text = trimmed(text).to_owned();
+                settings.insert(trimmed(key).to_owned(), Setting { text, source: "--set".to_owned() });
             }
             None => errors.push("--set: must be KEY=VALUE".to_owned()),
         }

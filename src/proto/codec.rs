@@ -1,6 +1,6 @@
 //! The standard protobuf codec, but for two things. A message's buffer has its size before it is encoded: the stock encoder
-//! lets it grow by doubling, which copies a batch of rows several times. And what came packed is counted when it is unpacked,
-//! as nobody before can tell how large it is.
+//! lets it grow by doubling, which copies a batch of rows several times. And what a message becomes is counted before it is
+//! decoded: what came packed as what it is when it is unpacked, and a write as what the decoder makes of it (`unfolded`).
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
@@ -11,6 +11,8 @@ use tonic::{
     codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 use tonic_prost::ProstDecoder;
+
+use super::unfolded;
 
 /// Encodes `T` and decodes `U`.
 #[derive(Clone, Copy, Debug)]
@@ -60,22 +62,31 @@ tokio::task_local! {
     static UNPACKED: Unpacked;
 }
 
-/// Counts the messages of a call as they are unpacked, and may refuse them.
+/// Counts the messages of a call before they are decoded, and may refuse them.
 #[derive(Clone)]
-pub struct Unpacked(Arc<Count>);
+pub struct Unpacked {
+    count: Arc<Count>,
+    /// They came packed, so that their own bytes were not counted yet.
+    packed: bool,
+}
 
 type Count = dyn Fn(usize) -> Result<(), Status> + Send + Sync;
 
 impl fmt::Debug for Unpacked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Unpacked").finish_non_exhaustive()
+        f.debug_struct("Unpacked").field("packed", &self.packed).finish_non_exhaustive()
     }
 }
 
 impl Unpacked {
-    /// By what `count` says of each message's bytes.
-    pub fn new(count: impl Fn(usize) -> Result<(), Status> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(count))
+    /// By what `count` says of each message's bytes. `packed`: the messages came packed.
+    pub fn new(packed: bool, count: impl Fn(usize) -> Result<(), Status> + Send + Sync + 'static) -> Self {
+        Self { count: Arc::new(count), packed }
+    }
+
+    fn count<T: 'static>(&self, message: &[u8], length: usize) -> Result<(), Status> {
+        let bytes = unfolded::of::<T>(message) + if self.packed { length } else { 0 };
+        if bytes == 0 { Ok(()) } else { (self.count)(bytes) }
     }
 
     /// Counts what is decoded in `work`.
@@ -89,17 +100,17 @@ impl Unpacked {
     }
 }
 
-/// Decodes `U`; where the task counts what it unpacks, counted.
+/// Decodes `U`; where the task counts what it decodes, counted.
 #[derive(Clone, Debug)]
 pub struct CountedDecoder<U>(ProstDecoder<U>);
 
-impl<U: Message + Default> Decoder for CountedDecoder<U> {
+impl<U: Message + Default + 'static> Decoder for CountedDecoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // Plain calls have no count here.
-        UNPACKED.try_with(|unpacked| (unpacked.0)(buf.remaining())).unwrap_or(Ok(()))?;
+        // A message stands in one piece. Reads that came plain have no count here.
+        UNPACKED.try_with(|unpacked| unpacked.count::<U>(buf.chunk(), buf.remaining())).unwrap_or(Ok(()))?;
         self.0.decode(buf)
     }
 

@@ -31,7 +31,8 @@ pub struct EncodedRow {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Rare {
-    missing_features: Vec<String>,
+    /// Encoded field 10.
+    missing_features: Bytes,
     error: Option<Error>,
 }
 
@@ -82,12 +83,12 @@ impl EncodedRow {
         self
     }
 
-    /// With encoded field 3 of the features that were asked for by name, and the names that the record lacks.
-    pub fn with_projected(mut self, features: Bytes, missing: Vec<String>) -> Self {
+    /// With encoded field 3 of the features that were asked for by name, and encoded field 10 of the names that the record lacks.
+    pub fn with_projected(mut self, features: Bytes, missing: Bytes) -> Self {
         self.len += features.len() as u32;
         self.projected = features;
         if !missing.is_empty() {
-            self.len += encoding::string::encoded_len_repeated(10, &missing) as u32;
+            self.len += missing.len() as u32;
             self.rare.get_or_insert_default().missing_features = missing;
         }
         self
@@ -108,7 +109,7 @@ impl EncodedRow {
     }
 
     /// Its length as one of a message's rows.
-    pub(super) fn encoded_len_as(&self) -> usize {
+    pub fn encoded_len_as(&self) -> usize {
         1 + encoding::encoded_len_varint(u64::from(self.len)) + self.len as usize
     }
 
@@ -125,7 +126,7 @@ impl EncodedRow {
         }
         buf.put_slice(&self.stored);
         if let Some(rare) = &self.rare {
-            encoding::string::encode_repeated(10, &rare.missing_features, buf);
+            buf.put_slice(&rare.missing_features);
             if let Some(error) = &rare.error {
                 encoding::message::encode(11, error, buf);
             }

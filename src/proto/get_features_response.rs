@@ -1,6 +1,8 @@
 //! `GetFeaturesResponse` as the server sends it: rows know their lengths, and what comes before a row's stored bytes goes out
 //! in few pieces.
 
+use std::sync::Arc;
+
 use bytes::{Buf, BufMut};
 use prost::{
     DecodeError, Message,
@@ -8,12 +10,31 @@ use prost::{
 };
 
 use super::{EncodedRow, FeatureMatrix};
+use crate::in_flight::Share;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GetFeaturesResponse {
     pub rows: Vec<EncodedRow>,
     pub matrix: Option<FeatureMatrix>,
     pub degraded: bool,
+    pub held: Held,
+}
+
+/// Counts what an answer has until it is encoded: where its client does not read, it waits for that.
+#[derive(Clone, Debug, Default)]
+pub struct Held(#[expect(dead_code, reason = "held, not read")] Option<Arc<Share>>);
+
+impl Held {
+    pub fn by(share: Share) -> Self {
+        Self(Some(Arc::new(share)))
+    }
+}
+
+/// It is no part of the message.
+impl PartialEq for Held {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl Message for GetFeaturesResponse {

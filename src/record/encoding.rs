@@ -19,6 +19,7 @@
 mod features;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod kept;
 mod matrix;
 mod places;
 mod projection;

@@ -7,7 +7,7 @@
 use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 use hyper::{
     body::Incoming,
@@ -27,7 +27,9 @@ use tower::Service as _;
 use super::{
     guard::HEALTH,
     metrics::Metrics,
+    only_grpc,
     opening::{self, Speaks},
+    refusals::{NotGrpc, Refusals},
 };
 use crate::{
     metrics::Format,
@@ -57,6 +59,8 @@ pub(super) struct Shown {
     /// grpc.health.v1.
     pub(super) health: Routes,
     pub(super) draining: CancellationToken,
+    /// What was neither a call of health nor a look at the rest.
+    pub(super) not_grpc: Arc<Refusals>,
 }
 
 /// Serves the admin endpoints until `stop`.
@@ -138,15 +142,37 @@ async fn last_answer(connection: impl Future<Output = hyper::Result<()>>) -> io:
 
 async fn answer(request: Request<Incoming>, mut shown: Shown) -> Response<Body> {
     if request.uri().path().starts_with(HEALTH) {
+        if let Err(what) = only_grpc::check(request.method(), request.headers()) {
+            shown.not_grpc.count(what);
+            return only_grpc::refusal(what).map(Body::new);
+        }
         let Ok(answer) = shown.health.call(request).await;
         return answer;
     }
-    let Shown { tiered, metrics, draining, .. } = &shown;
-    respond(&request, tiered, metrics, draining.is_cancelled()).map(Body::new)
+    let Shown { tiered, metrics, draining, not_grpc, .. } = &shown;
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        not_grpc.count(NotGrpc::Method);
+        return method_not_allowed().map(Body::new);
+    }
+    let response = respond(&request, tiered, metrics, draining.is_cancelled());
+    match (request.method(), request.version()) {
+        // Over HTTP/1 hyper leaves the body out itself, and tells how long it would be.
+        (&Method::HEAD, Version::HTTP_2) => response.map(|_| Body::empty()),
+        _ => response.map(Body::new),
+    }
+}
+
+fn method_not_allowed() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(b"there are GET and HEAD\n")));
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    let headers = response.headers_mut();
+    headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
 }
 
 fn respond<B>(request: &Request<B>, tiered: &Tiered, metrics: &Metrics, draining: bool) -> Response<Full<Bytes>> {
-    let accepted = request.headers().get(http::header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
+    let accepted = request.headers().get(header::ACCEPT).and_then(|accepted| accepted.to_str().ok());
     let format = Format::accepted(accepted.unwrap_or_default());
     let path = request.uri().path();
     let (status, body) = match path {
@@ -163,6 +189,6 @@ fn respond<B>(request: &Request<B>, tiered: &Tiered, metrics: &Metrics, draining
     *response.status_mut() = status;
     // Prometheus refuses a scrape that does not name its format.
     let format = if path == "/metrics" { format.content_type() } else { "text/plain; charset=utf-8" };
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(format));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format));
     response
 }

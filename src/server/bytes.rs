@@ -1,9 +1,10 @@
 //! The bodies of calls, counted: what a request brought is held until its call is answered, and what an answer has until it
-//! is written to the connection, however long its client takes to read it. A request that is not whole in time is ended.
+//! is written to the connection, however long its client takes to read it. A request that is not whole in time is ended, and
+//! so is a stream's message.
 //!
 //! What comes packed is counted as it came, and as what it is when it is unpacked (`proto::Unpacked`).
 //!
-//! Not counted is what a handler makes in between; calls at once bound that. Nor what HTTP/2 itself holds, which its
+//! What reads hold in between is counted by `tiered`. Not counted is what HTTP/2 itself holds, which its
 //! windows and `connections` bound.
 
 use std::{
@@ -19,21 +20,26 @@ use std::{
 use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::{sync::OwnedSemaphorePermit, time::Sleep};
+use tokio::time::Sleep;
 use tonic::Status;
 
+use super::{messages::Messages, streams::Life};
 use crate::api::{ConnectionBytes, InFlight, Share, status};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long a request may take to arrive. Streams have no such bound, as their clients send when they have something.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a request may take to arrive, and on a stream each message, from its first byte on: its client sends the next one
+/// when it has something. What counts is the time that the server waits for the client.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Parts of a request that are too small to be counted one by one.
 const UNCOUNTED: usize = 4 << 10;
 /// What an answer costs beside its bytes, roughly: small ones count for something too.
 const ANSWER: usize = 512;
 /// Long answers are sent in pieces of this size, so that a client who reads slowly is told from one who does not.
 const PIECE: usize = 256 << 10;
+
+/// Until a stream is over.
+type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pin_project! {
     /// A request's body.
@@ -42,15 +48,36 @@ pin_project! {
         body: B,
         call: InFlight,
         uncounted: usize,
-        is_stream: bool,
+        stream: Option<Box<Arriving>>,
         // Only once something was waited for.
-        patience: Option<Pin<Box<Sleep>>>,
+        timeout: Option<Pin<Box<Sleep>>>,
+    }
+}
+
+/// What arrives on a stream.
+struct Arriving {
+    life: Arc<Life>,
+    messages: Messages,
+    over: Over,
+}
+
+impl Arriving {
+    fn new(life: Arc<Life>) -> Self {
+        let over = Box::pin(life.clone().ended());
+        Self { life, messages: Messages::default(), over }
+    }
+
+    /// Why the stream has ended.
+    fn why_ended(&self) -> Status {
+        self.life.why_ended().cloned().unwrap_or_else(|| Status::cancelled("the stream has ended"))
     }
 }
 
 impl<B> Receiving<B> {
-    pub(super) fn new(body: B, call: InFlight, is_stream: bool) -> Self {
-        Self { body, call, uncounted: 0, is_stream, patience: None }
+    /// `stream`: the request is one.
+    pub(super) fn new(body: B, call: InFlight, stream: Option<Arc<Life>>) -> Self {
+        let stream = stream.map(|life| Box::new(Arriving::new(life)));
+        Self { body, call, uncounted: 0, stream, timeout: None }
     }
 }
 
@@ -64,13 +91,28 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
         let Poll::Ready(frame) = this.body.poll_frame(cx) else {
-            if *this.is_stream {
-                return Poll::Pending;
+            if let Some(stream) = this.stream {
+                if stream.over.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Some(Err(stream.why_ended().into())));
+                }
+                if !stream.messages.is_within_one() {
+                    return Poll::Pending;
+                }
             }
-            let patience = this.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
-            ready!(patience.as_mut().poll(cx));
-            return Poll::Ready(Some(Err(status::request_too_slow().into())));
+            let timeout = this.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(ARRIVAL_TIMEOUT)));
+            ready!(timeout.as_mut().poll(cx));
+            let too_slow = status::request_too_slow();
+            if let Some(stream) = this.stream {
+                stream.life.fail(too_slow.clone());
+            }
+            return Poll::Ready(Some(Err(too_slow.into())));
         };
+        if let (Some(stream), Some(Ok(frame))) = (this.stream, &frame) {
+            stream.life.go_on();
+            if frame.data_ref().is_some_and(|bytes| stream.messages.take(bytes)) {
+                *this.timeout = None;
+            }
+        }
         if let Some(Ok(frame)) = &frame {
             *this.uncounted += frame.data_ref().map_or(0, Bytes::len);
             if *this.uncounted > UNCOUNTED && !this.call.receive(std::mem::take(this.uncounted)) {
@@ -98,19 +140,31 @@ pub(super) struct Sending {
     /// Of a long message, with the share of all of it on the last one.
     pieces: VecDeque<Counted>,
     is_refused: bool,
-    #[expect(dead_code, reason = "held, not read")]
-    watch: Option<OwnedSemaphorePermit>,
+    /// Of a stream.
+    stream: Option<(Arc<Life>, Over)>,
 }
 
 impl Sending {
-    /// `watch`: held until the answer ends.
+    /// `stream`: the answer is that of a stream, which has its place until it ends.
     pub(super) fn new(
         body: tonic::body::Body,
         connection: Arc<ConnectionBytes>,
         may_be_refused: bool,
-        watch: Option<OwnedSemaphorePermit>,
+        stream: Option<Arc<Life>>,
     ) -> Self {
-        Self { body, connection, may_be_refused, pieces: VecDeque::new(), is_refused: false, watch }
+        let stream = stream.map(|life| (life.clone(), Box::pin(life.over()) as Over));
+        Self { body, connection, may_be_refused, pieces: VecDeque::new(), is_refused: false, stream }
+    }
+
+    /// Of a stream.
+    pub(super) fn life(&self) -> Option<&Arc<Life>> {
+        self.stream.as_ref().map(|(life, _)| life)
+    }
+
+    /// A few words to who makes no call.
+    pub(super) fn words(words: String, connection: Arc<ConnectionBytes>) -> Self {
+        let body = tonic::body::Body::new(http_body_util::Full::new(Bytes::from(words)));
+        Self::new(body, connection, false, None)
     }
 
     /// Counts a message, or gives it up.
@@ -121,11 +175,7 @@ impl Sending {
             false => Some(Share::take(&self.connection, size)),
         };
         let Some(share) = share else {
-            self.is_refused = true;
-            let mut trailers = http::HeaderMap::new();
-            let added = status::too_many_bytes().add_header(&mut trailers);
-            debug_assert!(added.is_ok(), "our own words fit into a header");
-            return Frame::trailers(trailers);
+            return self.give_up(&status::too_many_bytes());
         };
         if bytes.len() <= PIECE {
             return Frame::data(Counted { bytes, share });
@@ -141,6 +191,26 @@ impl Sending {
     }
 }
 
+impl Sending {
+    /// Ends the answer with this status.
+    fn give_up(&mut self, why: &Status) -> Frame<Counted> {
+        self.is_refused = true;
+        // Whatever it holds, it is not sent.
+        self.body = tonic::body::Body::empty();
+        let mut trailers = http::HeaderMap::new();
+        let added = why.add_header(&mut trailers);
+        debug_assert!(added.is_ok(), "our own words fit into a header");
+        Frame::trailers(trailers)
+    }
+
+    /// If the stream was ended: the end of its answer.
+    fn ended(&mut self) -> Option<Frame<Counted>> {
+        let (life, _) = self.stream.as_ref()?;
+        let why = life.why_ended()?.clone();
+        Some(self.give_up(&why))
+    }
+}
+
 impl Body for Sending {
     type Data = Counted;
     type Error = Status;
@@ -152,7 +222,17 @@ impl Body for Sending {
         if self.is_refused {
             return Poll::Ready(None);
         }
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(ended) = self.ended() {
+            return Poll::Ready(Some(Ok(ended)));
+        }
+        let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+            let Some((_, over)) = &mut self.stream else { return Poll::Pending };
+            ready!(over.as_mut().poll(cx));
+            return Poll::Ready(self.ended().map(Ok));
+        };
+        if let Some((life, _)) = &self.stream {
+            life.go_on();
+        }
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| match frame.into_data() {
                 Ok(bytes) => self.counted(bytes),
@@ -201,10 +281,15 @@ impl Buf for Counted {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt as _;
     use http_body_util::{BodyExt as _, Full};
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::api::ByteBudget;
+    use crate::{
+        api::{ByteBudget, Place},
+        server::streams::{self, ConnectionStreams, Streams},
+    };
 
     fn sending(budget: usize, answer: Vec<u8>, may_be_refused: bool) -> (Arc<ByteBudget>, Sending) {
         let all = Arc::new(ByteBudget::new(budget));
@@ -239,13 +324,80 @@ mod tests {
         assert_eq!((piece.remaining(), all.held()), (500, 500 + ANSWER));
     }
 
+    fn call() -> InFlight {
+        InFlight::new(Place::None, Arc::new(ConnectionBytes::new(Arc::new(ByteBudget::new(1 << 20)))))
+    }
+
+    fn stream(path: &str) -> Arc<Life> {
+        let streams = Streams::new(CancellationToken::new());
+        streams.begin(streams::kind(path).unwrap(), &ConnectionStreams::default()).unwrap()
+    }
+
+    const BULK: &str = "/featurestore.v1.FeatureStoreService/BulkUpsert";
+    const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+
+    type Body = http_body_util::StreamBody<futures_util::stream::BoxStream<'static, Result<Frame<Bytes>, Status>>>;
+
+    /// A body of these parts, each after a time, which does not end.
+    fn arriving(parts: Vec<(Duration, &'static [u8])>) -> Body {
+        let parts = futures_util::stream::iter(parts).then(|(after, part)| async move {
+            tokio::time::sleep(after).await;
+            Ok(Frame::data(Bytes::from_static(part)))
+        });
+        http_body_util::StreamBody::new(Box::pin(parts.chain(futures_util::stream::pending())))
+    }
+
+    async fn ended(mut body: Receiving<Body>) -> (Duration, tonic::Code) {
+        let began = tokio::time::Instant::now();
+        loop {
+            match body.frame().await.unwrap() {
+                Ok(_) => {}
+                Err(ended) => return (began.elapsed(), Status::from_error(ended).code()),
+            }
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_is_not_whole_in_time_is_ended_and_a_stream_may_take_its_time() {
-        let call = || InFlight::new(None, Arc::new(ConnectionBytes::new(Arc::new(ByteBudget::new(1 << 20)))));
-        let never = || http_body_util::StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Status>>());
-        let ended = Receiving::new(never(), call(), false).frame().await.unwrap().unwrap_err();
-        assert_eq!(Status::from_error(ended).code(), tonic::Code::DeadlineExceeded);
-        let mut stream = Receiving::new(never(), call(), true);
-        assert!(tokio::time::timeout(10 * PATIENCE, stream.frame()).await.is_err());
+    async fn a_request_that_is_not_whole_in_time_is_ended() {
+        let (after, code) = ended(Receiving::new(arriving(Vec::new()), call(), None)).await;
+        assert_eq!((after.as_secs(), code), (ARRIVAL_TIMEOUT.as_secs(), tonic::Code::DeadlineExceeded));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_may_take_its_time_between_messages_and_not_within_one() {
+        let mut quiet = Receiving::new(arriving(Vec::new()), call(), Some(stream(BULK)));
+        assert!(tokio::time::timeout(10 * ARRIVAL_TIMEOUT, quiet.frame()).await.is_err());
+        let second = Duration::from_secs(1);
+        // A message of two bytes and one whose length never comes; and one that comes byte by byte without end.
+        let begun = vec![(20 * second, &b"\0\0\0\0\x02ab"[..]), (20 * second, b"\0\0")];
+        let trickle: Vec<(Duration, &[u8])> =
+            [(second, &b"\0\0\0\xff\xff"[..])].into_iter().chain((0..60).map(|_| (second, &b"x"[..]))).collect();
+        for (parts, begins) in [(begun, 40), (trickle, 1)] {
+            for (path, answer_ends) in [(REFLECTION, true), (BULK, false)] {
+                let life = stream(path);
+                let (after, code) = ended(Receiving::new(arriving(parts.clone()), call(), Some(life.clone()))).await;
+                let expected = begins + ARRIVAL_TIMEOUT.as_secs();
+                assert_eq!((after.as_secs(), code), (expected, tonic::Code::DeadlineExceeded));
+                // Of a bulk stream the chunks before are answered first.
+                assert_eq!(life.why_ended().is_some(), answer_ends, "{path}");
+            }
+        }
+        // Whole ones, each of which takes less than the time that one may take.
+        let whole = (0..20).flat_map(|_| [(6 * second, &b"\0\0\0\0"[..]), (3 * second, b"\x01x")]).collect();
+        let whole = ended(Receiving::new(arriving(whole), call(), Some(stream(BULK))));
+        assert!(tokio::time::timeout(1000 * second, whole).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_stream_ends_with_both_its_bodies() {
+        let life = stream(REFLECTION);
+        let receiving = tokio::spawn(ended(Receiving::new(arriving(Vec::new()), call(), Some(life.clone()))));
+        let body = tonic::body::Body::new(arriving(Vec::new()));
+        let connection = Arc::new(ConnectionBytes::new(Arc::new(ByteBudget::new(1 << 20))));
+        let mut sending = Sending::new(body, connection, false, Some(life));
+        let trailers = sending.frame().await.unwrap().unwrap().into_trailers().ok().unwrap();
+        assert_eq!(trailers["grpc-status"], "14");
+        assert!(sending.frame().await.is_none());
+        assert_eq!(receiving.await.unwrap().1, tonic::Code::Unavailable);
     }
 }

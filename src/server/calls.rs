@@ -242,6 +242,17 @@ pin_project! {
     }
 }
 
+impl<A> Answer<A> {
+    /// The answer to what is no call.
+    pub(super) fn uncounted(body: A) -> Self {
+        Self { body, call: None }
+    }
+
+    pub(super) fn body(&self) -> &A {
+        &self.body
+    }
+}
+
 impl<A: HttpBody<Error = Status>> HttpBody for Answer<A> {
     type Data = A::Data;
     type Error = Status;

@@ -6,11 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::server::conn::http2;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
 use rand::RngExt as _;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -20,8 +15,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Layered,
+    http2::{Http2, LOOK},
     opening::{self, Opened, Speaks},
-    tls::Tls,
+    refusals::{self, NotGrpc, Refusals},
+    tls::{self, Tls},
 };
 use crate::{
     api::{ByteBudget, ConnectionBytes},
@@ -29,23 +26,10 @@ use crate::{
     tiered::seldom::Seldom,
 };
 
-const MAX_CONCURRENT_STREAMS: u32 = 256;
-const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
-const MAX_LOCAL_RESETS: usize = 1024;
-/// Calls that their client took back before a busy server came to them. By default 20 end the connection, which a client
-/// whose deadlines pass at the same moment would meet; no client can take back more than it may have at once.
-const MAX_TAKEN_BACK: usize = MAX_CONCURRENT_STREAMS as usize;
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Batches of rows are large: the HTTP/2 default of 64 KiB would make a response wait for its client.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Clients that connect again now and then find new replicas; jitter keeps them from doing so together.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// For the TLS handshake, and again until the client has said that it speaks HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a connection is looked at: for its age, and for whether its client reads.
-const LOOK: Duration = Duration::from_secs(10);
 
 /// The connections of one listener.
 #[derive(Clone)]
@@ -66,6 +50,8 @@ pub(super) struct Bounds {
     /// Those that are there now, and how many were closed as too many; for the metrics.
     pub(super) open: TaskTracker,
     pub(super) refused: Arc<Counter>,
+    /// What was no gRPC.
+    pub(super) not_grpc: Arc<Refusals>,
     /// What all of them receive and send.
     pub(super) bytes: Arc<ByteBudget>,
     /// For what many clients could fill the log with.
@@ -129,18 +115,46 @@ impl Connections {
 
     async fn greet(mut self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        self.service.inner_mut().inner_mut().set_peer(stream.peer_addr().ok());
+        self.service.inner_mut().inner_mut().inner_mut().set_peer(stream.peer_addr().ok());
         match &self.bounds.tls {
             None => {
                 let opened = self.in_time(opening::open(stream)).await?;
-                self.serve_http2(opened).await
+                self.serve_opened(opened).await
             }
             Some(tls) => {
+                if !self.in_time(opening::begins_with_tls(&stream)).await? {
+                    return self.refuse(self.in_time(opening::open(stream)).await?, NotGrpc::Plaintext).await;
+                }
                 let stream = self.in_time(tls.accept(stream)).await?;
+                let asks_for_http2 = tls::asks_for_http2(&stream);
                 let opened = self.in_time(opening::open(stream)).await?;
-                self.serve_http2(opened).await
+                if !asks_for_http2 {
+                    return self.refuse(opened, NotGrpc::NoAlpn).await;
+                }
+                self.serve_opened(opened).await
             }
         }
+    }
+
+    async fn serve_opened<S>(self, (speaks, stream): (Speaks, Opened<S>)) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let why = match speaks {
+            Speaks::Http2 => return self.serve_http2(stream).await,
+            Speaks::Http1 => NotGrpc::Http1,
+            Speaks::Tls => NotGrpc::Tls,
+            Speaks::SomethingElse => NotGrpc::Unknown,
+        };
+        self.refuse((speaks, stream), why).await
+    }
+
+    async fn refuse<S>(&self, (speaks, stream): (Speaks, Opened<S>), why: NotGrpc) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.bounds.not_grpc.count(why);
+        refusals::refuse(stream, speaks, why).await
     }
 
     /// Waits for a client that must say something.
@@ -155,51 +169,39 @@ impl Connections {
         }
     }
 
-    async fn serve_http2<S>(mut self, (speaks, stream): (Speaks, Opened<S>)) -> io::Result<()>
+    async fn serve_http2<S>(mut self, stream: Opened<S>) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        if speaks != Speaks::Http2 {
-            let what = "the client speaks no HTTP/2 with prior knowledge: it is TLS to a plaintext port, or HTTP/1";
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        let mut settings = http2::Builder::new(TokioExecutor::new());
-        settings
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-            .max_header_list_size(MAX_HEADER_LIST_BYTES)
-            .max_local_error_reset_streams(MAX_LOCAL_RESETS)
-            .max_pending_accept_reset_streams(MAX_TAKEN_BACK)
-            .keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
         let bytes = Arc::new(ConnectionBytes::new(self.bounds.bytes.clone()));
-        self.service.inner_mut().set_connection(bytes.clone());
-        let service = TowerToHyperService::new(self.service);
-        let connection = settings.serve_connection(TokioIo::new(stream), service);
+        self.service.set_connection(bytes.clone());
+        self.service.inner_mut().inner_mut().set_connection(bytes.clone());
+        let mut connection = self.in_time(Http2::greet(stream, self.service.clone(), bytes.clone())).await?;
         let end = Instant::now() + MAX_AGE.mul_f64(rand::rng().random_range(0.9..=1.1));
         let mut stall = Stall { bounds: self.bounds.clone(), bytes, before: None };
         let mut looks = tokio::time::interval_at(tokio::time::Instant::now() + LOOK, LOOK);
-        tokio::pin!(connection);
         loop {
             tokio::select! {
-                ended = connection.as_mut() => return ended.map_err(io::Error::other),
+                ended = connection.serve() => return ended,
                 () = self.go_away.cancelled() => break,
                 _ = looks.tick() => {
                     stall.look()?;
+                    connection.look()?;
                     if Instant::now() >= end {
                         break;
                     }
                 }
             }
         }
-        connection.as_mut().graceful_shutdown();
+        connection.go_away();
         loop {
             tokio::select! {
-                ended = connection.as_mut() => return ended.map_err(io::Error::other),
+                ended = connection.serve() => return ended,
                 () = self.abort.cancelled() => return Ok(()),
-                _ = looks.tick() => stall.look()?,
+                _ = looks.tick() => {
+                    stall.look()?;
+                    connection.look()?;
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Keeps one call from harming the others: calls beyond a bound, or while too many bytes are in flight, are shed before any
 //! work, with RESOURCE_EXHAUSTED and when to try again; a panic in a handler becomes INTERNAL and the process lives; a message that the codec found too large
-//! or no message at all is refused in our own words. The health service is exempt from shedding, so that a busy server is not taken for a dead
-//! one, but for its streams beyond a number of their own.
+//! or no message at all is refused in our own words. Streams have places of their own (`streams`). The health service is exempt from
+//! shedding but for its streams, so that a busy server is not taken for a dead one.
 
 use std::{
     convert::Infallible,
@@ -18,22 +18,22 @@ use futures_util::{
 };
 use http::{HeaderMap, Request, Response};
 use pin_project_lite::pin_project;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::bytes::{Receiving, Sending};
+use super::{
+    bytes::{Receiving, Sending},
+    streams::{self, ConnectionStreams, Life, Streams},
+};
 use crate::{
-    api::{ByteBudget, ConnectionBytes, InFlight, status},
+    api::{ByteBudget, ConnectionBytes, InFlight, Place, status},
     metrics::Counter,
     proto::Unpacked,
 };
 
 pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
-/// Streams of health, which last as long as their clients want: the only calls of health that are bounded.
-const WATCH: &str = "/grpc.health.v1.Health/Watch";
-const MAX_WATCHES: usize = 1024;
-const REFLECTION: &str = "/grpc.reflection.";
 /// The only call of ours whose answer begins long before its work ends.
 const BULK: &str = "/featurestore.v1.FeatureStoreService/BulkUpsert";
 /// They outlive their calls.
@@ -45,21 +45,32 @@ const READ: &str = "/featurestore.v1.FeatureStoreService/GetFeatures";
 /// Makes [`Guard`]s that share one bound.
 #[derive(Clone, Debug)]
 pub(super) struct GuardLayer {
-    places: Arc<Semaphore>,
-    watches: Arc<Semaphore>,
+    bounds: Arc<Bounds>,
     bytes: Arc<ByteBudget>,
-    shed: Arc<Counter>,
+}
+
+/// What the calls of all connections share.
+#[derive(Debug)]
+struct Bounds {
+    places: Arc<Semaphore>,
+    streams: Streams,
+    shed: Counter,
     max_in_flight: usize,
     max_request_bytes: usize,
 }
 
 impl GuardLayer {
-    /// At most so many calls and bytes at once, over all connections.
-    pub(super) fn new(max_in_flight: usize, max_bytes_in_flight: usize, max_request_bytes: usize) -> Self {
+    /// At most so many calls and bytes at once, over all connections. `closing`: connections are told to go away.
+    pub(super) fn new(
+        max_in_flight: usize,
+        max_bytes_in_flight: usize,
+        max_request_bytes: usize,
+        closing: CancellationToken,
+    ) -> Self {
         let max_in_flight = max_in_flight.min(Semaphore::MAX_PERMITS);
-        let (places, bytes) = (Semaphore::new(max_in_flight), ByteBudget::new(max_bytes_in_flight));
-        let (watches, shed) = (Arc::new(Semaphore::new(MAX_WATCHES)), Arc::default());
-        Self { places: Arc::new(places), watches, bytes: Arc::new(bytes), shed, max_in_flight, max_request_bytes }
+        let (places, streams) = (Arc::new(Semaphore::new(max_in_flight)), Streams::new(closing));
+        let bounds = Bounds { places, streams, shed: Counter::default(), max_in_flight, max_request_bytes };
+        Self { bounds: Arc::new(bounds), bytes: Arc::new(ByteBudget::new(max_bytes_in_flight)) }
     }
 
     /// What calls receive and send.
@@ -69,12 +80,17 @@ impl GuardLayer {
 
     /// Calls that hold a place now.
     pub(super) fn in_flight(&self) -> usize {
-        self.max_in_flight - self.places.available_permits()
+        self.bounds.max_in_flight - self.bounds.places.available_permits()
     }
 
     /// Calls that found no place.
     pub(super) fn shed(&self) -> u64 {
-        self.shed.get()
+        self.bounds.shed.get()
+    }
+
+    /// Streams, by kind.
+    pub(super) fn streams(&self) -> &Streams {
+        &self.bounds.streams
     }
 }
 
@@ -83,8 +99,7 @@ impl<S> Layer<S> for GuardLayer {
 
     fn layer(&self, inner: S) -> Guard<S> {
         let connection = Arc::new(ConnectionBytes::new(self.bytes.clone()));
-        let (places, watches, shed) = (self.places.clone(), self.watches.clone(), self.shed.clone());
-        Guard { inner, places, watches, shed, connection, max_request_bytes: self.max_request_bytes }
+        Guard { inner, bounds: self.bounds.clone(), connection, streams: Arc::default() }
     }
 }
 
@@ -92,11 +107,10 @@ impl<S> Layer<S> for GuardLayer {
 #[derive(Clone, Debug)]
 pub(super) struct Guard<S> {
     inner: S,
-    places: Arc<Semaphore>,
-    watches: Arc<Semaphore>,
-    shed: Arc<Counter>,
+    bounds: Arc<Bounds>,
     connection: Arc<ConnectionBytes>,
-    max_request_bytes: usize,
+    /// Of the connection.
+    streams: Arc<ConnectionStreams>,
 }
 
 impl<S> Guard<S> {
@@ -107,7 +121,29 @@ impl<S> Guard<S> {
 
     /// For the calls of one connection.
     pub(super) fn set_connection(&mut self, connection: Arc<ConnectionBytes>) {
-        self.connection = connection;
+        (self.connection, self.streams) = (connection, Arc::default());
+    }
+
+    /// The place of a call of this path. The health service is never refused but for its streams, whatever is scarce.
+    fn place(&self, path: &str) -> Result<(Place, Option<Arc<Life>>), Status> {
+        if let Some(kind) = streams::kind(path) {
+            let life = self.bounds.streams.begin(kind, &self.streams).ok_or_else(status::too_many_streams)?;
+            return match !path.starts_with(HEALTH) && self.connection.is_full() {
+                true => Err(status::too_many_bytes()),
+                false => Ok((Place::Stream(life.place().clone()), Some(life))),
+            };
+        }
+        if path.starts_with(HEALTH) {
+            return Ok((Place::None, None));
+        }
+        match self.bounds.places.clone().try_acquire_owned() {
+            Ok(_) if self.connection.is_full() => Err(status::too_many_bytes()),
+            Ok(place) => Ok((Place::Call(place), None)),
+            Err(_) => {
+                self.bounds.shed.add(1);
+                Err(status::too_busy())
+            }
+        }
     }
 }
 
@@ -130,48 +166,38 @@ where
         let path = request.uri().path();
         let is_bulk = path == BULK;
         let is_write = is_bulk || WRITES.contains(&path);
-        let is_stream = is_bulk || path.starts_with(REFLECTION);
-        let may_be_refused = path == READ;
-        let (mut permit, mut watch) = (None, None);
-        let mut refused = None;
-        if path == WATCH {
-            watch = self.watches.clone().try_acquire_owned().ok();
-            refused = watch.is_none().then(status::too_busy);
-        } else if !path.starts_with(HEALTH) {
-            refused = match self.places.clone().try_acquire_owned() {
-                Ok(_) if self.connection.is_full() => Some(status::too_many_bytes()),
-                Ok(place) => {
-                    permit = Some(place);
-                    None
-                }
-                Err(_) => {
-                    self.shed.add(1);
-                    Some(status::too_busy())
-                }
-            };
-        }
-        if let Some(refused) = refused {
-            let connection = self.connection.clone();
-            let refused = refused.into_http().map(|body| Sending::new(body, connection, false, None));
-            return Either::Right(std::future::ready(Ok(refused)));
-        }
-        let place = InFlight::new(permit, self.connection.clone());
-        if is_write {
-            // Whoever serves the stream keeps its place, and a write the bytes that it came as.
+        let is_read = path == READ;
+        let may_be_refused = is_read;
+        let (place, stream) = match self.place(path) {
+            Ok(place) => place,
+            Err(refused) => {
+                let connection = self.connection.clone();
+                let refused = refused.into_http().map(|body| Sending::new(body, connection, false, None));
+                return Either::Right(std::future::ready(Ok(refused)));
+            }
+        };
+        let place = InFlight::new(place, self.connection.clone());
+        if is_write || is_read {
+            // Whoever serves the stream keeps its place, and a write the bytes that it came as. A read counts what it holds.
             request.extensions_mut().insert(place.clone());
         }
-        let unpacked = is_packed(request.headers()).then(|| {
+        let is_packed = is_packed(request.headers());
+        let unpacked = (is_packed || is_write).then(|| {
             let place = place.clone();
-            Unpacked::new(move |bytes| place.receive(bytes).then_some(()).ok_or_else(status::too_many_bytes))
+            Unpacked::new(is_packed, move |bytes| match place.receive(bytes) {
+                true => Ok(()),
+                false if bytes > place.most() => Err(status::unfolds_too_large(bytes, place.most())),
+                false => Err(status::too_many_bytes()),
+            })
         });
         if let (true, Some(unpacked)) = (is_bulk, &unpacked) {
             request.extensions_mut().insert(unpacked.clone());
         }
-        let request = request.map(|body| Receiving::new(body, place.clone(), is_stream));
+        let request = request.map(|body| Receiving::new(body, place.clone(), stream.clone()));
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         let connection = self.connection.clone();
-        let (place, max_request_bytes) = (Some(place), self.max_request_bytes);
-        Either::Left(Guarded { answer, place, unpacked, watch, connection, may_be_refused, max_request_bytes })
+        let (place, max_request_bytes) = (Some(place), self.bounds.max_request_bytes);
+        Either::Left(Guarded { answer, place, unpacked, stream, connection, may_be_refused, max_request_bytes })
     }
 }
 
@@ -181,10 +207,10 @@ pin_project! {
         #[pin]
         answer: CatchUnwind<AssertUnwindSafe<F>>,
         place: Option<InFlight>,
-        // Of a call whose messages come packed.
+        // Of a call whose messages come packed, or become much larger when they are decoded.
         unpacked: Option<Unpacked>,
-        // Of a stream of health; its answer holds it to its end.
-        watch: Option<OwnedSemaphorePermit>,
+        // Its answer holds it to its end.
+        stream: Option<Arc<Life>>,
         connection: Arc<ConnectionBytes>,
         may_be_refused: bool,
         max_request_bytes: usize,
@@ -202,8 +228,8 @@ impl<F: Future<Output = Answer>> Future for Guarded<F> {
         };
         let answer = ready!(answer).unwrap_or_else(|panic| Ok(panicked(panic.as_ref()).into_http()));
         (*call.place, *call.unpacked) = (None, None);
-        let watch = call.watch.take();
-        let counted = |body| Sending::new(body, call.connection.clone(), *call.may_be_refused, watch);
+        let stream = call.stream.take();
+        let counted = |body| Sending::new(body, call.connection.clone(), *call.may_be_refused, stream);
         Poll::Ready(answer.map(|answer| reworded(answer, *call.max_request_bytes).map(counted)))
     }
 }
@@ -263,7 +289,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_too_much_is_shed_but_never_health() {
-        let mut guard = GuardLayer::new(2, 1 << 20, 1).layer(Handler);
+        let mut guard = GuardLayer::new(2, 1 << 20, 1, CancellationToken::new()).layer(Handler);
         let hangs = |guard: &mut Guard<Handler>| guard.call(Request::builder().uri("/hang").body(()).unwrap());
         let (one, two) = (hangs(&mut guard), hangs(&mut guard));
         assert_eq!(code(&mut guard, "/read").await, Code::ResourceExhausted);
@@ -275,7 +301,7 @@ mod tests {
 
     #[tokio::test]
     async fn while_too_many_bytes_are_in_flight_no_call_is_begun() {
-        let layer = GuardLayer::new(2, 1000, 1);
+        let layer = GuardLayer::new(2, 1000, 1, CancellationToken::new());
         let mut guard = layer.layer(Handler);
         let share = crate::api::Share::take(&Arc::new(ConnectionBytes::new(layer.bytes().clone())), 1000);
         assert_eq!(code(&mut guard, "/read").await, Code::ResourceExhausted);
@@ -287,7 +313,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_internal_and_gives_its_place_back() {
-        let mut guard = GuardLayer::new(1, 1 << 20, 1).layer(Handler);
+        let mut guard = GuardLayer::new(1, 1 << 20, 1, CancellationToken::new()).layer(Handler);
         assert_eq!(code(&mut guard, "/panic").await, Code::Internal);
         assert_eq!(code(&mut guard, "/read").await, Code::Ok);
     }

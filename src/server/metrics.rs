@@ -13,7 +13,7 @@ pub(super) use edge::Edge;
 use super::{calls::CallMeter, guard::GuardLayer};
 use crate::{
     api::Api,
-    metrics::{Format, Kind, Text},
+    metrics::{Format, Kind, Log, LostLines, Text},
     tiered::Tiered,
 };
 
@@ -25,6 +25,7 @@ pub(super) struct Metrics {
     pub(super) guard: GuardLayer,
     pub(super) calls: Arc<CallMeter>,
     pub(super) edge: Edge,
+    pub(super) lost_lines: Arc<LostLines>,
 }
 
 impl Metrics {
@@ -37,8 +38,18 @@ impl Metrics {
         tiers::write(&mut text, &self.tiered);
         load::write(&mut text, &self.tiered, &self.guard);
         edge::write(&mut text, &self.edge);
+        self.lost_lines(&mut text);
         process::write(&mut text);
         text.finish()
+    }
+
+    fn lost_lines(&self, text: &mut Text) {
+        let help =
+            "Lines of the log and of the audit log that were dropped, as nobody read standard error fast enough.";
+        text.family("featurestore_log_lines_lost", Kind::Counter, help);
+        for log in Log::ALL {
+            text.value(&[("log", log.name())], self.lost_lines.get(log) as f64);
+        }
     }
 
     fn calls(&self, text: &mut Text) {

@@ -7,18 +7,56 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 /// What an HTTP/2 client says first.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What a TLS record begins with that holds a client's hello.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// What the client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Speaks {
     /// HTTP/2.
     Http2,
-    /// HTTP/1, TLS, or nonsense.
+    /// Text, as HTTP/1 is.
+    Http1,
+    /// TLS.
+    Tls,
+    /// None of these.
     SomethingElse,
+}
+
+impl Speaks {
+    fn of(first: &[u8]) -> Self {
+        match first {
+            first if first == PREFACE => Self::Http2,
+            [TLS_HANDSHAKE, ..] => Self::Tls,
+            [letter, ..] if letter.is_ascii_alphabetic() && first.iter().all(|byte| is_text(*byte)) => Self::Http1,
+            _ => Self::SomethingElse,
+        }
+    }
+}
+
+fn is_text(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~' | b'\r' | b'\n' | b'\t')
+}
+
+/// Whether a client begins with TLS. Nothing is read.
+pub(super) async fn begins_with_tls(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    match stream.peek(&mut first).await? {
+        0 => Err(left()),
+        _ => Ok(first == [TLS_HANDSHAKE]),
+    }
+}
+
+fn left() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the client left before it said anything")
 }
 
 /// A connection whose first bytes were read, and are read again.
@@ -35,12 +73,11 @@ pub(super) async fn open<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<(Spe
     let (mut first, mut end) = ([0; PREFACE.len()], 0);
     while end < first.len() && PREFACE.starts_with(&first[..end]) {
         match stream.read(&mut first[end..]).await? {
-            0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client left before it said anything")),
+            0 => return Err(left()),
             read => end += read,
         }
     }
-    let speaks = if first[..end] == PREFACE[..] { Speaks::Http2 } else { Speaks::SomethingElse };
-    Ok((speaks, Opened { stream, first, begin: 0, end }))
+    Ok((Speaks::of(&first[..end]), Opened { stream, first, begin: 0, end }))
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Opened<S> {
@@ -103,8 +140,15 @@ mod tests {
     async fn the_first_bytes_tell_and_are_read_again() {
         let http2 = [&PREFACE[..], b"frames"].concat();
         assert_eq!(opened(&http2).await, (Speaks::Http2, http2));
-        for other in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01hello", b"PRI * HTTP/1.1", b"P\0"] {
-            assert_eq!(opened(other).await, (Speaks::SomethingElse, other.to_vec()));
+        let others: [(&[u8], Speaks); 5] = [
+            (b"GET / HTTP/1.1\r\n\r\n", Speaks::Http1),
+            (b"PRI * HTTP/1.1", Speaks::Http1),
+            (b"\x16\x03\x01hello", Speaks::Tls),
+            (b"P\0", Speaks::SomethingElse),
+            (b"\r\n", Speaks::SomethingElse),
+        ];
+        for (other, speaks) in others {
+            assert_eq!(opened(other).await, (speaks, other.to_vec()));
         }
     }
 

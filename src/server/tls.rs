@@ -24,9 +24,17 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::access::reload::Reload;
+
 const HTTP2: &[u8] = b"h2";
 /// Between two looks at files that make a bad pair: one of them may have been new and the other not yet.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
+
+/// Whether a client has asked for HTTP/2. One that names protocols and not this one was refused by rustls; one that names none
+/// was not.
+pub(super) fn asks_for_http2(stream: &TlsStream<TcpStream>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(HTTP2)
+}
 
 /// Where certificates are.
 #[derive(Clone, Debug)]
@@ -118,25 +126,21 @@ impl Tls {
 
     /// Greets a client. Who waits sets the bound.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let stream = TlsAcceptor::from(self.0.current.load_full()).accept(stream).await?;
-        // A client that names protocols and not this one was refused by rustls.
-        match stream.get_ref().1.alpn_protocol() {
-            Some(HTTP2) => Ok(stream),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the client does not ask for HTTP/2 (ALPN h2)")),
-        }
+        TlsAcceptor::from(self.0.current.load_full()).accept(stream).await
     }
 
-    /// Follows the files until `stop`.
-    pub(super) async fn follow(self, stop: CancellationToken) {
+    /// Follows the files until `stop`: looks at them now and then, and when asked.
+    pub(super) async fn follow(self, stop: CancellationToken, mut reload: Reload) {
         let files = &self.0.files;
         let mut seen = Ok(self.0.first.clone());
         loop {
-            tokio::select! {
+            let is_asked = tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(files.reload_interval) => {}
-            }
+                () = tokio::time::sleep(files.reload_interval) => false,
+                () = reload.asked() => true,
+            };
             let mut now = self.look().await;
-            if now == seen {
+            if now == seen && !is_asked {
                 continue;
             }
             let mut made = self.make(&now);
@@ -147,6 +151,10 @@ impl Tls {
             }
             self.0.is_failing.store(made.is_err(), Relaxed);
             match made {
+                Ok(_) if now == seen => {
+                    let file = files.cert_file.display();
+                    tracing::info!(%file, "the certificates were read again, and are what they were before");
+                }
                 Ok(Made { config, not_after }) => {
                     self.0.current.store(Arc::new(config));
                     self.0.not_after.store(not_after, Relaxed);

@@ -1,10 +1,12 @@
 //! What a write does to what is stored, as a pure function: the embedded store runs it in its writer, and the MongoDB
 //! store's update pipeline is tested against it.
 
-use super::{Change, Outcome, REMEMBERED_REQUESTS, Receipt, RequestId, Write, WriteRules, collect_at};
+use super::{
+    Change, Operation, Outcome, REMEMBERED_REQUESTS, Receipt, RequestId, Write, WriteRules, collect_at, repeated,
+};
 use crate::record::{
     Lifetime, Millis, Revision, State, WriteMode,
-    encoding::{Encoder, Head, StoredRecord},
+    encoding::{EncodedFeatures, Encoder, Head, StoredRecord},
 };
 
 /// All that is stored for a key.
@@ -32,6 +34,8 @@ pub enum Content {
 pub struct Remembered {
     /// The write's.
     pub id: RequestId,
+    /// What it was to do; None: nobody needs to know.
+    pub operation: Option<Operation>,
     /// What became of it.
     pub outcome: Outcome,
 }
@@ -61,6 +65,11 @@ impl Document {
         Receipt { outcome, revision: self.revision(), tombstone }
     }
 
+    /// Whether this is a record that has not expired.
+    pub fn is_live(&self, now: Millis) -> bool {
+        self.live(now).is_some()
+    }
+
     fn live(&self, now: Millis) -> Option<&StoredRecord> {
         match &self.content {
             Content::Record(record) if !record.is_expired(now) => Some(record),
@@ -73,14 +82,26 @@ impl Document {
 /// changed (a remembered attempt is a change; an attempt on nothing leaves nothing). A merge takes over what is stored
 /// undecoded: whoever has it from a disk sees to it that it can be decoded.
 pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &WriteRules) -> (Receipt, Option<Document>) {
-    let Write { key: _, request_id, if_revision, change } = write;
-    let remembered = |document: &&Document| document.requests.iter().find(|r| r.id == request_id).cloned();
+    apply_within(stored, write, now, rules, &|_, _| None)
+}
+
+/// The same for a store that cannot hold every record that the rules allow: `refuse` says so of features and a model version.
+pub fn apply_within(
+    stored: Option<&Document>,
+    write: Write,
+    now: Millis,
+    rules: &WriteRules,
+    refuse: &dyn Fn(&EncodedFeatures, &str) -> Option<Outcome>,
+) -> (Receipt, Option<Document>) {
+    let remembered = |document: &&Document| document.requests.iter().find(|r| r.id == write.request_id).cloned();
     if let Some((document, first)) = stored.and_then(|document| Some((document, remembered(&document)?))) {
-        return (document.receipt(first.outcome), None);
+        return (document.receipt(repeated(&write, first.operation, first.outcome)), None);
     }
+    let operation = Operation::of(&write);
+    let Write { key: _, request_id, if_revision, change } = write;
     let revision = stored.map_or(Revision::NONE, Document::revision);
     let live = stored.and_then(|document| document.live(now));
-    let (outcome, content) = attempt(live, revision.next(now), if_revision, change, now, rules);
+    let (outcome, content) = attempt(live, revision.next(now), if_revision, change, now, rules, refuse);
 
     let document = match (content, stored) {
         (Some(content), stored) => Some(Document {
@@ -89,10 +110,11 @@ pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &Write
                 Content::Tombstone(_) => collect_at(live.and_then(StoredRecord::expire_at), Some(now), rules),
             },
             content,
-            requests: remember(stored, request_id, outcome),
+            requests: remember(stored, Remembered { id: request_id, operation, outcome }),
         }),
         (None, Some(stored)) => {
-            Some(Document { requests: remember(Some(stored), request_id, outcome), ..stored.clone() })
+            let this = Remembered { id: request_id, operation, outcome };
+            Some(Document { requests: remember(Some(stored), this), ..stored.clone() })
         }
         (None, None) => None,
     };
@@ -107,6 +129,7 @@ fn attempt(
     change: Change,
     now: Millis,
     rules: &WriteRules,
+    refuse: &dyn Fn(&EncodedFeatures, &str) -> Option<Outcome>,
 ) -> (Outcome, Option<Content>) {
     let stored = live.map_or(Revision::NONE, StoredRecord::revision);
     if if_revision.is_some_and(|wanted| wanted != stored) {
@@ -134,10 +157,13 @@ fn attempt(
     if bytes > rules.max_record_bytes {
         return (Outcome::RecordTooLarge { bytes }, None);
     }
-    let model_version = match record.model_version.as_str() {
+    let model_version = match &*record.model_version {
         "" => base.and_then(|base| base.model_version().ok()).unwrap_or_default(),
         given => given,
     };
+    if let Some(refused) = refuse(&features, model_version) {
+        return (refused, None);
+    }
     let mut encoder = Encoder::with_capacity(bytes + model_version.len());
     encoder.put_all(&features);
     let merged = encoder.finish(Head {
@@ -155,10 +181,10 @@ fn attempt(
     (Outcome::Written, Some(Content::Record(merged)))
 }
 
-fn remember(stored: Option<&Document>, id: RequestId, outcome: Outcome) -> Vec<Remembered> {
+fn remember(stored: Option<&Document>, this: Remembered) -> Vec<Remembered> {
     let earlier = stored.map_or(&[][..], |document| &document.requests);
     let keep = earlier.len().min(REMEMBERED_REQUESTS - 1);
     let mut requests = earlier[earlier.len() - keep..].to_vec();
-    requests.push(Remembered { id, outcome });
+    requests.push(this);
     requests
 }

@@ -8,6 +8,7 @@ mod chain;
 mod engine;
 mod envelope;
 mod epoch;
+mod folder;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod group;
@@ -40,11 +41,11 @@ use self::{
     writer::Writer,
 };
 use super::{
-    EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
+    Claim, EpochState, READ_BYTES, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
     changes::{Changes, FollowError, Leadership, Position},
 };
 use crate::{
-    cache::Epoch,
+    cache::{Epoch, L1Name},
     record::{Clock, RecordKey, State},
 };
 
@@ -73,14 +74,24 @@ impl EmbeddedStore {
     /// `cache_bytes` bounds the engine's cache of blocks; its memtables take up to about 80 MiB more.
     pub fn open(dir: &Path, cache_bytes: u64, rules: WriteRules, clock: Clock) -> Result<Self, OpenError> {
         let (engine, mut commits, highest) = Engine::open(dir, cache_bytes)?;
-        let stored = engine.get_meta(epoch::NAME).map_err(|e| OpenError::corrupt(dir, &e.to_string()))?;
-        let epoch = match stored {
-            Some(bytes) => epoch::decode(&bytes).ok_or_else(|| OpenError::corrupt(dir, "the epoch cannot be read"))?,
+        let folder = folder::identity(dir).map_err(|e| OpenError::io(dir, &e))?;
+        let stored = |name| engine.get_meta(name).map_err(|e| OpenError::corrupt(dir, &e.to_string()));
+        let (known, l1) = (stored(epoch::EPOCH)?, stored(epoch::L1)?);
+        let is_unreadable = known.as_ref().is_some_and(|bytes| epoch::decode(bytes).is_none());
+        if is_unreadable {
+            let folder = dir.display();
+            tracing::warn!(%folder, "the epoch in the local store cannot be read: L1 starts cold, in a new epoch");
+        }
+        let epoch = match known.and_then(|bytes| epoch::decode(&bytes)) {
+            Some(state) => {
+                let l1 = l1.and_then(|bytes| epoch::decode_l1(&bytes, state.epoch, &folder));
+                EpochState { l1, ..state }
+            }
             None => {
-                let first = epoch::new();
+                let first = epoch::new(None);
                 commits += 1;
                 let mut changes = engine.changes(commits, highest);
-                engine.put_meta(&mut changes, epoch::NAME, epoch::encode(first));
+                engine.put_meta(&mut changes, epoch::EPOCH, epoch::encode(&first));
                 engine
                     .commit(changes)
                     .map_err(|e| OpenError::Unusable { dir: dir.to_owned(), reason: e.to_string() })?;
@@ -97,6 +108,7 @@ impl EmbeddedStore {
             commits,
             highest,
             epoch: Arc::clone(&epoch),
+            folder,
             halt,
             swept: Vec::new(),
         };
@@ -121,7 +133,8 @@ impl Store for EmbeddedStore {
         // There is one copy, and readers see only what was fsynced: every read is linearizable.
         let Some(engine) = self.engine.load_full() else { return vec![Err(closed()); keys.len()] };
         if keys.len() <= KEYS_READ_INLINE {
-            return keys.iter().map(|key| read_one(&engine, &record_key(key))).collect();
+            let records = keys.iter().map(record_key);
+            return name_unreadable(keys, read_all(&engine, records));
         }
         let stored_keys = RecordKeys::of(keys);
         let readers = Arc::clone(&self.readers);
@@ -129,12 +142,12 @@ impl Store for EmbeddedStore {
             let turn = readers.acquire_owned().await;
             spawn_blocking(move || {
                 let _turn = turn;
-                stored_keys.iter().map(|key| read_one(&engine, key)).collect::<Vec<_>>()
+                read_all(&engine, stored_keys.iter())
             })
             .await
         };
         match timeout_at(deadline, reading).await {
-            Ok(Ok(states)) => states,
+            Ok(Ok(states)) => name_unreadable(keys, states),
             Ok(Err(_)) => vec![Err(StoreError::Internal("a read panicked".into())); keys.len()],
             Err(_) => vec![Err(StoreError::Timeout("the disk did not answer".into())); keys.len()],
         }
@@ -151,11 +164,25 @@ impl Store for EmbeddedStore {
     }
 
     async fn epoch(&self, _: Instant) -> Result<EpochState, StoreError> {
-        self.engine.load().as_ref().map(|_| **self.epoch.load()).ok_or_else(closed)
+        self.engine.load().as_ref().map(|_| EpochState::clone(&self.epoch.load())).ok_or_else(closed)
+    }
+
+    async fn use_l1(&self, _: &L1Name, deadline: Instant) -> Result<EpochState, StoreError> {
+        // Nobody else could want to name another.
+        self.epoch(deadline).await
+    }
+
+    async fn name_l1(&self, claim: Claim, deadline: Instant) -> Result<EpochState, StoreError> {
+        self.queue.submit(1, deadline, |reply| Work::NameL1(Box::new(claim), reply)).await
     }
 
     async fn renew_epoch(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError> {
         self.queue.submit(1, deadline, |reply| Work::RenewEpoch(seen, reply)).await
+    }
+
+    async fn new_epoch(&self, l1: Option<&L1Name>, deadline: Instant) -> Result<EpochState, StoreError> {
+        let l1 = l1.cloned();
+        self.queue.submit(1, deadline, |reply| Work::NewEpoch(l1, reply)).await
     }
 
     async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError> {
@@ -198,6 +225,28 @@ impl Store for EmbeddedStore {
     fn info(&self) -> StoreInfo {
         StoreInfo { kind: "embedded", address: self.dir.display().to_string(), exclusive: true, silent: false }
     }
+}
+
+/// As many as fit into one read.
+fn read_all<K: AsRef<[u8]>>(engine: &Engine, keys: impl Iterator<Item = K>) -> Vec<Result<State, StoreError>> {
+    let mut brought = 0;
+    let read = |key: K| {
+        if brought >= READ_BYTES {
+            return Err(StoreError::LeftOut);
+        }
+        let state = read_one(engine, key.as_ref());
+        if let Ok(State::Record(record)) = &state {
+            brought += record.as_bytes().len();
+        }
+        state
+    };
+    keys.map(read).collect()
+}
+
+/// Names the records that cannot be read.
+fn name_unreadable(keys: &[RecordKey], states: Vec<Result<State, StoreError>>) -> Vec<Result<State, StoreError>> {
+    let named = |(key, state): (&RecordKey, Result<State, StoreError>)| state.map_err(|error| error.of_record(key));
+    keys.iter().zip(states).map(named).collect()
 }
 
 fn read_one(engine: &Engine, key: &[u8]) -> Result<State, StoreError> {

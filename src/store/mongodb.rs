@@ -3,43 +3,61 @@
 //! One document a record in the collection `features`, made for people to query: `_id: {view, entity_id}`, `features` in
 //! natural BSON types, `kinds` (name -> number of the `Value` kind, where BSON has no type for it), `model_version`,
 //! `rev`, `event_time`, `write_time`, `expire_at` (absent: never), `deleted`, `gc_at` (a TTL index collects by it) and
-//! `requests` (the latest writes, `{id, rev, outcome, number, at}`). The collection `meta` holds the epoch, and
+//! `requests` (the latest writes, `{id, of, rev, outcome, number, at}`; `of` is a sum of what a client's write was to do).
+//! The collection `meta` holds the epoch, and
 //! who repairs L1 and how far (`lease`).
 
 mod address;
 mod batch;
+mod cause;
 mod changes;
+mod code;
+mod compare;
 mod connection;
 mod document;
+mod encode;
 mod epoch;
 mod failure;
+mod identity;
+mod keeper;
 mod lease;
+mod options;
 mod pipeline;
+mod prepared;
 mod read;
 mod recent;
+mod remembered;
+mod setup;
+mod sound;
+mod statement;
 mod value;
+mod walk;
 mod write;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bson::doc;
 use tokio::time::Instant;
 
 pub use address::InvalidUri;
+pub use options::choose_database;
+pub use statement::MAX_DOCUMENT_BYTES;
 
 use self::{
     connection::{Command, Connection, Lane},
+    epoch::Epochs,
     failure::Failure,
+    identity::Identity,
 };
 use super::{
-    EpochState, ReadConcern, Receipt, Store, StoreError, StoreInfo, Write, WriteRules,
+    Claim, EpochState, Finding, ReadConcern, Receipt, Store, StoreError, StoreInfo, TimeSeen, Write, WriteRules,
     changes::{Changes, FollowError, Leadership, Position},
 };
 use crate::{
-    cache::Epoch,
+    cache::{Epoch, L1Name},
     metrics::PoolReading,
-    record::{RecordKey, State},
+    record::{RecordKey, State, TypicalSize},
 };
 
 /// The collection of the records.
@@ -95,14 +113,23 @@ impl fmt::Debug for MongoConfig {
 /// L2 in MongoDB: a replica set, a sharded cluster, or one standalone server (for development).
 pub struct MongoStore {
     connection: Connection,
+    identity: Identity,
+    /// Of documents.
+    size: TypicalSize,
 }
 
 impl MongoStore {
-    /// Checks the configuration. The server is not asked: it may be unreachable until the first call, which prepares
-    /// the indexes.
+    /// Checks the configuration. The server is not asked: it may be unreachable until the first call, which looks at the
+    /// collections and has their index made.
     pub fn new(config: MongoConfig) -> Result<Self, InvalidUri> {
         let uri = address::parse(&config.uri)?;
-        Ok(Self { connection: Connection::new(config, uri) })
+        options::check(&uri)?;
+        let (identity, size) = (Identity::default(), TypicalSize::new(read::UNSEEN_BYTES));
+        Ok(Self { connection: Connection::new(config, uri), identity, size })
+    }
+
+    fn epochs(&self) -> Epochs<'_> {
+        Epochs { connection: &self.connection, identity: &self.identity }
     }
 }
 
@@ -114,7 +141,7 @@ impl Store for MongoStore {
         concern: ReadConcern,
         deadline: Instant,
     ) -> Vec<Result<State, StoreError>> {
-        read::read(&self.connection, keys, concern, deadline).await
+        read::read(&self.connection, &self.size, keys, concern, deadline).await
     }
 
     async fn write(&self, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError> {
@@ -126,15 +153,27 @@ impl Store for MongoStore {
     }
 
     async fn epoch(&self, deadline: Instant) -> Result<EpochState, StoreError> {
-        epoch::read(&self.connection, deadline).await
+        self.epochs().read(deadline).await
+    }
+
+    async fn use_l1(&self, l1: &L1Name, deadline: Instant) -> Result<EpochState, StoreError> {
+        self.epochs().use_l1(l1, deadline).await
+    }
+
+    async fn name_l1(&self, claim: Claim, deadline: Instant) -> Result<EpochState, StoreError> {
+        self.epochs().name_l1(claim, deadline).await
     }
 
     async fn renew_epoch(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError> {
-        epoch::renew(&self.connection, seen, deadline).await
+        self.epochs().renew(seen, deadline).await
+    }
+
+    async fn new_epoch(&self, l1: Option<&L1Name>, deadline: Instant) -> Result<EpochState, StoreError> {
+        self.epochs().replace(l1, deadline).await
     }
 
     async fn mark_dirty(&self, deadline: Instant) -> Result<EpochState, StoreError> {
-        epoch::mark_dirty(&self.connection, deadline).await
+        self.epochs().mark_dirty(deadline).await
     }
 
     async fn changes(
@@ -147,7 +186,7 @@ impl Store for MongoStore {
         if from_now_on && changes.is_some() {
             // It begins after what the primary has applied, which need not be what a majority read shows yet. A linearizable
             // read waits until all of that is shown; so nothing is read later that is older than where it begins.
-            epoch::read(&self.connection, deadline).await?;
+            self.epochs().read(deadline).await?;
         }
         Ok(changes)
     }
@@ -174,6 +213,15 @@ impl Store for MongoStore {
         read.await.map(drop).map_err(Failure::of_read)
     }
 
+    fn unfolds_to(&self, writes: &[Write]) -> usize {
+        // The command, what the driver makes of it twice, and its bytes on their way; one command after another.
+        const COPIES: usize = 4;
+        // How many of these are done at a time has a bound of its own.
+        const UNCOUNTED: usize = 64 << 10;
+        let bytes = writes.iter().map(pipeline::document_bytes).sum::<usize>().min(statement::MAX_DOCUMENT_BYTES);
+        if bytes > UNCOUNTED { COPIES * bytes } else { 0 }
+    }
+
     async fn close(&self) {
         self.connection.close().await;
     }
@@ -182,6 +230,14 @@ impl Store for MongoStore {
         let address = address::describe(self.connection.uri(), &self.connection.config().database);
         // A standalone server has no change streams, and one that was not reached may be standalone.
         StoreInfo { kind: "mongodb", address, exclusive: false, silent: self.connection.is_standalone() != Some(false) }
+    }
+
+    fn findings(&self) -> Arc<Vec<Finding>> {
+        self.connection.findings()
+    }
+
+    fn time(&self) -> Option<TimeSeen> {
+        self.connection.time()
     }
 
     fn pool(&self) -> Option<PoolReading> {

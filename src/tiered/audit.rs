@@ -158,7 +158,8 @@ impl Tiered {
             }
             Some(held) => held.revision() < state.revision(),
         };
-        let pairs = known.into_iter().zip(held.into_iter().flatten());
+        // What was left out is not looked at this time.
+        let pairs = known.into_iter().zip(held.into_iter().map(Result::unwrap_or_default));
         Some(pairs.filter(|((_, state), held)| disagrees(held, state)).map(|(known, _)| known).collect())
     }
 }

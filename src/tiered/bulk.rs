@@ -9,7 +9,7 @@ use super::{BulkAnswer, Tiered, WriteError, fetch::Ask, patience::L1Patience, to
 use crate::{
     cache::CacheKey,
     record::RecordKey,
-    store::{ReadConcern, Receipt, Write},
+    store::{ReadConcern, Receipt, StoreError, Write},
 };
 
 impl Tiered {
@@ -65,15 +65,19 @@ impl Tiered {
         let keys: Vec<RecordKey> = distinct.into_iter().cloned().collect();
         let Some(asks) = self.acquire(CacheKey::all(epoch, &keys), patience).await else { return };
         let leased = |(key, ask): (RecordKey, Ask)| Some((key, Some(ask.token?)));
-        let (keys, tokens): (Vec<_>, Vec<_>) = keys.into_iter().zip(asks).filter_map(leased).unzip();
-        if keys.is_empty() {
-            return;
+        let (mut keys, mut tokens): (Vec<_>, Vec<_>) = keys.into_iter().zip(asks).filter_map(leased).unzip();
+        // As much at a time as is held at once.
+        while !keys.is_empty() && !patience.left().is_zero() {
+            let (deadline, mut held) = (Instant::now() + self.settings.read_deadline, self.holding());
+            let Some(states) = self.query(&keys, ReadConcern::Majority, deadline, &mut held).await else { return };
+            let left_out: Vec<bool> = states.iter().map(|state| *state == Err(StoreError::LeftOut)).collect();
+            if patience.left().is_zero() || left_out.iter().all(|left_out| *left_out) {
+                return; // only an offer; the leases lapse
+            }
+            self.settle_read(epoch, &keys, tokens.clone(), &states, patience).await;
+            drop(states);
+            let rest = keys.into_iter().zip(tokens).zip(left_out).filter(|(_, left_out)| *left_out);
+            (keys, tokens) = rest.map(|(rest, _)| rest).unzip();
         }
-        let deadline = Instant::now() + self.settings.read_deadline;
-        let states = self.query(&keys, ReadConcern::Majority, deadline).await;
-        if patience.left().is_zero() {
-            return; // only an offer; the leases lapse
-        }
-        self.settle_read(epoch, &keys, tokens, &states, patience).await;
     }
 }

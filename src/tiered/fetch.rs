@@ -6,16 +6,18 @@ use tokio::time::Instant;
 
 use super::{
     Tiered,
+    board::Board,
     flight::{Crew, Flight, Landed},
     lane::Place,
     meter::Operation,
     outcomes::Step,
-    patience::L1Patience,
-    read::{Board, Row, RowError, Tier},
+    patience::{Brought, L1Patience, Load, value_bytes},
+    read::{Row, RowError, Tier},
     trust::L1Use,
 };
 use crate::{
-    cache::{Acquired, CacheKey, CacheValue, Epoch, PermitId, Settle},
+    cache::{Acquired, CacheError, CacheKey, CacheValue, Epoch, PermitId, Settle},
+    in_flight::Holding,
     record::{RecordKey, State},
     store::{ReadConcern, StoreError},
 };
@@ -26,6 +28,13 @@ pub(super) struct Ask {
     hit: Option<CacheValue>,
     pub(super) token: Option<PermitId>,
     suspect: Option<CacheValue>,
+}
+
+impl Ask {
+    /// Of the values that it brought.
+    fn bytes(&self) -> usize {
+        self.hit.iter().chain(&self.suspect).map(value_bytes).sum()
+    }
 }
 
 /// The keys at these places, of which each is named once at most and in their order: mostly all.
@@ -43,8 +52,8 @@ impl Tiered {
         let mut queued = false;
         loop {
             let keys = crew.keys();
-            let landed = self.fetch(&keys, queued, &crew).await;
-            if !crew.land(landed) {
+            let (landed, held) = self.fetch(&keys, queued, &crew).await;
+            if !crew.land(landed, held) {
                 return;
             }
             queued = true;
@@ -52,8 +61,9 @@ impl Tiered {
     }
 
     /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded. It has a place
-    /// among the reads of L2 before it asks for leases, which would keep others from filling while it waits.
-    async fn fetch(&self, keys: &[RecordKey], look_first: bool, crew: &Crew<'_>) -> Vec<Landed> {
+    /// among the reads of L2 before it asks for leases, which would keep others from filling while it waits. What the rows hold
+    /// is counted.
+    async fn fetch(&self, keys: &[RecordKey], look_first: bool, crew: &Crew<'_>) -> (Vec<Landed>, Holding) {
         // Sooner than its callers' own deadlines, so that they learn which rows L2 did not answer.
         let deadline = Instant::now() + self.settings.read_deadline.mul_f64(0.9);
         let mut place = None;
@@ -61,16 +71,19 @@ impl Tiered {
             // With the doors open: who comes meanwhile joins.
             match self.place_in_l2(deadline).await {
                 Ok(found) => place = Some(found),
-                Err(error) => return vec![Landed::failed(error); keys.len()],
+                Err(error) => return (vec![Landed::failed(error); keys.len()], Holding::default()),
             }
         }
         // Before anything is asked: whatever L1 or L2 answers from here on may be older than a call that begins later.
         let l1_time = crew.close_doors().min(self.settings.l1_timeout);
         let mut l1 = if l1_time.is_zero() { L1Use::Bypassed } else { self.l1_for_read() };
         let patience = L1Patience::new(l1_time, &self.pace, &self.l1_meter);
-        let mut board = Board { rows: vec![None; keys.len()], degraded: false, patience };
+        let mut board = Board::new(keys.len(), patience, self.holding());
         if let (L1Use::Trusted(epoch), true) = (l1, look_first) {
             self.look(epoch, keys, &mut board).await;
+        }
+        if board.refused.is_some() {
+            return (vec![Landed::failed(RowError::NoRoom); keys.len()], Holding::default());
         }
         let missing: Vec<usize> = (0..keys.len()).filter(|i| board.rows[*i].is_none()).collect();
         if look_first && !missing.is_empty() {
@@ -78,15 +91,31 @@ impl Tiered {
                 Ok(found) => place = Some(found),
                 Err(error) => {
                     let failed = |row: Option<_>| row.map_or_else(|| Landed::failed(error.clone()), Landed::of_l1);
-                    return board.rows.into_iter().map(failed).collect();
+                    return (board.rows.into_iter().map(failed).collect(), board.held);
                 }
             }
         }
-        let wanted = those(keys, &missing);
         if board.degraded || !matches!(l1, L1Use::Trusted(_)) {
             board.degraded = true;
             l1 = L1Use::Bypassed;
         }
+        self.read_missing(keys, &missing, l1, place, deadline, &mut board).await;
+        let (degraded, l1_time) = (board.degraded, board.patience.left());
+        let landed = |row: Option<_>| Landed { row: row.unwrap_or(Err(RowError::Internal)), degraded, l1_time };
+        (board.rows.into_iter().map(landed).collect(), board.held)
+    }
+
+    /// ACQUIRE, the L2 read and SETTLE of the rows that a flight lacks.
+    async fn read_missing(
+        &self,
+        keys: &[RecordKey],
+        missing: &[usize],
+        l1: L1Use,
+        place: Option<Place>,
+        deadline: Instant,
+        board: &mut Board<'_>,
+    ) {
+        let wanted = those(keys, missing);
         let (mut asks, mut acquire_failed) = (Vec::new(), false);
         if let (L1Use::Trusted(epoch), false) = (l1, wanted.is_empty()) {
             match self.acquire(CacheKey::all(epoch, &wanted), &mut board.patience).await {
@@ -96,6 +125,10 @@ impl Tiered {
         }
         board.degraded |= acquire_failed;
         asks.resize_with(wanted.len(), Ask::default);
+        if self.brings && !board.hold(asks.iter().map(Ask::bytes).sum()) {
+            missing.iter().for_each(|i| board.rows[*i] = Some(Err(RowError::NoRoom)));
+            return;
+        }
 
         // Those that were clean after all, or whose value was made clean meanwhile, need no L2 read.
         let mut to_read = Vec::with_capacity(wanted.len());
@@ -105,33 +138,32 @@ impl Tiered {
                 None => to_read.push(place),
             }
         }
-        if !to_read.is_empty() {
-            let l2_keys = those(&wanted, &to_read);
-            let states = self.query(&l2_keys, ReadConcern::Majority, deadline).await;
-            drop(place);
-            if acquire_failed {
-                // A SETTLE would wait for L1 once more.
-                self.trust.remember(l2_keys.iter().zip(&states).filter(|(_, state)| state.is_ok()).map(|(key, _)| key));
-            } else if let L1Use::Trusted(epoch) = l1 {
-                let tokens = to_read.iter().map(|place| asks[*place].token).collect();
-                if !self.settle_read(epoch, &l2_keys, tokens, &states, &mut board.patience).await {
-                    board.degraded = true;
-                }
-            }
-            for (place, state) in to_read.into_iter().zip(states) {
-                let row = state.map_err(RowError::from).map(|state| match asks[place].suspect.take() {
-                    // L2 answered from before a write that L1 already had: the suspect is right.
-                    Some(suspect) if suspect.revision() > state.revision() => {
-                        Row { state: suspect.into(), tier: Tier::L1 }
-                    }
-                    _ => Row { state, tier: Tier::L2 },
-                });
-                board.rows[missing[place]] = Some(row);
+        if to_read.is_empty() {
+            return;
+        }
+        let l2_keys = those(&wanted, &to_read);
+        let Some(states) = self.query(&l2_keys, ReadConcern::Majority, deadline, &mut board.held).await else {
+            to_read.into_iter().for_each(|place| board.rows[missing[place]] = Some(Err(RowError::NoRoom)));
+            return;
+        };
+        drop(place);
+        if acquire_failed {
+            // A SETTLE would wait for L1 once more.
+            self.trust.remember(l2_keys.iter().zip(&states).filter(|(_, state)| state.is_ok()).map(|(key, _)| key));
+        } else if let L1Use::Trusted(epoch) = l1 {
+            let tokens = to_read.iter().map(|place| asks[*place].token).collect();
+            if !self.settle_read(epoch, &l2_keys, tokens, &states, &mut board.patience).await {
+                board.degraded = true;
             }
         }
-        let (degraded, l1_time) = (board.degraded, board.patience.left());
-        let landed = |row: Option<_>| Landed { row: row.unwrap_or(Err(RowError::Internal)), degraded, l1_time };
-        board.rows.into_iter().map(landed).collect()
+        for (place, state) in to_read.into_iter().zip(states) {
+            let row = state.map_err(RowError::from).map(|state| match asks[place].suspect.take() {
+                // L2 answered from before a write that L1 already had: the suspect is right.
+                Some(suspect) if suspect.revision() > state.revision() => Row { state: suspect.into(), tier: Tier::L1 },
+                _ => Row { state, tier: Tier::L2 },
+            });
+            board.rows[missing[place]] = Some(row);
+        }
     }
 
     /// A place among the reads of L2.
@@ -145,7 +177,14 @@ impl Tiered {
     /// Asks for leases. None: L1 failed.
     pub(super) async fn acquire(&self, keys: Vec<CacheKey>, patience: &mut L1Patience<'_>) -> Option<Vec<Ask>> {
         let asks: Vec<_> = keys.into_iter().map(|key| (key, PermitId::random())).collect();
-        let answers = patience.step(Operation::Acquire, asks.len(), |by| self.cache.acquire(&asks, by)).await?;
+        let brought = |answers: &Vec<Result<Acquired, CacheError>>| {
+            Brought::by(answers, |answer| match answer {
+                Acquired::Hit(value) => value_bytes(value),
+                Acquired::Lease { suspect } | Acquired::NoFill { suspect } => suspect.as_ref().map_or(0, value_bytes),
+            })
+        };
+        let (load, acquire) = (Load::of(asks.len()), |by| self.cache.acquire(&asks, by));
+        let answers = patience.step_bringing(Operation::Acquire, load, brought, acquire).await?;
         self.outcomes.acquired(&answers);
         let mut failure = None;
         let read = |((_, token), answer): (&(CacheKey, PermitId), _)| match answer {
@@ -167,7 +206,8 @@ impl Tiered {
         }
     }
 
-    /// Tells L1 what L2 answered. False: not confirmed, and remembered.
+    /// Tells L1 what L2 answered. False: not confirmed, and remembered. Where there is no room to send what L1 would be filled
+    /// with, it is not filled.
     pub(super) async fn settle_read(
         &self,
         epoch: Epoch,
@@ -176,20 +216,24 @@ impl Tiered {
         states: &[Result<State, StoreError>],
         patience: &mut L1Patience<'_>,
     ) -> bool {
+        // A fill is packed, put into a pipeline, and that is put into the buffer of a connection.
+        const COPIES: usize = 3;
+        let (mut room, mut fill_bytes) = (self.holding(), 0);
         let mut settles = Vec::with_capacity(keys.len());
         let mut settled = Vec::with_capacity(keys.len());
         for (((key, l1_key), token), state) in keys.iter().zip(CacheKey::all(epoch, keys)).zip(tokens).zip(states) {
             // An error is never cached as anything; its lease lapses.
             let Ok(state) = state else { continue };
-            settles.push(Settle {
-                key: l1_key,
-                revision: state.revision(),
-                fill: token.map(|token| (token, self.fill(state.clone()))),
-            });
+            let bytes = state.record().map_or(0, |record| record.as_bytes().len());
+            let fits = |_: &_| !self.brings || room.add(COPIES * bytes);
+            let fill = token.filter(fits).map(|token| (token, self.fill(state.clone())));
+            fill_bytes += if fill.is_some() { bytes } else { 0 };
+            settles.push(Settle { key: l1_key, revision: state.revision(), fill });
             settled.push(key);
         }
         // In an epoch that is gone, or not yet everybody's, this keeps no later hit from being older.
-        self.settle_or_remember(settles, &settled, patience).await && self.trust.holds(epoch)
+        let load = Load::of(settles.len()).with_bytes(fill_bytes);
+        self.settle_or_remember(settles, &settled, load, patience).await && self.trust.stands(epoch)
     }
 
     /// SETTLE in one pipeline; the keys of what was not confirmed are remembered.
@@ -197,6 +241,7 @@ impl Tiered {
         &self,
         settles: Vec<Settle>,
         keys: &[&RecordKey],
+        load: Load,
         patience: &mut L1Patience<'_>,
     ) -> bool {
         if settles.is_empty() {
@@ -204,8 +249,8 @@ impl Tiered {
         }
         let step = |by| self.cache.settle(&settles, by);
         let answers = match settles.iter().all(|settle| settle.fill.is_some()) {
-            true => patience.step(Operation::Settle, settles.len(), step).await,
-            false => patience.waiting_step(Operation::Settle, settles.len(), step).await,
+            true => patience.step(Operation::Settle, load, step).await,
+            false => patience.waiting_step(Operation::Settle, load, step).await,
         };
         let Some(answers) = answers else {
             self.trust.remember(keys.iter().copied());

@@ -19,7 +19,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::read::{Row, RowError};
-use crate::{metrics::Counter, record::RecordKey};
+use crate::{in_flight::Holding, metrics::Counter, record::RecordKey};
 
 /// What a flight brings: a row, and whether a tier failed on the way.
 #[derive(Clone, Debug)]
@@ -47,8 +47,8 @@ impl Landed {
 pub(super) struct Flight {
     /// Set as soon as its caller has boarded.
     keys: OnceLock<Vec<RecordKey>>,
-    /// As `keys`.
-    landed: OnceLock<Vec<Landed>>,
+    /// As `keys`; and what they hold, counted until the last passenger has counted his own.
+    landed: OnceLock<(Vec<Landed>, Arc<Holding>)>,
     done: Notify,
     /// It has begun to ask: joining it is over.
     sent: AtomicBool,
@@ -70,8 +70,8 @@ impl Flight {
         self.l1_nanos.fetch_min(nanos(l1_time), Relaxed);
     }
 
-    fn land(&self, landed: Vec<Landed>) {
-        let _ = self.landed.set(landed);
+    fn land(&self, landed: Vec<Landed>, held: Arc<Holding>) {
+        let _ = self.landed.set((landed, held));
         self.done.notify_waiters();
     }
 }
@@ -90,7 +90,7 @@ pub(super) struct Seat {
 impl Seat {
     /// What it brought, if it has landed.
     pub(super) fn landed(&self) -> Option<Landed> {
-        self.flight.landed.get()?.get(self.place).cloned()
+        self.flight.landed.get()?.0.get(self.place).cloned()
     }
 
     /// Waits for the landing. Callers bound it by their own deadlines.
@@ -205,11 +205,12 @@ impl<'a> Crew<'a> {
     }
 
     /// Lands all flights, in the order of `keys`, and takes over those that queued meanwhile. False: none did.
-    pub(super) fn land(&mut self, landed: Vec<Landed>) -> bool {
+    pub(super) fn land(&mut self, landed: Vec<Landed>, held: Holding) -> bool {
+        let held = Arc::new(held);
         let mut landed = landed.into_iter();
         let mut slots = self.flights.lock();
         for flight in mem::take(&mut self.aboard) {
-            flight.land(landed.by_ref().take(flight.keys().len()).collect());
+            flight.land(landed.by_ref().take(flight.keys().len()).collect(), held.clone());
             for key in flight.keys() {
                 let Some(Slot { queued: Some(next), .. }) = slots.remove(key) else { continue };
                 let running = Seat { flight: next.clone(), place: 0 };
@@ -226,7 +227,7 @@ impl Drop for Crew<'_> {
         while !self.aboard.is_empty() {
             let lost = Landed { row: Err(RowError::Internal), degraded: true, l1_time: Duration::ZERO };
             let count = self.aboard.iter().map(|flight| flight.keys().len()).sum();
-            self.land(vec![lost; count]);
+            self.land(vec![lost; count], Holding::default());
         }
     }
 }
@@ -264,11 +265,11 @@ mod tests {
         let (later, _) = flights.board(keys(&["a"]).iter(), L1_TIME);
         assert!(!is_same(&first, &late) && is_same(&late, &later) && start_none.is_none());
 
-        assert!(crew.land(vec![absent()]), "the queued flight is taken over");
+        assert!(crew.land(vec![absent()], Holding::default()), "the queued flight is taken over");
         assert!(first[0].landing().await.row.is_ok());
         let (joined, _) = flights.board(keys(&["a"]).iter(), L1_TIME);
         assert!(is_same(&late, &joined), "its doors are open again");
-        assert!(!crew.land(vec![absent()]));
+        assert!(!crew.land(vec![absent()], Holding::default()));
         assert!(late[0].landing().await.row.is_ok());
         assert!(flights.lock().is_empty());
     }
@@ -283,7 +284,7 @@ mod tests {
         for left in [L1_TIME / 3, L1_TIME] {
             flights.board(keys(&["a"]).iter(), left);
         }
-        crew.land(vec![absent(), absent()]);
+        crew.land(vec![absent(), absent()], Holding::default());
         assert_eq!(crew.close_doors(), L1_TIME / 3);
     }
 
@@ -301,10 +302,10 @@ mod tests {
         crew.close_doors();
         let (queued, start) = flights.board(keys(&["d", "b", "a"]).iter(), L1_TIME);
         assert!(start.is_none());
-        assert!(crew.land(vec![landed(1), landed(2)]));
+        assert!(crew.land(vec![landed(1), landed(2)], Holding::default()));
         assert_eq!(crew.keys(), keys(&["a", "b"]));
-        assert!(!crew.land(vec![landed(11), landed(12)]));
-        assert!(!other.land(vec![landed(3), landed(4)]));
+        assert!(!crew.land(vec![landed(11), landed(12)], Holding::default()));
+        assert!(!other.land(vec![landed(3), landed(4)], Holding::default()));
         for (seats, expected) in [(one, vec![1, 2]), (two, vec![2, 3, 4]), (queued, vec![4, 12, 11])] {
             for (seat, expected) in seats.iter().zip(expected) {
                 assert_eq!(revision(seat).await, expected);

@@ -1,12 +1,12 @@
 //! Whether L1 is too slow for reads: for a second more than one in a hundred of its commands took longer than `l1.slow`.
 //! Then reads leave it alone, until for some seconds no more than that were. Writes go on as ever, as they must tell it.
 //!
-//! But only while L2 is faster: where the share of its reads beyond the limit is no smaller, the whole machine or network is
-//! slow, and all reads at L2 would keep it so, also when what began it is long over (a metastable failure, Bronson et al.,
-//! HotOS 2021).
+//! But only while L2 was measured to be faster: where the share of its reads beyond the limit is no smaller, the whole machine
+//! or network is slow, and all reads at L2 would keep it so, also when what began it is long over (a metastable failure,
+//! Bronson et al., HotOS 2021). An L2 that is hardly asked, as L1 has nearly everything, is probed first.
 //!
-//! Not here: an L1 that does not answer, which is the breaker's; and commands that may wait for replicas, whose pace is not
-//! L1's (`patience`).
+//! Not here: what a command was asked to do, its keys and bytes, which is taken off before it is judged (`patience`); an L1 that
+//! does not answer, which is the breaker's; and commands that may wait for replicas, whose pace is not L1's (`patience`).
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
@@ -15,10 +15,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Tiered, meter::Operation};
+use super::{Tiered, meter::Operation, patience::Load};
 use crate::{
     cache::CacheKey,
     record::{EntityId, FeatureView, RecordKey},
+    store::ReadConcern,
 };
 
 /// Commands are judged by the half second.
@@ -29,8 +30,10 @@ const FEWEST: u32 = 50;
 const SLOW_SLICES: u32 = 2;
 /// So many fast slices in a row make it fast again: longer, so that it does not flap.
 const FAST_SLICES: u32 = 6;
-/// Commands of our own a slice while no reads come.
-const PROBES: usize = 5;
+/// Commands of our own a slice while no reads come. Of L2 at least so many reads must have been seen to say that it is faster.
+const PROBES: u32 = 5;
+/// How long a probe of L2 may take.
+const L2_PROBE: Duration = Duration::from_secs(1);
 
 /// How fast L1 is.
 #[derive(Debug)]
@@ -58,7 +61,7 @@ impl Pace {
         self.is_slow.load(Relaxed)
     }
 
-    /// A command took this long, apart from what its many keys took.
+    /// A command took this long, apart from what its many keys and bytes took.
     pub(super) fn took(&self, duration: Duration) {
         self.commands.fetch_add(1, Relaxed);
         if duration > self.limit {
@@ -66,12 +69,25 @@ impl Pace {
         }
     }
 
-    /// A read of L2 took this long.
+    /// Commands of this slice, and how many of them were slow.
+    #[cfg(test)]
+    pub(super) fn seen(&self) -> (u32, u32) {
+        (self.commands.load(Relaxed), self.slow_commands.load(Relaxed))
+    }
+
+    /// A read of L2 took this long, apart from what its bytes took.
     pub(super) fn l2_took(&self, duration: Duration) {
         self.l2_reads.fetch_add(1, Relaxed);
         if duration > self.limit {
             self.slow_l2_reads.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Whether this slice may end with a change, and L2 was asked too seldom to be compared with.
+    fn needs_l2(&self) -> bool {
+        let (commands, slow) = (self.commands.load(Relaxed), self.slow_commands.load(Relaxed));
+        let is_in_question = self.is_slow() || (commands >= FEWEST && is_slow_share(slow, commands));
+        is_in_question && self.l2_reads.load(Relaxed) < PROBES
     }
 
     /// Ends a slice. `lag`: how much later than asked for this process woke, as its own slowness is not L1's.
@@ -83,12 +99,9 @@ impl Pace {
             return;
         }
         let is_slow = self.is_slow();
-        // More than one in a hundred, so the 99 % rank is beyond the limit. By the same measure it is fast again: of many
-        // commands a few are slow at any time.
-        let is_slow_slice = u64::from(slow) * 100 > u64::from(commands);
         let is_l2_faster =
-            l2_reads < FEWEST || u64::from(slow_l2) * u64::from(commands) < u64::from(slow) * u64::from(l2_reads);
-        let is_slow_slice = is_slow_slice && is_l2_faster;
+            l2_reads >= PROBES && u64::from(slow_l2) * u64::from(commands) < u64::from(slow) * u64::from(l2_reads);
+        let is_slow_slice = is_slow_share(slow, commands) && is_l2_faster;
         let for_a_change = match is_slow {
             false => commands >= FEWEST && is_slow_slice,
             true => commands > 0 && !is_slow_slice,
@@ -112,6 +125,12 @@ impl Pace {
     }
 }
 
+/// More than one in a hundred, so the 99 % rank is beyond the limit. By the same measure it is fast again: of many commands a
+/// few are slow at any time.
+fn is_slow_share(slow: u32, commands: u32) -> bool {
+    u64::from(slow) * 100 > u64::from(commands)
+}
+
 impl Tiered {
     /// How fast L1 is.
     pub fn pace(&self) -> &Pace {
@@ -125,22 +144,47 @@ impl Tiered {
             tokio::time::sleep(SLICE).await;
             let lag = asleep.elapsed().saturating_sub(SLICE);
             if self.pace.is_slow() {
-                self.probe_pace().await;
+                self.probe_l1_pace().await;
+            }
+            if self.pace.needs_l2() {
+                self.probe_l2_pace().await;
             }
             self.pace.end_slice(lag);
         }
     }
 
     /// Looks up a few keys that need not be there.
-    async fn probe_pace(&self) {
-        let (Some(state), Ok(view)) = (self.trust.epoch(), FeatureView::parse("")) else { return };
+    async fn probe_l1_pace(&self) {
+        let Some(state) = self.trust.epoch() else { return };
         let mut patience = self.l1_patience();
-        for i in 0..PROBES {
-            let Ok(entity_id) = EntityId::parse(&format!("pace {i}")) else { return };
-            let keys = [CacheKey::new(state.epoch, &RecordKey { view: view.clone(), entity_id })];
-            patience.step(Operation::Get, 1, |by| self.cache.get(&keys, by)).await;
+        for key in (0..PROBES).filter_map(probe_key) {
+            let keys = [CacheKey::new(state.epoch, &key)];
+            patience.step(Operation::Get, Load::of(1), |by| self.cache.get(&keys, by)).await;
         }
     }
+
+    /// Reads a few keys from L2 that need not be there, where it is asked at all. What fails is no fast answer.
+    async fn probe_l2_pace(&self) {
+        if !self.l2_breaker.is_healthy() {
+            return;
+        }
+        for key in (0..PROBES).filter_map(probe_key) {
+            // Readers come first.
+            let Some(_place) = self.l2_reads.try_enter() else { return };
+            let began = Instant::now();
+            let states = self.store.read(&[key], ReadConcern::Majority, began + L2_PROBE).await;
+            if states.iter().any(Result::is_err) {
+                (0..PROBES).for_each(|_| self.pace.l2_took(Duration::MAX));
+                return;
+            }
+            self.pace.l2_took(began.elapsed());
+        }
+    }
+}
+
+fn probe_key(number: u32) -> Option<RecordKey> {
+    let (view, entity_id) = (FeatureView::parse("").ok()?, EntityId::parse(&format!("pace {number}")).ok()?);
+    Some(RecordKey { view, entity_id })
 }
 
 #[cfg(test)]
@@ -149,7 +193,10 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(20);
 
+    /// A slice in which L2 was seen to be fast, if it was not seen otherwise.
     fn slice(pace: &Pace, fast: u32, slow: u32) -> bool {
+        let seen = pace.l2_reads.load(Relaxed);
+        (seen..PROBES).for_each(|_| pace.l2_took(LIMIT));
         (0..fast).for_each(|_| pace.took(LIMIT));
         (0..slow).for_each(|_| pace.took(LIMIT * 2));
         pace.end_slice(Duration::ZERO);
@@ -190,6 +237,25 @@ mod tests {
     }
 
     #[test]
+    fn an_l2_that_was_hardly_asked_is_not_taken_for_faster() {
+        let pace = Pace::new(LIMIT);
+        let unmeasured = |slow: u32| {
+            (0..100).for_each(|_| pace.took(LIMIT * 2));
+            (1..PROBES).for_each(|_| pace.l2_took(LIMIT));
+            assert!(pace.needs_l2());
+            (0..slow).for_each(|_| pace.l2_took(LIMIT * 2));
+            pace.end_slice(Duration::ZERO);
+            pace.is_slow()
+        };
+        assert!((0..10).all(|_| !unmeasured(0)));
+        assert!(!unmeasured(1));
+        assert!(unmeasured(1), "most of its reads were faster");
+        assert!((1..FAST_SLICES).all(|_| unmeasured(0)));
+        assert!(!unmeasured(0), "it is no longer known to be");
+        assert!(!slice(&pace, 100, 0) && !pace.needs_l2(), "there is no question");
+    }
+
+    #[test]
     fn few_commands_tell_nothing() {
         let pace = Pace::new(LIMIT);
         assert!((0..10).all(|_| !slice(&pace, 0, FEWEST - 1)));
@@ -200,6 +266,7 @@ mod tests {
         let pace = Pace::new(LIMIT);
         for _ in 0..10 {
             (0..100).for_each(|_| pace.took(LIMIT * 2));
+            (0..PROBES).for_each(|_| pace.l2_took(LIMIT));
             pace.end_slice(LIMIT);
             assert!(!pace.is_slow());
         }

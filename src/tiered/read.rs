@@ -4,11 +4,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Tiered, distinct::distinct, flight::Landed, meter::Operation, patience::L1Patience, trust::L1Use};
+use super::{
+    Keep, Refused, Tiered, Whole, board::Board, distinct::distinct, flight::Landed, meter::Operation, parts::FEW_KEYS,
+    trust::L1Use,
+};
 use crate::{
-    cache::{CacheKey, Epoch},
+    cache::time_to_move,
+    in_flight::Holding,
     record::{RecordKey, Revision, State},
-    store::{ReadConcern, StoreError},
+    store::{READ_BYTES, ReadConcern, StoreError},
     trace,
 };
 
@@ -55,6 +59,13 @@ pub struct Row {
     pub tier: Tier,
 }
 
+impl Row {
+    /// Of its record.
+    pub(super) fn bytes(&self) -> usize {
+        self.state.record().map_or(0, |record| record.as_bytes().len())
+    }
+}
+
 /// Why a row could not be answered. Never the same as absence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
@@ -73,59 +84,61 @@ pub enum RowError {
     /// More reads of L2 at once than are made. L2 was not asked.
     #[error("too many reads of L2 at once")]
     TooBusy,
+    /// There is no room for what the read would bring. L2 was not asked.
+    #[error("too many bytes in flight")]
+    NoRoom,
     /// A bug.
     #[error("the read was lost")]
     Internal,
 }
 
+impl RowError {
+    /// Nothing is wrong: the tier brought as much as it does at once, and this row is to be asked for again.
+    pub(super) const LEFT_OUT: Self = Self::Store(StoreError::LeftOut);
+
+    pub(super) fn is_left_out(&self) -> bool {
+        *self == Self::LEFT_OUT
+    }
+}
+
 /// One row a key, in the order of the request.
-#[derive(Clone, Debug)]
+#[derive(Debug, Default)]
 pub struct ReadAnswer {
     /// `rows[i]` answers `keys[i]`.
     pub rows: Vec<Result<Row, RowError>>,
     /// A tier failed or was skipped on the way.
     pub degraded: bool,
-}
-
-/// Rows of distinct keys as they come in.
-pub(super) struct Board<'a> {
-    pub(super) rows: Vec<Option<Result<Row, RowError>>>,
-    pub(super) degraded: bool,
-    /// Of the call that they are for.
-    pub(super) patience: L1Patience<'a>,
-}
-
-impl Board<'_> {
-    /// Lets go of the buffers that L1's answers are part of, as these rows wait for others.
-    fn detach(&mut self) {
-        for row in self.rows.iter_mut().flatten().flatten() {
-            if let State::Record(record) = &mut row.state {
-                *record = record.detached();
-            }
-        }
-    }
+    /// The records are what `Keep` made of them.
+    pub is_kept: bool,
+    /// The read as a whole is not answered, and the rows say nothing.
+    pub refused: Option<Refused>,
+    /// Counts what the rows hold.
+    pub held: Holding,
 }
 
 /// The ways that hits do not go are boxed, so that the future of a hit, which is moved several times, stays small.
 impl Tiered {
     /// Reads records. Equal keys get equal rows.
     pub async fn read(self: &Arc<Self>, request: &ReadRequest) -> ReadAnswer {
+        self.read_keeping(request, &mut Whole).await
+    }
+
+    /// The same, but where it brings more than is held at once only what `keep` keeps is answered (`is_kept`).
+    pub async fn read_keeping(self: &Arc<Self>, request: &ReadRequest, keep: &mut dyn Keep) -> ReadAnswer {
         let (distinct, places) = distinct(&request.keys);
         let mins: Vec<Revision> = if request.min_revisions.is_empty() {
             Vec::new()
         } else {
             distinct.iter().map(|key| request.min_revisions.get(key).copied().unwrap_or_default()).collect()
         };
-        let mut board = Board { rows: vec![None; distinct.len()], degraded: false, patience: self.l1_patience() };
-        match request.consistency {
-            Consistency::Cached => self.read_cached(&distinct, &mins, request.deadline, &mut board).await,
-            Consistency::Strong => {
-                let all = (0..distinct.len()).collect();
-                Box::pin(self.read_l2(&distinct, all, ReadConcern::Linearizable, request.deadline, &mut board)).await;
-            }
+        let mut board = Board::new(distinct.len(), self.l1_patience(), keep.holding());
+        let mut is_kept = distinct.len() > self.at_once(&distinct);
+        if !is_kept {
+            self.read_once(&distinct, &mins, request, &mut board).await;
+            is_kept = board.left_out;
         }
-        if !mins.is_empty() {
-            Box::pin(self.hold_to(&distinct, &mins, request.deadline, &mut board)).await;
+        if is_kept {
+            Box::pin(self.read_in_parts(&distinct, &mins, request, keep, &mut board)).await;
         }
         if tracing::enabled!(tracing::Level::DEBUG) {
             self.tell(&distinct, &board, request.consistency);
@@ -138,7 +151,27 @@ impl Tiered {
         if board.degraded {
             self.degraded_reads.add(1);
         }
-        ReadAnswer { rows, degraded: board.degraded }
+        ReadAnswer { rows, degraded: board.degraded, is_kept, refused: board.refused, held: board.held }
+    }
+
+    /// Reads distinct keys, as many of them as are brought at once.
+    pub(super) async fn read_once(
+        self: &Arc<Self>,
+        keys: &[RecordKey],
+        mins: &[Revision],
+        request: &ReadRequest,
+        board: &mut Board<'_>,
+    ) {
+        match request.consistency {
+            Consistency::Cached => self.read_cached(keys, mins, request.deadline, board).await,
+            Consistency::Strong => {
+                let all = (0..keys.len()).collect();
+                Box::pin(self.read_l2(keys, all, ReadConcern::Linearizable, request.deadline, board)).await;
+            }
+        }
+        if !mins.is_empty() {
+            Box::pin(self.hold_to(keys, mins, request.deadline, board)).await;
+        }
     }
 
     async fn read_cached(
@@ -161,6 +194,7 @@ impl Tiered {
         for (i, row) in board.rows.iter_mut().enumerate() {
             match row {
                 Some(Ok(hit)) if self.satisfies(&hit.state, at_least(i)) => {}
+                Some(Err(error)) if error.is_left_out() => {}
                 Some(_) => {
                     *row = None;
                     outdated.push(i);
@@ -168,47 +202,17 @@ impl Tiered {
                 None => missed.push(i),
             }
         }
+        if board.refused.is_some() {
+            return;
+        }
         if missed.len() + outdated.len() > 0 {
-            board.detach();
+            board.wait_with_hits(self.brings);
         }
         if !missed.is_empty() {
             Box::pin(self.board_flights(keys, &missed, deadline, board)).await;
         }
         if !outdated.is_empty() {
             Box::pin(self.read_l2(keys, outdated, ReadConcern::Majority, deadline, board)).await;
-        }
-    }
-
-    /// Looks into L1: one MGET. Rows that it lacks stay empty.
-    pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board<'_>) {
-        let l1_keys = CacheKey::all(epoch, keys);
-        let look = |by| self.cache.get(&l1_keys, by);
-        let Some(found) = board.patience.step(Operation::Get, keys.len(), look).await else {
-            board.degraded = true;
-            return;
-        };
-        let (mut hits, mut negative_hits, mut failure) = (0, 0, None);
-        for (row, found) in board.rows.iter_mut().zip(found) {
-            match found {
-                Ok(Some(value)) => {
-                    hits += 1;
-                    let state = State::from(value);
-                    negative_hits += usize::from(!matches!(state, State::Record(_)));
-                    *row = Some(Ok(Row { state, tier: Tier::L1 }));
-                }
-                Ok(None) => {}
-                Err(error) => failure = Some(error),
-            }
-        }
-        let before = self.l1_meter.read(hits, negative_hits, keys.len() - hits);
-        let hit = || keys.iter().zip(&board.rows).find(|(_, row)| row.is_some()).map(|(key, _)| key);
-        self.audit.hits(before, hits as u64, hit);
-        match failure {
-            None => self.trust.breaker.succeeded(),
-            Some(error) => {
-                board.degraded = true;
-                self.note_l1(&error);
-            }
         }
     }
 
@@ -238,6 +242,12 @@ impl Tiered {
             };
             board.degraded |= landed.degraded;
             board.patience.at_most(landed.l1_time);
+            match &landed.row {
+                Ok(row) if !board.hold(row.bytes()) => return,
+                Err(RowError::NoRoom) => board.refused = Some(Refused::NoRoom),
+                Err(error) => board.left_out |= error.is_left_out(),
+                Ok(_) => {}
+            }
             board.rows[*i] = Some(landed.row);
         }
     }
@@ -259,43 +269,71 @@ impl Tiered {
             places.into_iter().for_each(|i| board.rows[i] = Some(Err(RowError::TooBusy)));
             return;
         };
-        let states = self.query(&wanted, concern, deadline).await;
+        let Some(states) = self.query(&wanted, concern, deadline, &mut board.held).await else {
+            board.refused = Some(Refused::NoRoom);
+            return;
+        };
         match self.trust.l1() {
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch) => {
                 let (tokens, patience) = (vec![None; wanted.len()], &mut board.patience);
-                board.degraded |= !self.settle_read(epoch, &wanted, tokens, &states, patience).await;
+                let is_settled = self.settle_read(epoch, &wanted, tokens, &states, patience).await;
+                // What an L1 of one's own was told keeps no reader of the named one from reading what is older.
+                board.degraded |= !is_settled || !self.trust.is_everybodys();
             }
             // What L1 holds may be older than this answer, and a later hit may show it.
             L1Use::HitsOnly(_) | L1Use::Bypassed => board.degraded = true,
         }
         for (i, state) in places.into_iter().zip(states) {
+            board.left_out |= state == Err(StoreError::LeftOut);
             board.rows[i] = Some(state.map(|state| Row { state, tier: Tier::L2 }).map_err(RowError::from));
         }
     }
 
-    /// Asks L2, unless its breaker says that there is no use. The caller has a place among those who read it.
+    /// Asks L2, unless its breaker says that there is no use. The caller has a place among those who read it, and holds what it
+    /// answers. None: there is no room for that.
     pub(super) async fn query(
         &self,
         keys: &[RecordKey],
         concern: ReadConcern,
         deadline: Instant,
-    ) -> Vec<Result<State, StoreError>> {
+        held: &mut Holding,
+    ) -> Option<Vec<Result<State, StoreError>>> {
         if !self.l2_breaker.is_healthy() {
-            return vec![Err(StoreError::Unavailable("its breaker is open".into())); keys.len()];
+            return Some(vec![Err(StoreError::Unavailable("its breaker is open".into())); keys.len()]);
+        }
+        let size = keys.first().map(|key| self.sizes.of(&key.view));
+        let _turn = match size {
+            Some(size) if size.get() == 0 && keys.len() > FEW_KEYS => {
+                // Known by now, it holds up nobody else.
+                self.sizes.first_look(deadline).await.filter(|_| size.get() == 0)
+            }
+            _ => None,
+        };
+        // What it is expected to bring has its room before it comes, once as L2's reply and once as records.
+        let expected = size.map_or(0, |size| size.get().saturating_mul(keys.len()).min(READ_BYTES + size.get()));
+        let mut reply = self.holding();
+        if !reply.add(2 * expected) {
+            return None;
         }
         let started = Instant::now();
         let states = self.store.read(keys, concern, deadline).await;
-        let hits = states.iter().filter(|state| matches!(state, Ok(State::Record(_)))).count();
+        let took = started.elapsed();
+        let records = states.iter().flatten().filter_map(State::record);
+        let (hits, bytes) = records.fold((0, 0), |(hits, all), record| (hits + 1, all + record.as_bytes().len()));
+        let is_answered = states.iter().any(Result::is_ok);
+        size.iter().filter(|_| is_answered).for_each(|size| size.saw(hits, bytes));
         self.l2_meter.read(hits, 0, states.iter().filter(|state| state.is_ok()).count() - hits);
-        self.l2_meter.took(Operation::Read, started.elapsed());
+        self.l2_meter.took(Operation::Read, took);
         if concern != ReadConcern::Linearizable {
-            self.pace.l2_took(started.elapsed());
+            self.pace.l2_took(took.saturating_sub(time_to_move(bytes)));
         }
         // One batch is one answer: its worst item tells how L2 is.
-        if let Some(state) = states.iter().find(|state| state.is_err()).or(states.first()) {
+        let of_l2 = || states.iter().filter(|state| **state != Err(StoreError::LeftOut));
+        if let Some(state) = of_l2().find(|state| state.is_err()).or(of_l2().next()) {
             self.note_l2(state, deadline.saturating_duration_since(started));
         }
-        states
+        drop(reply);
+        held.add(bytes).then_some(states)
     }
 
     /// Holds rows to `min_revisions`: what is older is read once more at linearizable, then it is an error.

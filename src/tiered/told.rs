@@ -1,11 +1,14 @@
 //! The end of a write: L1 is told what now stands in L2, and what it did not confirm is owned up to. What is answered
 //! with `cached` is what L1 confirmed in an epoch that still holds for everybody.
 
-use tokio::time::Instant;
-
 use super::{
-    OnL1Loss, Tiered, WriteError, meter::Operation, outcomes::Step, patience::L1Patience, trust::L1Use,
-    watch::PATIENCE, write::Prepared,
+    OnL1Loss, Tiered, WriteError,
+    meter::Operation,
+    outcomes::Step,
+    patience::{L1Patience, Load, value_bytes},
+    trust::L1Use,
+    watch::PATIENCE,
+    write::Prepared,
 };
 use crate::{
     cache::{CacheKey, Epoch, PermitId, Put, Settle},
@@ -18,8 +21,8 @@ use crate::{
 pub(super) enum Told {
     /// It confirmed that it holds this write, or nothing older, and everybody uses this epoch.
     Cached,
-    /// It confirmed for this epoch, but others may still use the one before, for a moment.
-    ThisEpoch,
+    /// It confirmed, but it is not everybody's: others may still use the epoch before, for a moment, or each its own L1.
+    ThisL1,
     /// It did not confirm.
     Nothing,
 }
@@ -30,27 +33,29 @@ const EPOCHS: usize = 5;
 impl Tiered {
     /// How a write that begins now may use L1. A view of the epoch that is too old is refreshed first: leaving L1 alone
     /// would cost everybody a new epoch.
-    pub(super) async fn l1_for_write(&self) -> L1Use {
+    ///
+    /// With the life of the view that says so.
+    pub(super) async fn l1_for_write(&self) -> (L1Use, u64) {
         if self.trust.breaker.is_healthy() {
             self.freshen_epoch().await;
         }
-        self.trust.l1()
+        self.trust.l1_now()
     }
 
-    async fn freshen_epoch(&self) {
-        if self.trust.fresh_epoch().is_some() {
+    pub(super) async fn freshen_epoch(&self) {
+        if self.trust.is_fresh() {
             return;
         }
-        let asked = Instant::now();
-        if let Ok(state) = self.store.epoch(asked + PATIENCE).await {
+        let asked = self.trust.now();
+        if let Ok(state) = self.ask_epoch(asked.0 + PATIENCE).await {
             self.trust.see(state, asked);
         }
     }
 
-    /// Whether `epoch` holds; a view that is too old is refreshed first.
-    async fn holds(&self, epoch: Epoch) -> bool {
+    /// Whether `epoch` has held for everybody since its view had this life; a view that is too old is refreshed first.
+    async fn holds(&self, epoch: Epoch, life: u64) -> bool {
         self.freshen_epoch().await;
-        self.trust.holds(epoch)
+        self.trust.holds(epoch, life)
     }
 
     /// PUT of what now stands in L2, or where nothing was marked SETTLE of its revision.
@@ -64,10 +69,14 @@ impl Tiered {
         if keys.is_empty() {
             return Vec::new();
         }
-        if let Prepared::Marked(epoch, permits) = prepared {
+        if let Prepared::Marked(epoch, life, permits) = prepared {
             let confirmed = self.put(*epoch, permits, keys, states, patience).await;
-            if self.holds(*epoch).await {
-                return confirmed.into_iter().map(|yes| if yes { Told::Cached } else { Told::Nothing }).collect();
+            let all = |told| confirmed.iter().map(|yes| if *yes { told } else { Told::Nothing }).collect();
+            if self.holds(*epoch, *life).await {
+                return all(Told::Cached);
+            }
+            if self.trust.is_ours(*epoch, *life) && !self.trust.is_everybodys() {
+                return all(Told::ThisL1);
             }
         }
         // Nothing was marked, or the epoch changed meanwhile: only removing is allowed.
@@ -84,28 +93,26 @@ impl Tiered {
     ) -> Vec<Told> {
         let mut told = vec![Told::Nothing; keys.len()];
         for _ in 0..EPOCHS {
-            let (L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch)) = self.l1_for_write().await
-            else {
-                return told;
-            };
+            let (l1, life) = self.l1_for_write().await;
+            let (L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch)) = l1 else { return told };
             let settle = |(key, revision): (&RecordKey, &Revision)| Settle {
                 key: CacheKey::new(epoch, key),
                 revision: *revision,
                 fill: None,
             };
             let settles: Vec<_> = keys.iter().zip(revisions).map(settle).collect();
-            let step = |by| self.cache.settle(&settles, by);
-            let Some(answers) = patience.waiting_step(Operation::Settle, settles.len(), step).await else {
-                self.go_on_alone(settles.len(), |cache, by| async move { cache.settle(&settles, by).await });
+            let (load, step) = (Load::of(settles.len()), |by| self.cache.settle(&settles, by));
+            let Some(answers) = patience.waiting_step(Operation::Settle, load, step).await else {
+                self.go_on_alone(load, |cache, by| async move { cache.settle(&settles, by).await });
                 return told;
             };
             self.outcomes.effects(Step::Settle, &answers);
             let failed = self.note_failed(&answers);
-            let holds = self.holds(epoch).await;
-            let stands = self.trust.fresh_epoch().is_some_and(|state| state.epoch == epoch);
+            let holds = self.holds(epoch, life).await;
+            let stands = self.trust.is_ours(epoch, life);
             let tell = |confirmed: bool| match (confirmed && stands, holds) {
                 (true, true) => Told::Cached,
-                (true, false) => Told::ThisEpoch,
+                (true, false) => Told::ThisL1,
                 (false, _) => Told::Nothing,
             };
             told = answers.into_iter().map(|answer| tell(answer.is_ok())).collect();
@@ -137,7 +144,9 @@ impl Tiered {
         let mut failure = None;
         if !stands.is_empty() {
             let puts: Vec<_> = stands.iter().map(put).collect();
-            match patience.step(Operation::Put, puts.len(), |by| self.cache.put(&puts, by)).await {
+            let bytes = puts.iter().map(|put| value_bytes(&put.fill.value)).sum();
+            let load = Load::of(puts.len()).with_bytes(bytes);
+            match patience.step(Operation::Put, load, |by| self.cache.put(&puts, by)).await {
                 Some(answers) => {
                     self.outcomes.effects(Step::Put, &answers);
                     for (i, answer) in stands.into_iter().zip(answers) {
@@ -145,20 +154,20 @@ impl Tiered {
                         failure = failure.or(answer.err());
                     }
                 }
-                None => self.go_on_alone(puts.len(), |cache, by| async move { cache.put(&puts, by).await }),
+                None => self.go_on_alone(load, |cache, by| async move { cache.put(&puts, by).await }),
             }
         }
         if !gone.is_empty() && failure.is_none() {
             let removes: Vec<_> = gone.iter().map(|i| CacheKey::new(epoch, &keys[*i])).collect();
-            let step = |by| self.cache.remove(&removes, by);
-            match patience.waiting_step(Operation::Remove, removes.len(), step).await {
+            let (load, step) = (Load::of(removes.len()), |by| self.cache.remove(&removes, by));
+            match patience.waiting_step(Operation::Remove, load, step).await {
                 Some(answers) => {
                     for (i, answer) in gone.into_iter().zip(answers) {
                         confirmed[i] = answer.is_ok();
                         failure = failure.or(answer.err());
                     }
                 }
-                None => self.go_on_alone(removes.len(), |cache, by| async move { cache.remove(&removes, by).await }),
+                None => self.go_on_alone(load, |cache, by| async move { cache.remove(&removes, by).await }),
             }
         }
         if let Some(error) = failure {
@@ -174,7 +183,11 @@ impl Tiered {
             keys.iter().zip(told).filter(|(_, told)| **told == Told::Nothing).map(|(key, _)| key).collect();
         if !unknown.is_empty() {
             self.trust.remember(unknown);
-            if let Err(error) = self.make_dirty().await {
+            let is_told = match self.l1_is_another() && !self.is_repaired() {
+                true => self.outdate_named().await,
+                false => self.make_dirty().await,
+            };
+            if let Err(error) = is_told {
                 // The writes are durable and answered as not cached; only a crash before L1 is back could hide them.
                 tracing::warn!(%error, "L2 could not be told that L1 may be stale");
             }
@@ -185,8 +198,8 @@ impl Tiered {
         }
         let answer = |told: &Told| match (told, self.settings.on_l1_loss) {
             (Told::Cached, _) => Ok(true),
-            (Told::ThisEpoch | Told::Nothing, OnL1Loss::Accept) => Ok(false),
-            (Told::ThisEpoch | Told::Nothing, OnL1Loss::Reject) => Err(WriteError::CommittedNotCached),
+            (Told::ThisL1 | Told::Nothing, OnL1Loss::Accept) => Ok(false),
+            (Told::ThisL1 | Told::Nothing, OnL1Loss::Reject) => Err(WriteError::CommittedNotCached),
         };
         told.iter().map(answer).collect()
     }
@@ -204,8 +217,8 @@ impl Tiered {
         if !self.l2_breaker.is_healthy() {
             return Err(StoreError::Unavailable("its breaker is open".into()));
         }
-        let asked = Instant::now();
-        let state = self.store.mark_dirty(asked + self.settings.write_deadline).await;
+        let asked = self.trust.now();
+        let state = self.store.mark_dirty(asked.0 + self.settings.write_deadline).await;
         self.note_l2(&state, self.settings.write_deadline);
         // Whether the mark was set is not the client's question: its own write surely did not happen.
         let state = state.map_err(|error| StoreError::Unavailable(error.to_string().into()))?;

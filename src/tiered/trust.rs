@@ -1,11 +1,19 @@
-//! Whether L1 may be used: the view of the epoch, the breaker, and the keys that L1 may hold stale values of.
+//! Whether L1 may be used: the view of the epoch, which L1 it holds for, the breaker, and the keys that L1 may hold stale
+//! values of.
 //!
 //! L1 is trusted while its breaker is healthy and nothing is remembered. A write that L1 did not confirm, and a read
 //! whose SETTLE was lost, leave their key here; L1 is trusted again when every such write has ended and every such key
 //! was removed from L1 (`watch` does it). The list is bounded: beyond the bound a new epoch makes it needless.
+//!
+//! An L1 that the epoch does not hold for is left alone. After a change of the epoch, or of the L1 that it holds for,
+//! everybody bypasses L1 for longer than a view lives, so that two never both count.
+
+mod remembered;
+#[cfg(test)]
+mod tests;
+mod view;
 
 use std::{
-    collections::HashMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -16,8 +24,17 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::{sync::Notify, time::Instant};
 
+pub(super) use self::remembered::BypassedWrite;
+use self::{
+    remembered::Remembered,
+    view::{Age, Role, View},
+};
 use super::breaker::Breaker;
-use crate::{cache::Epoch, record::RecordKey, store::EpochState};
+use crate::{
+    cache::{Epoch, L1Name},
+    record::{Clock, Millis, RecordKey},
+    store::EpochState,
+};
 
 /// How old a view of the epoch may be.
 pub const VIEW_LIFE: Duration = Duration::from_secs(2);
@@ -29,8 +46,8 @@ const SETTLED_AGE: Duration = Duration::from_secs(60);
 /// How long a word of the changes holds; there is one at least each half second.
 const HEARD_LIFE: Duration = Duration::from_secs(2);
 const ALWAYS: u64 = u64::MAX;
-/// Keys remembered at most (some 20 MB).
-const MAX_REMEMBERED: usize = 100_000;
+/// How much more the wall clock may advance between two looks than the monotonic one.
+const SUSPENDED: Duration = Duration::from_secs(1);
 
 /// How L1 may be used by one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,95 +76,110 @@ pub struct Trust {
     followed_until: AtomicU64,
     born: Instant,
     view: ArcSwapOption<View>,
+    /// Which L1 ours is, as it was last verified.
+    mine: ArcSwapOption<L1Name>,
     remembered: Mutex<Remembered>,
     wake: Notify,
     /// No other server can have another view of the epoch.
     exclusive: bool,
-}
-
-#[derive(Debug)]
-struct View {
-    state: EpochState,
-    /// From before the read that told it.
-    as_of: Instant,
-    bypass_until: Option<Instant>,
-}
-
-impl View {
-    fn is_paused(&self) -> bool {
-        self.bypass_until.is_some_and(|until| Instant::now() < until)
-    }
-}
-
-#[derive(Default)]
-struct Remembered {
-    keys: HashMap<RecordKey, Doubt>,
-    overflow: bool,
-    next: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Doubt {
-    /// Writes of this key that have not ended.
-    writes: u32,
-    /// Changes whenever the key is remembered anew, so that an earlier removal does not count for it.
-    stamp: u64,
+    /// The wall clock.
+    clock: Clock,
 }
 
 impl Trust {
-    pub(super) fn new(exclusive: bool) -> Self {
+    pub(super) fn new(exclusive: bool, clock: Clock) -> Self {
         Self {
             breaker: Breaker::new(3),
             trusted: AtomicBool::new(false),
             followed_until: AtomicU64::new(ALWAYS),
             born: Instant::now(),
             view: ArcSwapOption::empty(),
+            mine: ArcSwapOption::empty(),
             remembered: Mutex::default(),
             wake: Notify::new(),
             exclusive,
+            clock,
         }
     }
 
     /// How a call that begins now may use L1.
     pub fn l1(&self) -> L1Use {
+        self.l1_now().0
+    }
+
+    /// The same, with the life of the view that says so: what L1 confirms later counts only while that lasts.
+    pub(super) fn l1_now(&self) -> (L1Use, u64) {
         // Before the view: trust that was restored in a later epoch must not meet an earlier view.
         let trusted = self.trusted.load(SeqCst);
         let view = self.view.load();
-        let Some(view) = view.as_deref().filter(|_| self.breaker.is_healthy()) else {
-            return L1Use::Bypassed;
+        let Some(view) = view.as_deref().filter(|view| self.breaker.is_healthy() && view.role != Role::Another) else {
+            return (L1Use::Bypassed, 0);
         };
         let epoch = view.state.epoch;
-        match (view.is_paused(), self.is_fresh(view), trusted) {
-            (false, true, true) if !self.is_followed() => L1Use::Untrusted(epoch),
-            (true, _, _) => L1Use::Paused(epoch),
-            (false, true, true) => L1Use::Trusted(epoch),
-            (false, true, false) => L1Use::Untrusted(epoch),
-            (false, false, true) => L1Use::HitsOnly(epoch),
-            (false, false, false) => L1Use::Bypassed,
-        }
+        let l1 = match (view.is_paused(), view.age(&self.clock), trusted) {
+            (_, Age::Suspended, _) => L1Use::Bypassed,
+            (false, Age::Fresh, true) if !self.is_followed() => L1Use::Untrusted(epoch),
+            (true, ..) => L1Use::Paused(epoch),
+            (false, Age::Fresh, true) => L1Use::Trusted(epoch),
+            (false, Age::Fresh, false) => L1Use::Untrusted(epoch),
+            (false, Age::Old, true) => L1Use::HitsOnly(epoch),
+            (false, Age::Old, false) => L1Use::Bypassed,
+        };
+        (l1, view.life)
     }
 
-    /// Whether what was told to L1 in `epoch` holds for everybody: it still stands, and nobody can be using another.
-    pub fn holds(&self, epoch: Epoch) -> bool {
+    /// Whether what was told to L1 in `epoch` keeps every later hit of this server, and of whoever shares its L1, from being
+    /// older: the epoch still stands, and nobody can be using another.
+    pub fn stands(&self, epoch: Epoch) -> bool {
+        self.view.load().as_deref().is_some_and(|view| view.state.epoch == epoch && self.is_in_use(view))
+    }
+
+    /// Whether what L1 confirmed since the view had this life holds for everybody: the same epoch has held for the same L1 all
+    /// the time, and nobody reads from another.
+    pub(super) fn holds(&self, epoch: Epoch, life: u64) -> bool {
         let view = self.view.load();
-        view.as_deref().is_some_and(|view| view.state.epoch == epoch && !view.is_paused() && self.is_fresh(view))
+        view.as_deref().is_some_and(|view| {
+            let is_everybodys = view.role == Role::Named { alone: true };
+            view.state.epoch == epoch && view.life == life && is_everybodys && self.is_in_use(view)
+        })
+    }
+
+    /// Whether L1 would hold for everybody now, but for a pause that ends by itself.
+    pub(super) fn is_everybodys(&self) -> bool {
+        self.view.load().as_deref().is_some_and(|view| view.role == Role::Named { alone: true })
+    }
+
+    /// Whether the epoch is this one and holds for our L1, even in the pause after a change.
+    pub(super) fn is_ours(&self, epoch: Epoch, life: u64) -> bool {
+        self.ours() == Some((epoch, life))
+    }
+
+    fn is_in_use(&self, view: &View) -> bool {
+        view.role != Role::Another && !view.is_paused() && view.age(&self.clock) == Age::Fresh
     }
 
     /// The epoch as it was last seen.
     pub fn epoch(&self) -> Option<EpochState> {
-        self.view.load().as_deref().map(|view| view.state)
+        self.view.load().as_deref().map(|view| view.state.clone())
     }
 
     /// The epoch, if it was seen so lately that nobody can have filled L1 in a later one: after a change everybody
     /// bypasses L1 for longer than a view lives.
     pub fn fresh_epoch(&self) -> Option<EpochState> {
         let view = self.view.load();
-        view.as_deref().filter(|view| self.is_fresh(view)).map(|view| view.state)
+        view.as_deref().filter(|view| view.age(&self.clock) == Age::Fresh).map(|view| view.state.clone())
     }
 
-    /// Nobody but us changes the epoch of an exclusive store, so no view of it is too old.
-    fn is_fresh(&self, view: &View) -> bool {
-        self.exclusive || view.as_of.elapsed() < VIEW_LIFE
+    /// The epoch if it holds for our L1, in the pause after a change too, and the life of the view that says so.
+    pub(super) fn ours(&self) -> Option<(Epoch, u64)> {
+        let view = self.view.load();
+        let view = view.as_deref().filter(|view| view.role != Role::Another && view.age(&self.clock) == Age::Fresh);
+        view.map(|view| (view.state.epoch, view.life))
+    }
+
+    /// Whether the view is so fresh.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.view.load().as_deref().is_some_and(|view| view.age(&self.clock) == Age::Fresh)
     }
 
     /// Whether L1 is trusted.
@@ -160,27 +192,64 @@ impl Trust {
         self.lock().keys.len()
     }
 
+    /// Which L1 ours is, as it was last verified.
+    pub fn mine(&self) -> Option<L1Name> {
+        self.mine.load().as_deref().cloned()
+    }
+
+    /// Ours was found to be this one; the cache answers for no other until this is said again.
+    pub(super) fn found(&self, mine: &L1Name) {
+        let _one_at_a_time = self.lock();
+        if self.mine.load().as_deref() == Some(mine) {
+            return;
+        }
+        self.mine.store(Some(mine.clone().into()));
+        if let Some(known) = self.view.load().as_deref() {
+            let as_of = (known.as_of, known.as_of_wall);
+            let view = View::new(Some(known), known.state.clone(), Some(mine), as_of, self.exclusive);
+            self.view.store(Some(view.into()));
+        }
+    }
+
+    /// The wall clock, for a question to L2.
+    pub(super) fn now(&self) -> (Instant, Millis) {
+        // The wall clock first: a suspension between the two makes the view look older, not younger.
+        let wall = self.clock.now();
+        (Instant::now(), wall)
+    }
+
     /// Takes what L2 said of the epoch, asked at `as_of`.
-    pub(super) fn see(&self, state: EpochState, as_of: Instant) {
+    pub(super) fn see(&self, state: EpochState, as_of: (Instant, Millis)) {
         let _one_at_a_time = self.lock();
         let known = self.view.load();
         let known = known.as_deref();
-        if known.is_some_and(|known| known.as_of > as_of) {
+        if known.is_some_and(|known| known.as_of > as_of.0) {
             return; // an answer to an older question
         }
         let changed = match known {
-            Some(known) => known.state.epoch != state.epoch,
+            Some(known) => known.differs(&state),
             // At start: others may still use the epoch before this one.
             None => state.age < SETTLED_AGE,
         };
-        let mut bypass_until = known.and_then(|known| known.bypass_until);
-        if changed {
-            bypass_until = (!self.exclusive).then(|| Instant::now() + CHANGE_PAUSE);
-            let what = if known.is_some() { "new epoch, L1 starts cold" } else { "young epoch" };
-            let pause = bypass_until.map_or(Duration::ZERO, |_| CHANGE_PAUSE);
-            tracing::info!(epoch = %state.epoch, ?pause, "{what}: L1 is used once every server knows of it");
+        if known.is_some_and(|known| was_suspended((known.as_of, known.as_of_wall), as_of)) {
+            // Nobody knows yet what was missed meanwhile.
+            let _ = self.followed_until.fetch_update(SeqCst, SeqCst, |until| (until != ALWAYS).then_some(0));
         }
-        self.view.store(Some(View { state, as_of, bypass_until }.into()));
+        let mine = self.mine.load();
+        let epoch = state.epoch;
+        let named = state.l1.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
+        let mut view = View::new(known, state, mine.as_deref(), as_of, self.exclusive);
+        if changed {
+            view.bypass_until = (!self.exclusive).then(|| Instant::now() + CHANGE_PAUSE);
+            let what = match known {
+                None => "young epoch",
+                Some(known) if known.state.epoch == epoch => "the epoch goes on with another L1",
+                Some(_) => "new epoch, L1 starts cold",
+            };
+            let pause = view.bypass_until.map_or(Duration::ZERO, |_| CHANGE_PAUSE);
+            tracing::info!(%epoch, l1 = named, ?pause, "{what}: L1 is used once every server knows of it");
+        }
+        self.view.store(Some(view.into()));
     }
 
     /// Remembers keys of which L1 may hold older values, and distrusts L1 until they are removed.
@@ -222,7 +291,7 @@ impl Trust {
 
     /// Whether only a new epoch can make L1 trustworthy.
     pub(super) fn needs_new_epoch(&self) -> bool {
-        self.lock().overflow || self.epoch().is_some_and(|state| state.dirty)
+        self.lock().overflow || self.view.load().as_deref().is_some_and(|view| view.state.dirty)
     }
 
     /// A new epoch stands, asked for when the view was fresh: what was remembered and has ended is cold, because even an
@@ -242,7 +311,7 @@ impl Trust {
         let clear = remembered.keys.is_empty()
             && !remembered.overflow
             && self.breaker.is_healthy()
-            && self.epoch().is_some_and(|state| !state.dirty);
+            && self.view.load().as_deref().is_some_and(|view| !view.state.dirty);
         if clear {
             self.trusted.store(true, SeqCst);
         }
@@ -297,149 +366,8 @@ impl Trust {
     }
 }
 
-impl Remembered {
-    fn add(&mut self, key: &RecordKey, writes: u32) {
-        self.next += 1;
-        let stamp = self.next;
-        if let Some(doubt) = self.keys.get_mut(key) {
-            *doubt = Doubt { writes: doubt.writes + writes, stamp };
-        } else if self.keys.len() < MAX_REMEMBERED || writes > 0 {
-            // Writes on their way are bounded by the calls in flight; the bound is for what has ended.
-            self.keys.insert(key.detached(), Doubt { writes, stamp });
-        } else {
-            self.overflow = true;
-        }
-    }
-}
-
-/// Writes on their way behind L1's back.
-pub(super) struct BypassedWrite<'a> {
-    trust: &'a Trust,
-    keys: Vec<RecordKey>,
-}
-
-impl Drop for BypassedWrite<'_> {
-    fn drop(&mut self) {
-        let mut remembered = self.trust.lock();
-        let full = remembered.keys.len() > MAX_REMEMBERED;
-        for key in &self.keys {
-            remembered.next += 1;
-            let stamp = remembered.next;
-            if let Some(doubt) = remembered.keys.get_mut(key) {
-                *doubt = Doubt { writes: doubt.writes.saturating_sub(1), stamp };
-                if full && doubt.writes == 0 {
-                    remembered.keys.remove(key);
-                    remembered.overflow = true;
-                }
-            }
-        }
-        drop(remembered);
-        self.trust.wake();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::{EntityId, FeatureView};
-
-    fn key(id: &str) -> RecordKey {
-        RecordKey { view: FeatureView::parse("").unwrap(), entity_id: EntityId::parse(id).unwrap() }
-    }
-
-    fn state(epoch: u64, dirty: bool) -> EpochState {
-        EpochState { epoch: Epoch(epoch), dirty, age: SETTLED_AGE }
-    }
-
-    fn trusted() -> Trust {
-        let trust = Trust::new(false);
-        trust.see(state(1, false), Instant::now());
-        assert!(trust.restore());
-        trust
-    }
-
-    #[tokio::test]
-    async fn a_remembered_key_is_forgotten_only_when_its_write_has_ended_and_it_was_removed() {
-        let trust = trusted();
-        let write = trust.begin_bypassed(vec![key("a")]);
-        assert_eq!(trust.l1(), L1Use::Untrusted(Epoch(1)));
-        assert!(trust.to_remove(10).is_empty());
-        assert!(!trust.restore());
-        drop(write);
-        let removing = trust.to_remove(10);
-        assert_eq!(removing.len(), 1);
-        drop(trust.begin_bypassed(vec![key("a")]));
-        trust.removed(&removing);
-        assert!(!trust.restore(), "remembered anew while it was being removed");
-        trust.removed(&trust.to_remove(10));
-        assert!(trust.restore());
-    }
-
-    #[tokio::test]
-    async fn a_dirty_epoch_is_never_trusted_again() {
-        let trust = trusted();
-        trust.see(state(1, true), Instant::now());
-        trust.remember([&key("a")]);
-        trust.removed(&trust.to_remove(10));
-        assert!(!trust.restore());
-        trust.see(state(2, false), Instant::now());
-        assert!(trust.restore());
-        assert_eq!(trust.l1(), L1Use::Paused(Epoch(2)), "until everybody has seen the change");
-        assert!(!trust.holds(Epoch(2)), "others may still use the epoch before");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_view_lives_two_seconds_and_a_change_pauses_three() {
-        let trust = trusted();
-        assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)));
-        tokio::time::advance(VIEW_LIFE).await;
-        assert_eq!(trust.l1(), L1Use::HitsOnly(Epoch(1)));
-        assert!(!trust.holds(Epoch(1)));
-        trust.see(state(2, false), Instant::now());
-        assert_eq!(trust.l1(), L1Use::Paused(Epoch(2)));
-        tokio::time::advance(CHANGE_PAUSE).await;
-        trust.see(state(2, false), Instant::now());
-        assert_eq!(trust.l1(), L1Use::Trusted(Epoch(2)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_server_that_starts_into_a_young_epoch_pauses_too() {
-        let trust = Trust::new(false);
-        trust.see(EpochState { age: Duration::from_secs(1), ..state(1, false) }, Instant::now());
-        assert!(trust.restore());
-        assert_eq!(trust.l1(), L1Use::Paused(Epoch(1)));
-        let alone = Trust::new(true);
-        alone.see(EpochState { age: Duration::ZERO, ..state(1, false) }, Instant::now());
-        assert!(alone.restore());
-        assert_eq!(alone.l1(), L1Use::Trusted(Epoch(1)), "nobody else can use another");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_must_be_followed_is_used_only_while_it_is() {
-        let trust = trusted();
-        trust.lost_track();
-        assert_eq!(trust.l1(), L1Use::Untrusted(Epoch(1)));
-        trust.heard();
-        assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)));
-        tokio::time::advance(HEARD_LIFE).await;
-        trust.see(state(1, false), Instant::now());
-        assert_eq!(trust.l1(), L1Use::Untrusted(Epoch(1)), "nothing was heard for too long");
-        trust.follows_nobody();
-        tokio::time::advance(HEARD_LIFE).await;
-        trust.see(state(1, false), Instant::now());
-        assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)));
-    }
-
-    #[tokio::test]
-    async fn the_list_is_bounded_and_its_overflow_asks_for_a_new_epoch() {
-        let trust = trusted();
-        for i in 0..=MAX_REMEMBERED {
-            drop(trust.begin_bypassed(vec![key(&i.to_string())]));
-        }
-        assert!(trust.remembered() <= MAX_REMEMBERED);
-        assert!(trust.needs_new_epoch());
-        trust.renewed(Instant::now());
-        assert!(!trust.needs_new_epoch());
-        assert!(trust.restore());
-    }
+/// Whether more time has passed by the wall clock than by the monotonic one.
+fn was_suspended(before: (Instant, Millis), now: (Instant, Millis)) -> bool {
+    let wall = now.1.0.saturating_sub(before.1.0);
+    wall > (now.0.saturating_duration_since(before.0) + SUSPENDED).as_millis() as i64
 }

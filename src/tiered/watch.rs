@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Tiered, breaker::Mode, trouble::Trouble};
 use crate::{
-    cache::{CacheKey, Epoch, Probe},
+    cache::{CacheError, CacheKey, Probe},
     record::RecordKey,
-    store::EpochState,
+    store::{EpochState, StoreError},
 };
 
 /// Between two looks at L2; well below the life of a view of the epoch.
@@ -76,14 +76,14 @@ impl Tiered {
 
     /// Asks L2 for the epoch, which shows at the same time whether L2 answers. `trouble` is what was told of it.
     async fn look_at_l2(&self, trouble: &mut Trouble) {
-        let asked = Instant::now();
+        let asked = self.trust.now();
         let tripped = self.l2_breaker.mode() == Mode::Tripped;
         if tripped {
             self.l2_breaker.probing();
         }
         // Before the first answer there is time to learn why there is none.
         let patience = if self.reach.borrow().ready { PATIENCE } else { FIRST_PATIENCE };
-        let mut answer = self.store.epoch(asked + patience).await;
+        let mut answer = self.ask_epoch(asked.0 + patience).await;
         if tripped && answer.is_ok() {
             // A read of one document may succeed where writes do not.
             answer = match self.store.ping(Instant::now() + PATIENCE).await {
@@ -99,15 +99,20 @@ impl Tiered {
             Ok(state) => {
                 self.silent_l2.store(self.store.info().silent, Relaxed);
                 self.trust.see(state, asked);
+                self.clock.see(self.store.time());
                 trouble.is_over();
             }
             Err(error) => {
-                let error = error.to_string();
-                if trouble.is_news(&error) {
+                let text = error.to_string();
+                if trouble.is_news(&text) {
                     let address = self.store.info().address;
-                    tracing::warn!(error, address, "L2 cannot be reached; it is tried again and again");
+                    match error {
+                        StoreError::Unusable(_) => tracing::error!(address, "{text}"),
+                        _ => tracing::warn!(error = text, address, "L2 cannot be reached; it is tried again and again"),
+                    }
                 }
-                if !tripped {
+                // One that must not be used answers, and says so to each call.
+                if !tripped && !matches!(error, StoreError::Unusable(_)) {
                     self.l2_breaker.failed();
                 }
             }
@@ -124,8 +129,8 @@ impl Tiered {
     /// Probes L1, and brings it back into trust where it lost it.
     pub async fn look_at_l1(&self) {
         // Without an epoch no key of ours can be told from others.
-        let Some(EpochState { epoch, .. }) = self.trust.epoch() else { return };
-        let answers = self.probe_l1(epoch).await;
+        let Some(seen) = self.trust.epoch() else { return };
+        let answers = self.probe_l1(&seen).await;
         self.tell_reach(|reach| {
             if reach.l1 != answers {
                 tracing::info!("L1 {}", if answers { "answers" } else { "does not answer" });
@@ -145,21 +150,22 @@ impl Tiered {
         });
     }
 
-    async fn probe_l1(&self, epoch: Epoch) -> bool {
+    async fn probe_l1(&self, seen: &EpochState) -> bool {
         let breaker = &self.trust.breaker;
         breaker.probing();
         // One that is given up is waited for longer: a connection takes several trips, nobody waits for it, and a server
         // under load must not give up each time before it has connected.
         let patience = if self.reach.borrow().l1 { PATIENCE } else { FIRST_PATIENCE };
-        let mut answer = self.cache.probe(epoch, Instant::now() + patience).await;
+        let mut answer = self.probe_named(seen, Instant::now() + patience).await;
         if answer == Ok(Probe::Restored) {
-            tracing::warn!("L1 came back with what it held at an earlier time: it starts cold, in a new epoch");
             self.trust.lost();
             // Only a probe of the new epoch makes it usable again.
-            if let Some(renewed) = self.renew_epoch().await {
-                answer = self.cache.probe(renewed.epoch, Instant::now() + PATIENCE).await;
+            if let Some(renewed) = self.renew_epoch_within_bounds().await {
+                tracing::warn!("L1 came back with what it held at an earlier time: it starts cold, in a new epoch");
+                answer = self.cache.probe(renewed.epoch, renewed.l1.as_ref(), Instant::now() + PATIENCE).await;
             }
         }
+        self.note_another(matches!(answer, Ok(Probe::Another { .. })));
         match answer {
             Ok(Probe::Intact) => {
                 if breaker.mode() == Mode::Probing {
@@ -168,17 +174,36 @@ impl Tiered {
                     breaker.probed(true);
                 }
                 self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_over();
+                if let Some(mine) = self.cache.name() {
+                    self.trust.found(&mine);
+                }
+                // Who begins to use L1 says so in L2 first.
+                self.freshen_epoch().await;
                 true
             }
             Ok(Probe::Restored) => self.give_up_l1(),
-            Err(error) => {
-                let error = error.to_string();
-                if self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&error) {
-                    let address = self.cache.info().address;
-                    tracing::warn!(error, address, "L1 cannot be reached: reads go to L2; it is tried again and again");
-                }
+            Ok(Probe::Another { found, .. }) => {
+                self.tell_another(seen, &found);
                 self.give_up_l1()
             }
+            Err(error) => {
+                self.report_l1(&error);
+                self.give_up_l1()
+            }
+        }
+    }
+
+    /// Logs why L1 is not used.
+    fn report_l1(&self, error: &CacheError) {
+        let text = error.to_string();
+        if !self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&text) {
+            return;
+        }
+        let address = self.cache.info().address;
+        if matches!(error, CacheError::Unsuitable(_)) {
+            tracing::warn!(error = text, address, "L1 cannot be used: reads go to L2; it is checked every few seconds");
+        } else {
+            tracing::warn!(error = text, address, "L1 cannot be reached: reads go to L2; it is tried again and again");
         }
     }
 
@@ -194,7 +219,7 @@ impl Tiered {
     async fn recover(&self) {
         for _ in 0..REMOVE_BATCHES {
             // In an epoch that may be gone, removing would be worth nothing.
-            let Some(EpochState { epoch, .. }) = self.trust.fresh_epoch() else { return };
+            let Some((epoch, life)) = self.trust.ours() else { return };
             let removing = self.trust.to_remove(REMOVE_BATCH);
             if removing.is_empty() {
                 break;
@@ -204,9 +229,12 @@ impl Tiered {
             if self.note_failed(&answers) {
                 return;
             }
+            if !self.trust.is_ours(epoch, life) {
+                return; // it was not the L1 that the epoch holds for all the time
+            }
             self.trust.removed(&removing);
         }
-        if self.trust.needs_new_epoch() && self.renew_epoch().await.is_none() {
+        if self.trust.needs_new_epoch() && self.renew_epoch_within_bounds().await.is_none() {
             return;
         }
         if self.trust.restore() {
@@ -214,13 +242,33 @@ impl Tiered {
         }
     }
 
+    /// A new epoch, unless there were many lately: whatever asks for them again and again does not end with another one.
+    async fn renew_epoch_within_bounds(&self) -> Option<EpochState> {
+        if let Err(wait) = self.renewals.next() {
+            if self.renewals.is_to_be_logged() {
+                tracing::error!(
+                    ?wait,
+                    "L1 has needed many new epochs within a short time, so it is bypassed until the next one: what it \
+                     holds is not what this server left there. Do several Redis servers answer at the same address, or \
+                     does something else change keys that begin with {{}}fs:? Is l1.timeout too short for this Redis?"
+                );
+            }
+            return None;
+        }
+        let renewed = self.renew_epoch().await;
+        if renewed.is_some() {
+            self.renewals.made();
+        }
+        renewed
+    }
+
     pub(super) async fn renew_epoch(&self) -> Option<EpochState> {
         let seen = self.trust.fresh_epoch()?;
-        let asked = Instant::now();
-        match self.store.renew_epoch(seen.epoch, asked + PATIENCE).await {
+        let asked = self.trust.now();
+        match self.store.renew_epoch(seen.epoch, asked.0 + PATIENCE).await {
             Ok(state) => {
-                self.trust.see(state, asked);
-                self.trust.renewed(asked);
+                self.trust.see(state.clone(), asked);
+                self.trust.renewed(asked.0);
                 Some(state)
             }
             Err(error) => {

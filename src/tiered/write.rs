@@ -6,7 +6,12 @@ use std::{future::Future, slice, sync::Arc};
 use tokio::time::Instant;
 
 use super::{
-    OnL1Loss, Tiered, meter::Operation, outcomes::Step, patience::L1Patience, told::Told, trust::BypassedWrite,
+    OnL1Loss, Tiered,
+    meter::Operation,
+    outcomes::Step,
+    patience::{L1Patience, Load},
+    told::Told,
+    trust::BypassedWrite,
     trust::L1Use,
 };
 use crate::{
@@ -56,8 +61,8 @@ pub enum WriteError {
 
 /// How L1 was prepared for some writes.
 pub(super) enum Prepared<'a> {
-    /// Each with its permit.
-    Marked(Epoch, Vec<PermitId>),
+    /// Each with its permit, under a view with this life.
+    Marked(Epoch, u64, Vec<PermitId>),
     /// L1 can be reached and will be told afterwards: bulk writes, and all writes while the epoch is changing.
     Unmarked,
     /// Behind L1's back; held until the answer, so that L1 is not trusted again before these writes have ended.
@@ -163,8 +168,8 @@ impl Tiered {
             .unzip();
         let known_keys: Vec<RecordKey> = known.iter().map(|i| keys[*i].clone()).collect();
         let concluded = match prepared {
-            Prepared::Marked(epoch, permits) => {
-                let prepared = Prepared::Marked(*epoch, known.iter().map(|i| permits[*i]).collect());
+            Prepared::Marked(epoch, life, permits) => {
+                let prepared = Prepared::Marked(*epoch, *life, known.iter().map(|i| permits[*i]).collect());
                 self.conclude(&prepared, &known_keys, &states, patience).await
             }
             _ => self.conclude(prepared, &known_keys, &states, patience).await,
@@ -206,24 +211,27 @@ impl Tiered {
         if !self.l2_breaker.is_healthy() {
             return Err(StoreError::Unavailable("its breaker is open".into()).into());
         }
-        let l1 = self.l1_for_write().await;
-        if self.trust.breaker.is_healthy() && self.trust.fresh_epoch().is_none() {
+        let (l1, life) = self.l1_for_write().await;
+        if self.trust.breaker.is_healthy() && !self.trust.is_fresh() {
             // L2 was just asked and does not confirm the epoch, so it is hardly there. A write behind L1's back would take
             // away the hits that are all that can be served now.
             return Err(StoreError::Unavailable("it does not confirm the epoch".into()).into());
         }
+        let refuses = self.settings.on_l1_loss == OnL1Loss::Reject;
         match l1 {
+            // Not `cached` in any case, as it is not everybody's L1.
+            L1Use::Trusted(_) | L1Use::Untrusted(_) if refuses && !self.trust.is_everybodys() => {}
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) if mark => {
                 if let Some(permits) = self.mark(epoch, keys, patience).await {
-                    return Ok(Prepared::Marked(epoch, permits));
+                    return Ok(Prepared::Marked(epoch, life, permits));
                 }
             }
             L1Use::Trusted(_) | L1Use::Untrusted(_) => return Ok(Prepared::Unmarked),
             // Not `cached` in any case, so it is no use to those who refuse such writes.
-            L1Use::Paused(_) if self.settings.on_l1_loss == OnL1Loss::Accept => return Ok(Prepared::Unmarked),
+            L1Use::Paused(_) if !refuses => return Ok(Prepared::Unmarked),
             L1Use::Paused(_) | L1Use::HitsOnly(_) | L1Use::Bypassed => {}
         }
-        if self.settings.on_l1_loss == OnL1Loss::Reject {
+        if refuses {
             return Err(WriteError::L1Lost);
         }
         let bypassed = self.trust.begin_bypassed(keys.to_vec());
@@ -234,7 +242,7 @@ impl Tiered {
     async fn mark(&self, epoch: Epoch, keys: &[RecordKey], patience: &mut L1Patience<'_>) -> Option<Vec<PermitId>> {
         let marks: Vec<_> = keys.iter().map(|key| (CacheKey::new(epoch, key), PermitId::random())).collect();
         let step = |by| self.cache.mark(&marks, by);
-        let answers = patience.waiting_step(Operation::Mark, marks.len(), step).await?;
+        let answers = patience.waiting_step(Operation::Mark, Load::of(marks.len()), step).await?;
         self.outcomes.marked(&answers);
         if self.note_failed(&answers) {
             return None;
@@ -253,7 +261,7 @@ impl Tiered {
         errors: &[Option<StoreError>],
         patience: &mut L1Patience<'_>,
     ) {
-        let Prepared::Marked(epoch, permits) = prepared else { return };
+        let Prepared::Marked(epoch, _, permits) = prepared else { return };
         let surely_not = |error: &Option<StoreError>| error.as_ref().is_some_and(|error| !error.may_have_happened());
         let unmarks: Vec<_> = keys
             .iter()
@@ -265,13 +273,14 @@ impl Tiered {
         if unmarks.is_empty() {
             return;
         }
-        match patience.step(Operation::Unmark, unmarks.len(), |by| self.cache.unmark(&unmarks, by)).await {
+        let load = Load::of(unmarks.len());
+        match patience.step(Operation::Unmark, load, |by| self.cache.unmark(&unmarks, by)).await {
             Some(answers) => {
                 self.outcomes.effects(Step::Unmark, &answers);
                 self.note_failed(&answers);
             }
             None => {
-                self.go_on_alone(unmarks.len(), |cache, by| async move { cache.unmark(&unmarks, by).await });
+                self.go_on_alone(load, |cache, by| async move { cache.unmark(&unmarks, by).await });
             }
         }
     }
@@ -309,9 +318,11 @@ fn tell(key: &RecordKey, receipt: &Receipt, cached: bool) {
         Outcome::Deleted => "DELETED",
         Outcome::NotFound => "NOTHING TO DELETE",
         Outcome::SkippedStale => "SKIPPED STALE",
-        Outcome::RevisionMismatch { .. } | Outcome::TooManyFeatures { .. } | Outcome::RecordTooLarge { .. } => {
-            "REFUSED"
-        }
+        Outcome::RevisionMismatch { .. }
+        | Outcome::RequestIdReused
+        | Outcome::TooManyFeatures { .. }
+        | Outcome::RecordTooLarge { .. }
+        | Outcome::DocumentTooLarge { .. } => "REFUSED",
     };
     tracing::debug!(feature_view, entity_id, revision, cached, "{word} {entity_id}");
 }

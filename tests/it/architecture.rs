@@ -7,23 +7,24 @@ use std::{
 };
 
 /// Left imports right, never back.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("in_flight", &[]),
     ("metrics", &[]),
     ("trace", &[]),
-    ("proto", &[]),
+    ("peer", &[]),
+    ("proto", &["in_flight"]),
     ("record", &["proto"]),
-    ("cache", &["record", "metrics", "trace"]),
-    ("store", &["cache", "record", "proto", "metrics", "trace"]),
-    ("tiered", &["store", "cache", "record", "metrics", "trace"]),
+    ("cache", &["record", "metrics", "peer", "trace"]),
+    ("store", &["cache", "record", "proto", "metrics", "peer", "trace"]),
+    ("tiered", &["store", "cache", "record", "in_flight", "metrics", "trace"]),
     ("access", &["record", "metrics"]),
     ("api", &["access", "tiered", "store", "record", "proto", "in_flight", "metrics", "trace"]),
     ("server", &["access", "api", "tiered", "proto", "metrics", "trace"]),
     ("config", &["api", "tiered"]),
-    ("telemetry", &["trace"]),
+    ("telemetry", &["access", "metrics", "trace"]),
     ("app", &["server", "config", "access", "api", "tiered", "store", "cache", "record", "trace"]),
-    ("command", &["access", "app", "server", "config", "telemetry"]),
-    ("main", &["command"]),
+    ("command", &["access", "app", "server", "store", "config", "telemetry"]),
+    ("main", &["command", "telemetry"]),
 ];
 
 /// Libraries, and the files that may name them.

@@ -1,10 +1,18 @@
 //! The real binary, from the outside: its life and death on the embedded pair, its commands, what it says.
 
+#[cfg(feature = "mongodb")]
+mod causes;
 mod commands;
 mod crash;
 mod drain;
+mod log;
 #[cfg(feature = "mongodb")]
 mod secrets;
+#[cfg(feature = "mongodb")]
+mod settings;
+mod signals;
+#[cfg(feature = "mongodb")]
+mod values;
 #[cfg(feature = "mongodb")]
 mod weather;
 mod words;

@@ -4,9 +4,14 @@ mod abuse;
 mod drain;
 mod flood;
 mod idle;
+mod memory;
+mod not_grpc;
 mod packed;
 mod slow;
+mod small_chunks;
+mod streams;
 mod tls;
+mod unfolded;
 
 use std::time::{Duration, Instant};
 

@@ -9,7 +9,7 @@ use std::{
 use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest,
-    health_check_response::ServingStatus::{self, NotServing, Serving},
+    health_check_response::ServingStatus::{self, NotServing, ServiceUnknown, Serving},
     health_client::HealthClient,
 };
 
@@ -120,13 +120,32 @@ async fn a_draining_server_says_so_and_still_takes_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_is_not_ours_is_unknown() {
-    let server = Server::start(&[]).await;
+async fn a_name_that_is_not_ours_is_not_found_by_check_and_can_be_watched_until_the_server_ends() {
+    let server = Server::start(&[("FEATURESTORE_DRAIN_DELAY", "1s")]).await;
     let channel = Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
     let mut client = HealthClient::new(channel);
-    let request = HealthCheckRequest { service: "l3".to_owned() };
-    assert_eq!(client.check(request).await.unwrap_err().code(), Code::NotFound);
+    let request = || HealthCheckRequest { service: "l3".to_owned() };
+    assert_eq!(client.check(request()).await.unwrap_err().code(), Code::NotFound);
+    let mut watched = client.watch(request()).await.unwrap().into_inner();
+    assert_eq!(watched.message().await.unwrap().unwrap().status(), ServiceUnknown);
+    // Neither what changes of other names nor the drain's beginning is a change of this one.
+    server.begin_shutdown();
+    let silent = tokio::time::timeout(Duration::from_millis(500), watched.message()).await;
+    assert!(silent.is_err(), "{silent:?}");
+    let (last, ()) = tokio::join!(watched.message(), server.stop());
+    assert!(matches!(last, Ok(None)), "{last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_without_a_delay_is_told_before_a_watch_ends() {
+    let server = Server::start(&[("FEATURESTORE_DRAIN_DELAY", "0s")]).await;
+    let mut health = Watched::new(server.address).await;
+    health.until([Serving; 4]).await;
     server.stop().await;
+    health.until([NotServing, NotServing, Serving, Serving]).await;
+    for name in ["", SERVICE] {
+        assert_eq!(health.history(name), [Serving, NotServing], "{name:?}: no status is told twice");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,9 +162,6 @@ async fn probes_from_outside_see_the_same() {
     ];
     for (name, status) in expected {
         for how in [&[][..], &["--watch", "--until", status][..]] {
-            if name == "l3" && !how.is_empty() {
-                continue; // tonic-health ends such a watch with NOT_FOUND, where the protocol would keep it open
-            }
             if let Some(told) = tools::python("health_watch.py", &[&["--target", &target], how, &[name]].concat()).await
             {
                 assert_eq!(told.unwrap().trim(), status, "{name:?} {how:?}");

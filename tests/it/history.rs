@@ -48,6 +48,15 @@ async fn no_answer_lies_while_the_embedded_pair_is_killed() {
     assert!(report.verdict.violations.is_empty(), "seed {seed}: {:?}", report.verdict.rules());
 }
 
+/// `tests/storm.sh --scenario` sets what it reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "as long as STORM_SECONDS says; run it by tests/storm.sh"]
+async fn no_answer_lies_in_a_long_storm_over_many_l1() {
+    let seconds = std::env::var("STORM_SECONDS").expect("STORM_SECONDS").parse().expect("STORM_SECONDS is a number");
+    let plan = scenarios::one_l1::Plan { seed: seed(1), length: Duration::from_secs(seconds) };
+    scenarios::one_l1::run(&std::env::var("STORM_SCENARIO").expect("STORM_SCENARIO"), plan).await;
+}
+
 /// `tests/storm.sh` sets what it reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "as long as STORM_SECONDS says; run it by tests/storm.sh"]

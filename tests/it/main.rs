@@ -4,6 +4,8 @@ mod access;
 mod architecture;
 mod binary;
 mod cache_contract;
+#[cfg(all(feature = "redis", feature = "mongodb"))]
+mod clocks;
 #[cfg(feature = "mongodb")]
 mod counting;
 #[cfg(feature = "mongodb")]
@@ -17,6 +19,8 @@ mod harness;
 mod health;
 #[cfg(feature = "mongodb")]
 mod history;
+#[cfg(feature = "redis")]
+mod lacking;
 mod model;
 #[cfg(feature = "mongodb")]
 mod mongodb_store;

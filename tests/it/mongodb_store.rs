@@ -3,9 +3,13 @@
 mod changes;
 mod contract;
 mod documents;
+mod epochs;
 mod equals_apply;
 mod interruptions;
 mod outages;
+mod setup;
+mod sizes;
+mod unreadable;
 
 use std::{sync::Arc, time::Duration};
 
@@ -103,7 +107,7 @@ fn record<const N: usize>(features: [(&str, Kind); N]) -> Record {
     Record {
         mode: WriteMode::Replace,
         features: features.into_iter().map(value).collect(),
-        model_version: String::new(),
+        model_version: "".into(),
         event_time: None,
         lifetime: None,
     }

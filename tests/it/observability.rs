@@ -1,6 +1,8 @@
 //! What dashboards and alerts look at is there: every metric that they name is one of the real binary's, every label that
 //! they pick by is one of its labels, and every alert tells what to do.
 
+mod lint;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -216,9 +218,8 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_is_there() {
     assert_eq!(count("featurestore_tier_hits_total{tier=\"l1\"}"), 3.0);
     assert!(count("db_client_connection_wait_time_seconds_count{db_client_connection_pool_name=\"mongodb\"}") >= 4.0);
     assert!(
-        count(
-            "db_client_connection_count{db_client_connection_pool_name=\"redis\",db_client_connection_state=\"used\"}"
-        ) >= 2.0
+        count("db_client_connections{db_client_connection_pool_name=\"redis\",db_client_connection_state=\"used\"}")
+            >= 2.0
     );
     assert_eq!(count("db_client_connection_max{db_client_connection_pool_name=\"mongodb\"}"), 64.0);
 

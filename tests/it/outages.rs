@@ -1,6 +1,7 @@
 //! What clients see while Redis or MongoDB is gone, frozen, or back with what it held before. The tables are in
 //! the README: an L1 failure fails nothing, an L2 failure never looks like "no such record".
 
+mod another_redis;
 mod failovers;
 mod herds;
 mod l1_comes_back;

@@ -7,6 +7,7 @@
 mod cancelled;
 mod flights;
 mod held;
+mod naming;
 mod old_view;
 mod pause;
 mod permits;
@@ -21,7 +22,7 @@ mod unconfirmed;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use featurestore::{
-    cache::{Cache as _, CacheKey, Epoch, memory::MemoryCache},
+    cache::{Cache, CacheKey, Epoch, memory::MemoryCache},
     record::{Clock, EntityId, FeatureView, RecordKey, Revision},
     store::{Change, Store as _, Write, embedded::EmbeddedStore},
     tiered::{
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     harness::{
-        faulty::{ChangeLog, Faults, FaultyCache, FaultyStore, SharedStore, blocking},
+        faulty::{ChangeLog, Faults, FaultyCache, FaultyStore, SharedStore, blocking, clock, shared},
         process::temp_dir,
     },
     store_contract::fixture,
@@ -63,11 +64,25 @@ impl World {
         Self::new(true, None)
     }
 
+    /// The epoch holds for no L1 yet.
+    fn unnamed(log: Option<Arc<ChangeLog>>) -> Self {
+        let folder = temp_dir();
+        let store = EmbeddedStore::open(folder.path(), 8 << 20, fixture::rules(), Clock::system()).unwrap();
+        let memory = Arc::new(MemoryCache::new(1 << 20));
+        Self { memory, store: SharedStore::new(store, false, log), _folder: folder }
+    }
+
+    /// An L1 that several servers share is named.
     fn new(exclusive: bool, log: Option<Arc<ChangeLog>>) -> Self {
         let folder = temp_dir();
         let store = EmbeddedStore::open(folder.path(), 8 << 20, fixture::rules(), Clock::system()).unwrap();
         let memory = Arc::new(MemoryCache::new(32 << 20));
-        Self { memory, store: SharedStore::new(store, exclusive, log), _folder: folder }
+        let store = SharedStore::new(store, exclusive, log);
+        let (named, named_by) = (shared(memory.name().unwrap()), store.clone());
+        let soon = Instant::now() + Duration::from_secs(9);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        std::thread::spawn(move || runtime.block_on(named_by.settle_on(named, soon))).join().unwrap();
+        Self { memory, store, _folder: folder }
     }
 
     /// A server that has not looked at anything yet.
@@ -78,6 +93,16 @@ impl World {
     /// The same with other settings.
     fn with_settings(&self, change: impl FnOnce(&mut Settings)) -> Server {
         let faults = Arc::new(Faults::default());
+        let cache = FaultyCache { faults: faults.clone(), inner: self.memory.clone() };
+        self.over_with(Arc::new(cache), faults, change)
+    }
+
+    /// A server over any L1.
+    fn over(&self, cache: Arc<dyn Cache>, faults: Arc<Faults>) -> Server {
+        self.over_with(cache, faults, |_| {})
+    }
+
+    fn over_with(&self, cache: Arc<dyn Cache>, faults: Arc<Faults>, change: impl FnOnce(&mut Settings)) -> Server {
         let mut settings = Settings {
             l1_ttl: Duration::from_secs(3600),
             l1_timeout: Duration::from_millis(50),
@@ -92,9 +117,8 @@ impl World {
             repair: Default::default(),
         };
         change(&mut settings);
-        let cache = FaultyCache { faults: faults.clone(), inner: self.memory.clone() };
         let store = FaultyStore { faults: faults.clone(), shared: self.store.clone() };
-        Server { tiered: Tiered::new(Arc::new(cache), Arc::new(store), settings, Clock::system()), faults }
+        Server { tiered: Tiered::new(cache, Arc::new(store), settings, clock()), faults }
     }
 
     /// A server that has looked at both tiers once.

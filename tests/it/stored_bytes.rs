@@ -11,6 +11,7 @@ use std::{
 };
 
 use deadpool_redis::redis;
+use featurestore::{cache::Epoch, tiered::trust::L1Use};
 use mongodb::bson;
 use prost::Message as _;
 use prost_types::{ListValue, Struct, value::Kind as Json};
@@ -21,7 +22,7 @@ use crate::harness::{
     mongod::Mongod,
     process::temp_dir,
     redis::RedisServer,
-    server::{PATIENCE, Server},
+    server::{PATIENCE, Server, eventually},
 };
 
 /// A part of the key of every entry in Redis.
@@ -126,9 +127,13 @@ async fn a_data_folder_of_the_first_release_is_served_and_written() {
 /// A server over its own Redis and a database with the known epoch.
 async fn known_epoch() -> (Server, RedisServer, &'static Mongod, String) {
     let (redis, mongod) = (RedisServer::start(), Mongod::shared_replica_set());
-    let database = mongod.settled_database_with(EPOCH);
+    let database = mongod.settled_database();
     let (url, uri) = (redis.url(), mongod.uri());
     let server = Server::start(&[("REDIS_URL", &url), ("MONGO_URI", &uri), ("MONGO_DB", &database)]).await;
+    let meta = mongod.database(&database).await.collection::<bson::Document>("meta");
+    let known = bson::doc! { "$set": { "epoch": format!("{EPOCH:016x}") } };
+    meta.update_one(bson::doc! { "_id": "epoch" }, known).await.unwrap();
+    eventually("the epoch to be known", async || server.tiered.trust().l1() == L1Use::Trusted(Epoch(EPOCH))).await;
     (server, redis, mongod, database)
 }
 

@@ -48,12 +48,12 @@ def outcomes(service_config: dict[str, Any], arguments: argparse.Namespace) -> c
 
 
 def wait_for_both(channel: grpc.Channel) -> None:
-    """round_robin begins with one connection. A bulk stream has no retry policy, so it tells who answers."""
-    bulk = channel.stream_stream(f"/{reflection_tour.SERVICE}/BulkUpsert")
+    """round_robin begins with one connection. Info has no retry policy, so its answers show which server was asked."""
+    info = channel.unary_unary(f"/{reflection_tour.SERVICE}/Info")
     answered: set[str] = set()
     for _ in range(1000):
         try:
-            list(bulk(iter([]), timeout=30, wait_for_ready=True))
+            info(b"", timeout=30, wait_for_ready=True)
             answered.add("other")
         except grpc.RpcError as error:
             reflection_tour.check(error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))

@@ -2,10 +2,7 @@
 
 use super::{BulkDefaults, our_request_id, parse_record, parse_view};
 use crate::{
-    api::{
-        Limits,
-        failure::{Failure, Violation},
-    },
+    api::{Limits, failure::Failure},
     proto::BulkUpsertRequest,
     record::{FeatureView, RecordKey},
     store::{Change, Write},
@@ -57,17 +54,58 @@ pub(in crate::api) fn chunk(
                     change: Change::Upsert(parsed.record),
                 },
             )),
-            Err(mut failure) => {
-                let parent = format!("records[{index}]");
-                if failure.violations.is_empty() {
-                    let (reason, message) = (failure.reason, failure.message.clone());
-                    failure.violations.push(Violation::new(parent, reason, message));
-                } else {
-                    failure = Failure::invalid(failure.violations.into_iter().map(|v| v.under(&parent)).collect());
-                }
-                refused.push((index, failure));
-            }
+            Err(failure) => refused.push((index, failure.under(&format!("records[{index}]")))),
         }
     }
     Ok(Chunk { view, sequence, warm_cache, all_results, entity_ids, writes, refused })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{
+        proto::{Value, value::Kind},
+        record::FeatureRecord,
+    };
+
+    fn limits() -> Limits {
+        Limits {
+            max_entities: 10,
+            max_features: 1000,
+            max_record_bytes: 1 << 20,
+            max_bulk_records: 10,
+            max_request_bytes: 4 << 20,
+            max_response_bytes: 4 << 20,
+            max_ttl: Duration::from_secs(1000),
+        }
+    }
+
+    #[test]
+    fn the_records_of_a_message_share_its_model_version() {
+        let record = |id: &str| FeatureRecord { entity_id: id.to_owned(), ..FeatureRecord::default() };
+        let records = vec![record("a"), record("b")];
+        let request = BulkUpsertRequest { records, model_version: "v".repeat(128), ..BulkUpsertRequest::default() };
+        let chunk = chunk(request, None, &limits()).ok().unwrap();
+        let version = |i: usize| match &chunk.writes[i].1.change {
+            Change::Upsert(record) => &record.model_version,
+            Change::Delete => panic!("it is an upsert"),
+        };
+        assert!(version(0).len() == 128 && Arc::ptr_eq(version(0), version(1)));
+    }
+
+    #[test]
+    fn of_many_bad_features_the_first_are_described_and_the_others_counted() {
+        let bad = |i: usize| (format!("${i:04}"), Value { kind: Some(Kind::BoolVal(true)) });
+        let features = (0..1000).map(bad).collect();
+        let record = FeatureRecord { entity_id: "a".to_owned(), features, ..FeatureRecord::default() };
+        let request = BulkUpsertRequest { records: vec![record], ..BulkUpsertRequest::default() };
+        let chunk = chunk(request, None, &limits()).ok().unwrap();
+        let failure = &chunk.refused[0].1;
+        assert!(failure.violations.len() < 10 && failure.message.len() < 4096, "{failure:?}");
+        assert!(failure.violations[0].field.starts_with("records[0].features[\"$0000\"]"), "{failure:?}");
+        let more = format!("; and {} more", 1000 - failure.violations.len());
+        assert!(failure.message.ends_with(&more), "{failure:?}");
+    }
 }

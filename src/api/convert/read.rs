@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tokio::time::Instant;
 
-use super::{parse_duration, parse_feature_names, parse_keys, unknown_enum};
+use super::{check_model_version, parse_duration, parse_feature_names, parse_keys, unknown_enum};
 use crate::{
     api::{
         Limits,
@@ -62,6 +62,7 @@ pub(in crate::api) fn read(
     let mut wrong = Vec::new();
     let keys = parse_keys(&feature_view, &entity_ids, &mut wrong);
     let names = parse_feature_names(&feature_names, &mut wrong);
+    check_model_version("expected_model_version", &expected_model_version, &mut wrong);
     let consistency = match proto::Consistency::try_from(consistency) {
         Ok(proto::Consistency::Unspecified | proto::Consistency::Cached) => Consistency::Cached,
         Ok(proto::Consistency::Strong) => Consistency::Strong,

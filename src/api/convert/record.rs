@@ -1,6 +1,6 @@
 //! A `FeatureRecord` from the wire, checked field by field.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use prost_types::{Timestamp, value::Kind as JsonKind};
 
@@ -16,7 +16,11 @@ use crate::{
     },
 };
 
-use super::unknown_enum;
+use super::{check_model_version, unknown_enum};
+
+/// How many bad features of one record are described. The others are only counted: a description is a hundred times as
+/// large as what it is about.
+const MAX_DESCRIBED: usize = 32;
 
 /// The range of google.protobuf.Timestamp: years 1 to 9999.
 const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
@@ -24,7 +28,7 @@ const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_4
 /// What a bulk message says for records that do not.
 #[derive(Default)]
 pub(super) struct BulkDefaults {
-    model_version: String,
+    model_version: Arc<str>,
     lifetime: Option<Lifetime>,
 }
 
@@ -35,7 +39,8 @@ impl BulkDefaults {
         limits: &Limits,
         wrong: &mut Vec<Violation>,
     ) -> Self {
-        Self { model_version, lifetime: parse_ttl(ttl, limits, wrong) }
+        check_model_version("model_version", &model_version, wrong);
+        Self { model_version: model_version.into(), lifetime: parse_ttl(ttl, limits, wrong) }
     }
 }
 
@@ -58,7 +63,7 @@ pub(super) fn parse_record(
         true => Err(Failure::too_many("TOO_MANY_FEATURES", "features", count, limits.max_features)),
         false => Ok(()),
     };
-    let mut wrong = Vec::new();
+    let (mut wrong, mut more_wrong) = (Vec::new(), 0);
     let entity_id = EntityId::parse(&entity_id)
         .map_err(|why| wrong.push(Violation::new("entity_id", "INVALID_ENTITY_ID", why)))
         .ok();
@@ -70,9 +75,10 @@ pub(super) fn parse_record(
         }
         GivenFeatures::Decoded(map) => {
             within(map.len())?;
-            EncodedFeatures::from(&parse_features(map, &mut wrong))
+            EncodedFeatures::from(&parse_features(map, &mut wrong, &mut more_wrong))
         }
     };
+    check_model_version("model_version", &model_version, &mut wrong);
     let event_time = event_time.and_then(|at| parse_time(at, &mut wrong));
     if never_expires && ttl.is_some() {
         wrong.push(Violation::new("ttl", "INVALID_TTL", "a record that never expires has no ttl: give one of both"));
@@ -89,9 +95,11 @@ pub(super) fn parse_record(
     if if_revision.is_some_and(|revision| revision < 0) {
         wrong.push(Violation::new("if_revision", "INVALID_REVISION", "a revision must not be negative"));
     }
-    let Some(entity_id) = entity_id.filter(|_| wrong.is_empty()) else { return Err(Failure::invalid(wrong)) };
+    let Some(entity_id) = entity_id.filter(|_| wrong.is_empty()) else {
+        return Err(Failure::invalid_and_more(wrong, more_wrong));
+    };
 
-    let model_version = if model_version.is_empty() { defaults.model_version.clone() } else { model_version };
+    let model_version = if model_version.is_empty() { defaults.model_version.clone() } else { model_version.into() };
     let bytes = features.as_bytes().len() + model_version.len();
     if bytes > limits.max_record_bytes {
         return Err(Failure::record_too_large(bytes, limits.max_record_bytes));
@@ -104,9 +112,15 @@ pub(super) fn parse_record(
     })
 }
 
-fn parse_features(features: BTreeMap<String, Value>, wrong: &mut Vec<Violation>) -> Features {
+/// `more_wrong` counts what is wrong and not described in `wrong`.
+fn parse_features(features: BTreeMap<String, Value>, wrong: &mut Vec<Violation>, more_wrong: &mut usize) -> Features {
     let mut parsed = Features::new();
     for (name, value) in features {
+        let is_allowed = FeatureName::is_allowed(name.as_bytes());
+        if (!is_allowed || !has_kind(&value)) && wrong.len() >= MAX_DESCRIBED {
+            *more_wrong += 1;
+            continue;
+        }
         let field = || format!("features[{}]", quoted(&name));
         match FeatureName::parse(&name) {
             Err(why) => wrong.push(Violation::new(field(), "INVALID_FEATURE_NAME", why)),

@@ -37,7 +37,7 @@ pub(in crate::api) fn upsert(request: UpsertFeaturesRequest, limits: &Limits) ->
         (Err(failure), _) if failure.violations.is_empty() && wrong.is_empty() => Err(failure),
         (Err(failure), _) => {
             wrong.extend(failure.violations.into_iter().map(|violation| violation.under("record")));
-            Err(Failure::invalid(wrong))
+            Err(Failure::invalid_and_more(wrong, failure.more_violations))
         }
     }
 }
@@ -113,7 +113,10 @@ pub(in crate::api) fn all_failed(items: &[Result<(Receipt, bool), WriteError>]) 
         _ => None,
     });
     let lacking = |item: &Result<_, WriteError>| match item {
-        Ok(_) | Err(WriteError::Store(StoreError::Corrupt(_) | StoreError::DoneUnreadable(_))) => false,
+        Ok(_)
+        | Err(WriteError::Store(StoreError::Corrupt(_) | StoreError::DoneUnreadable(_) | StoreError::Refused(_))) => {
+            false
+        }
         Err(_) => true,
     };
     let first = items.first().and_then(|item| item.as_ref().err());
@@ -158,9 +161,11 @@ fn outcome(outcome: &Outcome) -> WriteOutcome {
         Outcome::SkippedStale => WriteOutcome::SkippedStale,
         Outcome::Deleted => WriteOutcome::Deleted,
         Outcome::NotFound => WriteOutcome::NotFound,
-        Outcome::RevisionMismatch { .. } | Outcome::TooManyFeatures { .. } | Outcome::RecordTooLarge { .. } => {
-            WriteOutcome::Failed
-        }
+        Outcome::RevisionMismatch { .. }
+        | Outcome::RequestIdReused
+        | Outcome::TooManyFeatures { .. }
+        | Outcome::RecordTooLarge { .. }
+        | Outcome::DocumentTooLarge { .. } => WriteOutcome::Failed,
     }
 }
 

@@ -3,9 +3,9 @@
 
 use std::{fmt, num::NonZeroUsize};
 
-use deadpool_redis::redis::{
-    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates,
-};
+use deadpool_redis::redis::{Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, TlsCertificates};
+
+use super::address;
 
 const DEFAULT_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
@@ -24,6 +24,8 @@ pub struct RedisConfig {
     pub(super) connections: NonZeroUsize,
     /// How many replicas must have what a write tells L1 before it counts.
     pub(super) wait_replicas: u32,
+    /// The database that the address itself names.
+    named_database: Option<u16>,
 }
 
 /// How the servers are found.
@@ -45,33 +47,50 @@ pub(super) struct Address {
 }
 
 impl RedisConfig {
-    /// Reads `redis://[user[:password]@]host[:port][/database]`,
+    /// Reads `redis://[user[:password]@]host[:port][/database]` (or `?db=database`),
     /// `redis-sentinel://[user[:password]@]sentinel[:port],.../master[/database]` (all sentinels; with
     /// `?sentinel_password=` and `sentinel_username=` where they ask for them) or `redis-cluster://[user[:password]@]host[:port],...`;
     /// `rediss` for TLS. Two connections.
     pub fn parse(url: &str) -> Result<Self, InvalidRedisConfig> {
-        let (scheme, rest) = url.split_once("://").unwrap_or_default();
-        // Then a part of the password would be taken for something else, and be shown.
-        let after_hosts = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
-        if after_hosts.contains('@') || rest.contains('#') {
-            return invalid(
-                "a Redis address holds an @ or a # where none can be: percent-encode what is special in a user or a \
-                 password (/ as %2F, ? as %3F, @ as %40, # as %23)",
-            );
+        let (place, server, named_database) = address::parse(url)?;
+        let redis = server.redis_settings().clone().set_db(i64::from(named_database.unwrap_or(0)));
+        let (server, connections) = (server.set_redis_settings(redis), DEFAULT_CONNECTIONS);
+        Self { place, server, connections, wait_replicas: 0, named_database }.checked()
+    }
+
+    /// What is possible only in one kind of place.
+    fn checked(self) -> Result<Self, InvalidRedisConfig> {
+        let db = self.server.redis_settings().db();
+        match self.place {
+            Place::Cluster { .. } if db != 0 => invalid("a Redis Cluster has database 0 only"),
+            _ => Ok(self),
         }
-        let tls = if scheme.starts_with("rediss") { "rediss" } else { "redis" };
-        let (place, server) = match scheme {
-            "redis" | "rediss" => (Place::One, read(url)?),
-            "redis-sentinel" | "rediss-sentinel" => sentinel(tls, rest)?,
-            "redis-cluster" | "rediss-cluster" => cluster(tls, rest)?,
-            _ => {
-                return invalid(
-                    "a Redis address begins with redis://, redis-sentinel:// or redis-cluster:// (with TLS rediss://, \
-                     rediss-sentinel://, rediss-cluster://)",
-                );
-            }
-        };
-        Ok(Self { place, server, connections: DEFAULT_CONNECTIONS, wait_replicas: 0 })
+    }
+
+    /// With what is configured beside the address: a user, a password and a database. Where the address has the same
+    /// thing and says something else, nobody knows which is meant.
+    pub fn with_settings(
+        mut self,
+        username: Option<&str>,
+        password: Option<&str>,
+        database: Option<u16>,
+    ) -> Result<Self, InvalidRedisConfig> {
+        let own = self.server.redis_settings().clone();
+        let mut redis = own.clone();
+        if let Some(username) = agreed("user name", "redis.username", own.username(), username)? {
+            redis = redis.set_username(username);
+        }
+        if let Some(password) = agreed("password", "redis.password", own.password(), password)? {
+            redis = redis.set_password(password);
+        }
+        if redis.username().is_some() && redis.password().is_none() {
+            return invalid("there is a user name for Redis and no password: nobody could log in");
+        }
+        if let Some(database) = agreed("database", "redis.db", self.named_database, database)? {
+            redis = redis.set_db(i64::from(database));
+        }
+        self.server = self.server.set_redis_settings(redis);
+        self.checked()
     }
 
     /// With this many connections to each server.
@@ -146,109 +165,26 @@ impl RedisConfig {
     }
 }
 
-/// An address whose several hosts share the rest.
-struct Several<'a> {
-    /// With its `@`; empty: there is none.
-    credentials: &'a str,
-    hosts: Vec<&'a str>,
-    path: Vec<&'a str>,
-    query: Vec<(&'a str, &'a str)>,
-}
-
-impl<'a> Several<'a> {
-    fn split(rest: &'a str) -> Result<Self, InvalidRedisConfig> {
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (credentials, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
-        let hosts: Vec<&str> = hosts.split(',').collect();
-        if hosts.iter().any(|host| host.is_empty()) {
-            return invalid(
-                "the Redis address names an empty host: separate hosts by single commas, host1:port,host2:port",
-            );
+/// What an address and a setting beside it say together.
+fn agreed<T: PartialEq>(
+    what: &str,
+    key: &str,
+    own: Option<T>,
+    beside: Option<T>,
+) -> Result<Option<T>, InvalidRedisConfig> {
+    match (own, beside) {
+        (Some(own), Some(beside)) if own != beside => {
+            invalid(&format!("the Redis address has a {what}, and {key} is another: leave one of them out"))
         }
-        let pairs = query.split('&').filter(|pair| !pair.is_empty());
-        Ok(Self {
-            credentials,
-            hosts,
-            path: path.split('/').filter(|part| !part.is_empty()).collect(),
-            query: pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect(),
-        })
+        (own, beside) => Ok(beside.or(own)),
     }
-}
-
-fn sentinel(tls: &str, rest: &str) -> Result<(Place, ConnectionInfo), InvalidRedisConfig> {
-    let url = Several::split(rest)?;
-    let (master, db) = match url.path[..] {
-        [master] => (master, "0"),
-        [master, db] => (master, db),
-        _ => {
-            return invalid(
-                "a redis-sentinel:// address lists all sentinels, as more than half must agree, and ends with the name of \
-                 the master as they know it, and perhaps a database: \
-                 redis-sentinel://host1:26379,host2:26379,host3:26379/mymaster/0",
-            );
-        }
-    };
-    let (mut username, mut password) = ("", "");
-    for (name, value) in &url.query {
-        match *name {
-            "sentinel_username" => username = value,
-            "sentinel_password" => password = value,
-            _ => {
-                return invalid(
-                    "a redis-sentinel:// address takes sentinel_username and sentinel_password after its ?",
-                );
-            }
-        }
-    }
-    let own = if password.is_empty() { String::new() } else { format!("{username}:{password}@") };
-    let port = |host: &str| if has_port(host) { "" } else { ":26379" };
-    let sentinels = url.hosts.iter().map(|host| read(&format!("{tls}://{own}{host}{}", port(host))));
-    let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
-    let server = read(&format!("{tls}://{}{}/{db}", url.credentials, url.hosts[0]))?;
-    Ok((Place::Sentinel { master: master.to_owned(), sentinels }, server))
-}
-
-fn cluster(tls: &str, rest: &str) -> Result<(Place, ConnectionInfo), InvalidRedisConfig> {
-    let url = Several::split(rest)?;
-    if !matches!(url.path[..], [] | ["0"]) {
-        return invalid("a Redis Cluster has database 0 only: a redis-cluster:// address ends with its hosts");
-    }
-    if !url.query.is_empty() {
-        return invalid("a redis-cluster:// address takes nothing after a ?");
-    }
-    let servers = url.hosts.iter().map(|host| read(&format!("{tls}://{}{host}", url.credentials)));
-    let servers = servers.collect::<Result<Vec<_>, _>>()?;
-    let seeds = servers.iter().filter_map(|server| match server.addr() {
-        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-            Some(Address { host: host.clone(), port: *port })
-        }
-        _ => None,
-    });
-    let (seeds, server) = (seeds.collect(), servers[0].clone());
-    Ok((Place::Cluster { seeds }, server))
-}
-
-/// Reads the address of one server.
-fn read(url: &str) -> Result<ConnectionInfo, InvalidRedisConfig> {
-    // The library's own text may repeat the password.
-    let Ok(server) = url.into_connection_info() else { return invalid("the Redis address cannot be read") };
-    let tcp = server.tcp_settings().clone().set_nodelay(true);
-    // Naming the library would be one right more that the user needs.
-    let redis = server.redis_settings().clone().set_skip_set_lib_name();
-    Ok(server.set_tcp_settings(tcp).set_redis_settings(redis))
-}
-
-/// Beyond the brackets of an IPv6 address.
-fn has_port(host: &str) -> bool {
-    host.rsplit(']').next().is_some_and(|rest| rest.contains(':'))
 }
 
 fn list(all: impl IntoIterator<Item = impl fmt::Display>) -> String {
     all.into_iter().map(|one| one.to_string()).collect::<Vec<_>>().join(",")
 }
 
-fn invalid<T>(why: &str) -> Result<T, InvalidRedisConfig> {
+pub(super) fn invalid<T>(why: &str) -> Result<T, InvalidRedisConfig> {
     Err(InvalidRedisConfig(why.to_owned()))
 }
 
@@ -296,16 +232,85 @@ mod tests {
     }
 
     #[test]
+    fn a_database_is_named_by_the_path_an_option_or_a_setting() {
+        for (url, beside, db) in [
+            ("redis://h", None, 0),
+            ("redis://h/3", None, 3),
+            ("redis://h/3/", None, 3),
+            ("redis://h?db=3", None, 3),
+            ("redis://h/?db=3&protocol=2", None, 3),
+            ("redis://h/3?db=3", Some(3), 3),
+            ("redis://h", Some(3), 3),
+            ("redis-sentinel://h/m?db=3", None, 3),
+            ("redis-sentinel://h/m/3", Some(3), 3),
+            ("redis-sentinel://h/m", Some(3), 3),
+            ("redis-cluster://h?db=0", Some(0), 0),
+        ] {
+            let config = RedisConfig::parse(url).unwrap().with_settings(None, None, beside).unwrap();
+            assert_eq!(config.server.redis_settings().db(), db, "{url} {beside:?}");
+        }
+        for (url, why) in
+            [("redis://h/1", "leave one"), ("redis://h?db=1", "leave one"), ("redis-cluster://h", "0 only")]
+        {
+            let refused = RedisConfig::parse(url).unwrap().with_settings(None, None, Some(2)).unwrap_err();
+            assert!(refused.to_string().contains(why), "{url}: {refused}");
+        }
+    }
+
+    #[test]
+    fn credentials_beside_an_address_are_used_and_must_not_contradict_it() {
+        let with = |url: &str, username, password| {
+            let config = RedisConfig::parse(url).unwrap().with_settings(username, password, None);
+            config.map(|config| {
+                let redis = config.server.redis_settings().clone();
+                (redis.username().map(str::to_owned), redis.password().map(str::to_owned))
+            })
+        };
+        let pair =
+            |username: Option<&str>, password: &str| Ok((username.map(str::to_owned), Some(password.to_owned())));
+        for url in ["redis://h", "rediss://h", "redis-sentinel://a,b/m", "redis-cluster://a,b"] {
+            assert_eq!(with(url, None, Some("p@:/")), pair(None, "p@:/"), "{url}");
+            assert_eq!(with(url, Some("me"), Some("p")), pair(Some("me"), "p"), "{url}");
+        }
+        assert_eq!(with("redis://me@h", None, Some("p")), pair(Some("me"), "p"));
+        assert_eq!(with("redis://:p@h", Some("me"), None), pair(Some("me"), "p"));
+        assert_eq!(with("redis://me:p@h", Some("me"), Some("p")), pair(Some("me"), "p"));
+        for (url, username, password) in [
+            ("redis://:secret@h", None, Some("canary")),
+            ("redis://canary:secret@h", Some("me"), None),
+            ("redis://canary@h", None, None),
+            ("redis://h", Some("canary"), None),
+        ] {
+            let refused = with(url, username, password).unwrap_err().to_string();
+            assert!(!refused.contains("secret") && !refused.contains("canary"), "{refused}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_used_is_refused_with_the_reason_and_without_the_secret() {
         for (url, why) in [
             ("redis-sentinel://:secret@a,b", "name of the master"),
             ("redis-sentinel://:secret@a,b/m/0/1", "name of the master"),
-            ("redis-sentinel://:secret@a,b/m?db=1", "sentinel_password"),
+            ("redis-sentinel://:secret@a,b/m?timeout=1", "does nothing here"),
+            ("redis-sentinel://:secret@a,b/m?sentinel_username=me", "no sentinel_password"),
+            ("redis://:secret@a?sentinel_password=x", "redis-sentinel:// address only"),
+            ("redis://:secret@a?socket_timeout=5", "l1.timeout"),
+            ("rediss://:secret@a?ssl_cert_reqs=none", "does nothing here"),
+            ("redis://:secret@a?protocol=3", "protocol"),
+            ("redis://:secret@a?db=1&db=1", "twice"),
+            ("redis://:secret@a/1?db=2", "two databases"),
+            ("redis://:secret@a?db=x", "cannot be read"),
+            ("redis://:secret@a/-1", "cannot be read"),
+            ("redis://:secret@a/65536", "cannot be read"),
+            ("redis://:secret@a/1/2", "nothing else"),
+            ("redis://:secret@a,b", "one host"),
+            ("redis://:secret@a:0", "port 0"),
+            ("redis-cluster://:secret@a?db=1", "database 0"),
             ("redis-sentinel://:secret@a,b/m/nine", "cannot be read"),
             ("redis-sentinel://:secret@a,,b/m", "empty host"),
             ("redis-cluster://:secret@", "empty host"),
             ("redis-cluster://:secret@a/1", "database 0"),
-            ("redis-cluster://:secret@a?x=1", "nothing after"),
+            ("redis-cluster://:secret@a?x=1", "does nothing here"),
             ("redis-cluster://:secret@a:port", "cannot be read"),
             ("http://:secret@host", "begins with"),
             ("secret@host", "begins with"),

@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -24,17 +25,31 @@ use deadpool_redis::{
         aio::MultiplexedConnection,
     },
 };
-use tokio::time::Instant;
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 
 use super::{
+    cause,
     config::InvalidRedisConfig,
-    reader::{Reader, Reply},
+    reader::{Late, Reader, Reply},
+    refusal,
 };
 use crate::{
     cache::CacheError,
     metrics::PoolReading,
     trace::{self, Asked, Failed, Place},
 };
+
+/// How long a server may take to say unasked why it closes a connection, and how much of it is read.
+const WORDS: Duration = Duration::from_millis(200);
+const MAX_WORDS: u64 = 1 << 10;
+/// How the error of a wrong password begins.
+const NO_LOGIN: &str = "authentication failed";
+/// How long connecting may take before somebody asks why.
+const BEFORE_ASKING: Duration = Duration::from_millis(250);
 
 pub(super) struct Connections {
     pool: Pool,
@@ -45,6 +60,8 @@ pub(super) struct Connections {
     /// For traces.
     place: Place,
     verified: ArcSwapOption<Shared>,
+    /// To a server that is not to be used, for the next look at it.
+    aside: ArcSwapOption<Shared>,
 }
 
 /// Which kinds of connections there are beside those of the swift lane.
@@ -96,7 +113,7 @@ impl Connections {
         let pool = Pool::builder(manager).max_size(wanted).build();
         let pool = pool.map_err(|e| InvalidRedisConfig(e.to_string()))?;
         let place = place(&server);
-        Ok(Self { pool, server, wanted, kinds, place, verified: ArcSwapOption::empty() })
+        Ok(Self { pool, server, wanted, kinds, place, verified: ArcSwapOption::empty(), aside: ArcSwapOption::empty() })
     }
 
     /// Sends a pipeline; one reply a command, errors of the server among them.
@@ -141,7 +158,14 @@ impl Connections {
                 Ok(Some(Reply::Error(why))) => Some(Failed::with_code(why.split(' ').next().unwrap_or_default())),
                 Ok(Some(_)) => None,
             };
-            let exchange = self.exchanged(&shared, deadline, reader.ask(b"MGET", keys));
+            let exchange = async {
+                match reader.ask_by(deadline, b"MGET", keys).await {
+                    Ok(Ok(reply)) => Ok(reply),
+                    Ok(Err(e)) => Err(self.lost(&shared, &e)),
+                    Err(Late::Silent) => Err(CacheError::Timeout),
+                    Err(Late::Behind) => Err(CacheError::Behind),
+                }
+            };
             let reply = trace::backend(asked, failed, exchange).await?;
             // The server is silent, and that is what the caller would have found out.
             return reply.ok_or(CacheError::Timeout);
@@ -150,12 +174,7 @@ impl Connections {
         pipeline.cmd("MGET");
         keys.for_each(|key| _ = pipeline.arg(key));
         let sent = Sent { command: "MGET", procedure: None, items: 1 };
-        let mut replies = self.send(pipeline, Lane::Swift, sent, deadline).await?;
-        Ok(match replies.pop() {
-            Some(Value::Array(values)) => Reply::Array(values.into_iter().map(string).collect()),
-            Some(Value::ServerError(e)) => Reply::Error(format!("{} {}", e.code(), e.details().unwrap_or_default())),
-            other => Reply::Line(format!("{other:?}")),
-        })
+        Ok(mget_reply(self.send(pipeline, Lane::Swift, sent, deadline).await?))
     }
 
     /// How they are used. All calls share them, so what waits does so for a reply.
@@ -180,17 +199,43 @@ impl Connections {
     ) -> Result<T, CacheError> {
         match tokio::time::timeout_at(deadline, exchange).await {
             Ok(Ok(replies)) => Ok(replies),
-            Ok(Err(e)) => {
-                // Whatever it was, replies can no longer be told apart.
-                self.verified.compare_and_swap(shared, None);
-                Err(unavailable(&e))
-            }
+            Ok(Err(e)) => Err(self.lost(shared, &e)),
             Err(_) => Err(CacheError::Timeout),
         }
     }
 
-    /// New connections, not yet for use.
+    /// Something went wrong with a connection; whatever it was, replies can no longer be told apart.
+    fn lost(&self, shared: &Arc<Shared>, error: &impl fmt::Display) -> CacheError {
+        self.verified.compare_and_swap(shared, None);
+        unavailable(error)
+    }
+
+    /// Whether MGET goes through connections of our own, which leave out what is too much as it comes.
+    pub(super) fn have_readers(&self) -> bool {
+        self.kinds.readers && matches!(self.server.addr(), ConnectionAddr::Tcp(..))
+    }
+
+    /// New connections, not yet for use. Where there are none, the error has the cause, if it can be found.
     pub(super) async fn connect(&self) -> Result<Shared, CacheError> {
+        let waited_for = async {
+            sleep(BEFORE_ASKING).await;
+            match cause::of_failure(&self.server).await {
+                Some(why) => why,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            connected = self.connected() => match connected {
+                Err(CacheError::Unavailable(text)) if !text.starts_with(NO_LOGIN) => {
+                    Err(CacheError::Unavailable(cause::of_failure(&self.server).await.map_or(text, Into::into)))
+                }
+                connected => connected,
+            },
+            why = waited_for => Err(CacheError::Unavailable(why.into())),
+        }
+    }
+
+    async fn connected(&self) -> Result<Shared, CacheError> {
         Ok(Shared {
             all: self.lane(self.wanted).await?,
             waiting: self.lane(if self.kinds.waiting { self.wanted } else { 0 }).await?,
@@ -198,6 +243,24 @@ impl Connections {
             turn: AtomicUsize::new(0),
             readers_turn: AtomicUsize::new(0),
         })
+    }
+
+    /// Why connections break before anything was answered, where the server says it unasked: too many clients, protected
+    /// mode. Else the error as it is.
+    pub(super) async fn explained(&self, error: CacheError) -> CacheError {
+        let CacheError::Unavailable(why) = &error else { return error };
+        let (true, ConnectionAddr::Tcp(host, port)) = (is_broken(why), self.server.addr()) else { return error };
+        let mut words = Vec::new();
+        let read = async {
+            let stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+            stream.take(MAX_WORDS).read_to_end(&mut words).await.ok()
+        };
+        // What it has to say comes at once, and nothing comes from a server that waits for commands.
+        let _ = tokio::time::timeout(WORDS, read).await;
+        match String::from_utf8_lossy(&words).strip_prefix('-') {
+            Some(text) => refusal::not_now(text.lines().next().unwrap_or_default()),
+            None => error,
+        }
     }
 
     async fn lane(&self, wanted: usize) -> Result<Box<[MultiplexedConnection]>, CacheError> {
@@ -222,14 +285,26 @@ impl Connections {
         self.verified.load_full()
     }
 
+    /// Those in use, or else those that were set aside.
+    pub(super) fn known(&self) -> Option<Arc<Shared>> {
+        self.verified().or_else(|| self.aside.load_full())
+    }
+
     /// Puts verified ones to use.
     pub(super) fn trust(&self, shared: Arc<Shared>) {
         self.verified.store(Some(shared));
+        self.aside.store(None);
+    }
+
+    /// Takes all of them out of use, and keeps these for the next look.
+    pub(super) fn set_aside(&self, shared: Option<Arc<Shared>>) {
+        self.verified.store(None);
+        self.aside.store(shared);
     }
 
     /// Lets all of them go.
     pub(super) fn lose(&self) {
-        self.verified.store(None);
+        self.set_aside(None);
     }
 }
 
@@ -263,11 +338,58 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether every reader is connected to this run of a server, as INFO names it: behind one address there may be several.
-    pub(super) async fn are_readers_of(&self, run: &str) -> Result<bool, CacheError> {
+    /// MGET as reads send it, before these connections are in use.
+    pub(super) async fn mget_once(&self, keys: &[&[u8]]) -> Result<Reply, CacheError> {
+        if let Some(reader) = self.reader() {
+            let reply = reader.ask(b"MGET", keys.iter().copied()).await.map_err(|e| unavailable(&e))?;
+            return reply.ok_or(CacheError::Timeout);
+        }
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("MGET");
+        keys.iter().for_each(|key| _ = pipeline.arg(*key));
+        let replies = self.send(pipeline, Lane::Swift).await.map_err(|e| unavailable(&e))?;
+        Ok(mget_reply(replies))
+    }
+
+    /// Whether every one of them is connected to this run of a server, as INFO names it: behind one address there may be
+    /// several.
+    pub(super) async fn are_all_of(&self, run: &str) -> Result<bool, CacheError> {
+        for connection in self.all.iter().chain(&self.waiting) {
+            let mut info = Pipeline::new();
+            info.cmd("INFO").arg("server");
+            let reply = exchange(connection, info).await.map_err(|e| unavailable(&e))?.pop();
+            if !reply.and_then(string).is_some_and(|info| is_of_run(&info, run)) {
+                return Ok(false);
+            }
+        }
         for reader in &self.readers {
             match reader.ask(b"INFO", [&b"server"[..]].into_iter()).await.map_err(|e| unavailable(&e))? {
                 Some(Reply::Bulk(Some(info))) if is_of_run(&info, run) => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether every one of them finds this value under a key.
+    pub(super) async fn all_find(&self, key: &str, value: &str) -> Result<bool, CacheError> {
+        let is_it = |found: Option<Bytes>| found.is_some_and(|found| found == value.as_bytes());
+        for connection in self.all.iter().chain(&self.waiting) {
+            let mut get = Pipeline::new();
+            get.cmd("GET").arg(key);
+            let reply = exchange(connection, get).await.map_err(|e| unavailable(&e))?.pop();
+            if let Some(Value::ServerError(e)) = &reply {
+                return Err(CacheError::Refused(refusal::shown(&e.to_string()).into()));
+            }
+            if !is_it(reply.and_then(string)) {
+                return Ok(false);
+            }
+        }
+        for reader in &self.readers {
+            // A reader has MGET to read by, and so has who may read by nothing else.
+            match reader.ask(b"MGET", [key.as_bytes()].into_iter()).await.map_err(|e| unavailable(&e))? {
+                Some(Reply::Array(values)) if is_it(values.first().cloned().flatten()) => {}
+                Some(Reply::Error(why)) => return Err(CacheError::Refused(why.into())),
                 _ => return Ok(false),
             }
         }
@@ -282,13 +404,29 @@ async fn exchange(connection: &MultiplexedConnection, mut pipeline: Pipeline) ->
     }
 }
 
+/// Whether an error says no more than that the connection is gone.
+fn is_broken(why: &str) -> bool {
+    let why = why.to_ascii_lowercase();
+    ["broken pipe", "reset", "terminated", "closed", "end of file", "dropped"].iter().any(|word| why.contains(word))
+}
+
 fn is_of_run(info: &[u8], run: &str) -> bool {
     String::from_utf8_lossy(info).lines().any(|line| line.strip_prefix("run_id:") == Some(run))
+}
+
+/// What MGET was answered with.
+fn mget_reply(mut replies: Vec<Value>) -> Reply {
+    match replies.pop() {
+        Some(Value::Array(values)) => Reply::Array(values.into_iter().map(string).collect()),
+        Some(Value::ServerError(e)) => Reply::Error(refusal::text_of(&e)),
+        _ => Reply::Line("no list of values".to_owned()),
+    }
 }
 
 fn string(value: Value) -> Option<Bytes> {
     match value {
         Value::BulkString(bytes) => Some(bytes.into()),
+        Value::VerbatimString { text, .. } => Some(text.into()),
         _ => None,
     }
 }
@@ -297,9 +435,11 @@ fn string(value: Value) -> Option<Bytes> {
 fn not_connected(error: &PoolError) -> CacheError {
     match error {
         PoolError::Backend(e) if e.kind() == ErrorKind::AuthenticationFailed => CacheError::Unavailable(
-            "authentication failed: Redis does not take the user name and password (redis.url, or redis.username and \
-             redis.password)"
-                .into(),
+            format!(
+                "{NO_LOGIN}: Redis does not take the user name and password (redis.url, or redis.username and \
+                 redis.password)"
+            )
+            .into(),
         ),
         PoolError::Backend(e) => unavailable(e),
         other => unavailable(other),
@@ -320,11 +460,14 @@ fn failed(error: &CacheError) -> Failed {
         CacheError::Timeout => "timeout",
         CacheError::Unavailable(_) => "unavailable",
         CacheError::Refused(_) => "refused",
+        CacheError::Unsuitable(_) => "unsuitable",
+        CacheError::LeftOut => "left_out",
+        CacheError::Behind => "behind",
     })
 }
 
 pub(super) fn unavailable(e: &impl fmt::Display) -> CacheError {
-    CacheError::Unavailable(e.to_string().into())
+    CacheError::Unavailable(refusal::without_values(&e.to_string()).into())
 }
 
 impl fmt::Debug for Connections {

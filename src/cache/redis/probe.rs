@@ -3,208 +3,148 @@
 //! Each master has a marker in its data, `{}fs:<epoch>`, in a cluster `{}fs:<epoch>#<number>` in a slot of its own. It says
 //! which server verified the data when; every probe renews it, so that it outlives every entry that it vouches for, and the
 //! markers of epochs that nobody uses go. A server whose marker was not written by itself has restarted with what an
-//! earlier run held, or was promoted; `marker` tells which. Where INFO is not allowed neither can be noticed; a warning
-//! says so.
+//! earlier run held, or was promoted; `marker` tells which. Beside it lies the id of the L1 (`identity`). Where INFO is not
+//! allowed neither can be noticed; a warning says so.
 //!
 //! In a cluster one master that is lost makes the probe fail, and L1 is given up as a whole until the cluster has put
 //! another in its place: there is one breaker, and one list of keys that L1 may be wrong about. Until the probe finds out,
 //! the other masters' keys are answered.
 
+mod abilities;
+mod identity;
+mod look;
 mod marker;
+mod settings;
 
 use std::{collections::HashMap, sync::Arc};
 
 use deadpool_redis::redis::{Pipeline, Value};
 use futures_util::future::join_all;
 
-use self::marker::{Identity, Marker, Memory, Present, judge};
+pub(super) use self::{abilities::Abilities, settings::Settings};
+use self::{
+    abilities::Subject,
+    look::{Met, field, text},
+    marker::{Marker, Memory, Verified, judge},
+};
 use super::{
     RedisCache,
     connections::{Lane, Shared, unavailable},
+    refusal,
     send::has_waited,
     servers::{Layout, Master, slots},
 };
-use crate::cache::{CacheError, Epoch, Probe};
+use crate::cache::{CacheError, Epoch, L1Name, Probe};
 
 const BEAT: &str = include_str!("../scripts/beat.lua");
 /// Stands for what cannot be asked for.
 const UNKNOWN: &str = "unknown";
-/// How long a marker outlives the last probe, in ms: 7 days. No entry lives half as long as a tombstone, whose default is
-/// a day.
+/// How long a marker and an id outlive the last probe, in ms: 7 days. No entry lives half as long as a tombstone, whose
+/// default is a day.
 const MARKER_TTL: &str = "604800000";
-/// How often the marker is looked at again where another server renewed it at the same time.
+/// How often a marker is looked at again where another server renewed it at the same time.
 const TRIES: usize = 5;
 /// Slots of a master that may hold its marker: the next one where one is on its way to another master.
 const MARKER_SLOTS: usize = 3;
 /// How long replicas may take in a probe, in ms.
 const REPLICAS_PATIENCE: u32 = 500;
-/// What the scripts need: SET with KEEPTTL came with 6.0; older ones than this are no longer maintained by anybody.
-const OLDEST_VERSION: (u32, u32) = (6, 2);
+/// What the keys begin with on which the abilities of a server are tried.
+const SCRATCH: &str = "{}fs:check:";
 
 /// What this process last verified, and in which epoch.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     epoch: Option<Epoch>,
-    masters: HashMap<String, Identity>,
+    masters: HashMap<String, Verified>,
+    /// The id of the L1 that was last found, and the runs of the masters that it was found at.
+    id: Option<String>,
+    runs: HashMap<String, String>,
 }
 
-/// A master that was looked at; not yet in use.
-struct Look {
-    found: Probe,
-    identity: Identity,
-    shared: Arc<Shared>,
+/// Where a master keeps what is ours: a marker and an id, in one slot.
+#[derive(Clone, Debug)]
+struct Place {
+    marker: String,
+    id: String,
 }
 
 impl RedisCache {
     /// Finds the masters, connects if need be, verifies, and puts the connections to use where all is well. The caller
     /// bounds the time, and lets the connections go where this fails.
-    pub(super) async fn verify(&self, epoch: Epoch) -> Result<Probe, CacheError> {
+    pub(super) async fn verify(&self, epoch: Epoch, named: Option<&L1Name>) -> Result<Probe, CacheError> {
         let mut seen = self.probed.lock().await;
         if seen.epoch != Some(epoch) {
-            *seen = Seen { epoch: Some(epoch), masters: HashMap::new() };
+            (seen.epoch, seen.masters) = (Some(epoch), HashMap::new());
         }
         let layout = self.servers.look().await?;
-        let places = 0..layout.masters.len();
-        let looks = join_all(places.map(|place| self.look_at(&layout, place, epoch, &seen.masters))).await;
-        let is_restored = |look: &_| matches!(look, Ok(Some(Look { found: Probe::Restored, .. })));
-        if let Some(place) = looks.iter().position(is_restored) {
+        let masters = (0..layout.masters.len()).map(|place| self.meet(&layout, place, epoch));
+        let mut met = join_all(masters).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let found = self.identify(&layout, &mut met, &mut seen).await?;
+        if !named.is_some_and(|named| found.is(named)) {
+            let is_copy = named.is_some_and(|named| found.id == named.id);
+            let goes_on = is_copy && go_on(&met);
+            for (master, met) in layout.masters.iter().zip(met) {
+                master.connections.set_aside(met.map(|met| met.shared));
+            }
+            return Ok(Probe::Another { found, goes_on });
+        }
+        let looks =
+            layout.masters.iter().zip(&met).map(|(master, met)| self.look_at(master, met.as_ref(), &found, &seen));
+        let looks = join_all(looks).await;
+        if let Some(place) = looks.iter().position(|look| *look == Ok(Probe::Restored)) {
             let address = self.shown(&layout.masters[place]);
             tracing::warn!(address, %epoch, "Redis holds entries of an earlier time: it restarted with them, or a replica that was behind took over");
             return Ok(Probe::Restored);
         }
-        let looks = looks.into_iter().collect::<Result<Vec<_>, _>>()?;
-        for (master, look) in layout.masters.iter().zip(looks) {
-            let Some(look) = look else { continue };
-            seen.masters.insert(self.name(master), look.identity);
-            master.connections.trust(look.shared);
+        looks.into_iter().collect::<Result<Vec<_>, _>>()?;
+        for (master, met) in layout.masters.iter().zip(met) {
+            let Some(met) = met else { continue };
+            let verified = Verified { by: met.present.identity, beat: met.present.now };
+            seen.masters.insert(self.name(master), verified);
+            master.connections.trust(met.shared);
         }
+        let is_there = |address: &str| layout.masters.iter().any(|master| self.shown(master) == address);
+        self.abilities.retain(is_there);
+        self.settings.retain(is_there);
+        self.name.store(Some(found.into()));
         Ok(Probe::Intact)
     }
 
-    /// None: it has no slots and cannot be used either.
+    fn memory<'a>(&self, master: &Master, seen: &'a Seen) -> Memory<'a> {
+        match seen.masters.get(&self.name(master)) {
+            Some(verified) => Memory::This(verified),
+            None if seen.masters.is_empty() => Memory::Nothing,
+            None => Memory::OtherServers,
+        }
+    }
+
+    /// Compares the epoch's marker with a master, and renews it where all is well.
     async fn look_at(
         &self,
-        layout: &Layout,
-        place: usize,
-        epoch: Epoch,
-        seen: &HashMap<String, Identity>,
-    ) -> Result<Option<Look>, CacheError> {
-        let master = &layout.masters[place];
-        let keys: Vec<String> = match &layout.slots {
-            None => vec![format!("{{}}fs:{epoch}")],
-            Some(slots) => {
-                let slots = slots.first_of(place, MARKER_SLOTS).into_iter();
-                slots.map(|slot| slots::key_in(&format!("{{}}fs:{epoch}#"), slot)).collect()
-            }
-        };
-        let look = async {
-            let (shared, present, is_new) = self.connect(master).await?;
-            let known = seen.get(&self.name(master));
-            let memory = match known {
-                Some(identity) => Memory::This(identity),
-                None if seen.is_empty() => Memory::Nothing,
-                None => Memory::OtherServers,
-            };
-            let found = if keys.is_empty() {
-                // It can hold only what is just moving here, and nowhere a marker.
-                if present.holds_keys && known != Some(&present.identity) {
-                    return Err(CacheError::Unavailable("a master without slots holds keys".into()));
-                }
-                Probe::Intact
-            } else {
-                self.marked(&shared, &keys, &present, memory).await?
-            };
-            // Not before it has let us do what we must: that error would be told again and again.
-            if let Some(info) = is_new {
-                warn_of_settings(&shared, &info, &self.shown(master)).await?;
-            }
-            Ok(Look { found, identity: present.identity, shared })
-        };
-        match look.await {
-            Err(error) if keys.is_empty() => {
-                tracing::debug!(%error, address = %master.address, "a master without slots cannot be used");
-                master.connections.lose();
-                Ok(None)
-            }
-            look => look.map(Some),
-        }
-    }
-
-    /// The connections to a master, new ones if need be, and what it says of itself; of new ones also its INFO.
-    async fn connect(&self, master: &Master) -> Result<(Arc<Shared>, Present, Option<Value>), CacheError> {
-        let (shared, is_new) = match master.connections.verified() {
-            Some(shared) if shared.ping().await.is_ok() => (shared, false),
-            _ => {
-                master.connections.lose();
-                (Arc::new(master.connections.connect().await?), true)
-            }
-        };
-        let mut pipeline = Pipeline::new();
-        pipeline.cmd("ROLE").cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("TIME").cmd("DBSIZE");
-        let replies = shared.send(pipeline, Lane::Swift).await.map_err(|e| unavailable(&e))?;
-        let [role, server, replication, time, size] = &replies[..] else {
-            return Err(CacheError::Refused("not one reply a command".into()));
-        };
-        if let Value::ServerError(e) = size
-            && e.code() == "NOAUTH"
-        {
-            let why = "authentication failed: Redis asks for a password (redis.url, or redis.password)";
-            return Err(CacheError::Unavailable(why.into()));
-        }
-        let by_role = if let Value::Array(role) = role { role.first().and_then(text) } else { None };
-        if by_role.or(field(replication, "role")).is_some_and(|role| role != "master") {
-            return Err(CacheError::Unavailable("it is a replica now".into()));
-        }
-        if is_new
-            && let Some(run) = field(server, "run_id")
-            && !shared.are_readers_of(run).await?
-        {
-            return Err(CacheError::Unavailable("another server answers at the same address".into()));
-        }
-        let word = |info, name| field(info, name).unwrap_or(UNKNOWN).to_owned();
-        let has_previous = |id: &&str| id.bytes().any(|byte| byte != b'0');
-        let present = Present {
-            identity: Identity { run: word(server, "run_id"), history: word(replication, "master_replid") },
-            previous: field(replication, "master_replid2").filter(has_previous).map(str::to_owned),
-            now: milliseconds(time).unwrap_or(0),
-            uptime: field(server, "uptime_in_seconds").and_then(|s| s.parse::<i64>().ok()).unwrap_or(0) * 1000,
-            holds_keys: *size != Value::Int(0),
-        };
-        let server = is_new.then(|| server.clone());
-        Ok((shared, present, server))
-    }
-
-    /// Compares the epoch's marker with this server, and renews it where all is well. The first of the keys whose slot
-    /// rests is the marker's.
-    async fn marked(
-        &self,
-        shared: &Shared,
-        keys: &[String],
-        present: &Present,
-        memory: Memory<'_>,
+        master: &Master,
+        met: Option<&Met>,
+        found: &L1Name,
+        seen: &Seen,
     ) -> Result<Probe, CacheError> {
-        for key in keys {
-            match self.marked_at(shared, key, present, memory).await {
-                Err(CacheError::Refused(why)) if why.starts_with("MOVED") || why.starts_with("ASK") => {}
-                found => return found,
-            }
+        let Some(met) = met else { return Ok(Probe::Intact) };
+        let memory = self.memory(master, seen);
+        let Some(place) = &met.place else {
+            // It can hold only what is just moving here, and nowhere a marker.
+            let is_known = matches!(memory, Memory::This(verified) if verified.by == met.present.identity);
+            return match met.present.holds_keys && !is_known {
+                true => Err(CacheError::Unavailable("a master without slots holds keys".into())),
+                false => Ok(Probe::Intact),
+            };
+        };
+        match self.marked_at(met, place, &found.id, memory).await {
+            Err(CacheError::Refused(why)) if refusal::is_full_or_not_now(&why) => Err(refusal::not_now(&why)),
+            found => found,
         }
-        Err(CacheError::Unavailable(
-            "its slots are moving, or it is of a Redis Cluster that should be named as redis-cluster://host1,host2"
-                .into(),
-        ))
     }
 
-    async fn marked_at(
-        &self,
-        shared: &Shared,
-        key: &str,
-        present: &Present,
-        memory: Memory<'_>,
-    ) -> Result<Probe, CacheError> {
-        let mut get = Pipeline::new();
-        get.cmd("GET").arg(key);
-        let mut held = word_of(self.ask(shared, get, Lane::Swift).await?.swap_remove(0))?;
+    async fn marked_at(&self, met: &Met, place: &Place, id: &str, memory: Memory<'_>) -> Result<Probe, CacheError> {
+        let Met { shared, present, marker, .. } = met;
+        let mut held = marker.clone();
         let prefix = format!("{} {} ", present.identity.run, present.identity.history);
         for _ in 0..TRIES {
             let marker = Marker::parse(&held);
@@ -218,34 +158,34 @@ impl RedisCache {
             }
             let is_ours = marker.is_some_and(|marker| marker.by == present.identity);
             let mut beat = Pipeline::new();
-            beat.cmd("EVAL").arg(BEAT).arg(1).arg(key).arg(&held).arg(&prefix).arg(MARKER_TTL);
+            beat.cmd("EVAL").arg(BEAT).arg(2).arg(&place.marker).arg(&place.id);
+            beat.arg(&held).arg(&prefix).arg(MARKER_TTL).arg(id);
             let mut lane = Lane::Swift;
             if self.wait_replicas > 0 {
                 lane = Lane::Waiting;
                 beat.cmd("WAIT").arg(self.wait_replicas).arg(REPLICAS_PATIENCE);
             }
-            let mut replies = self.ask(shared, beat, lane).await?;
+            let mut replies = look::ask(shared, beat, lane).await?;
             if self.wait_replicas > 0 && !replies.pop().is_some_and(|reply| has_waited(&reply, self.wait_replicas)) {
                 let why = format!("fewer than {} replicas (l1.wait_replicas) confirm", self.wait_replicas);
                 return Err(CacheError::Unavailable(why.into()));
             }
-            match word_of(replies.swap_remove(0)) {
+            match look::text_of(replies.swap_remove(0)) {
                 Ok(done) if done == "OK" => return Ok(found),
+                Ok(other) if other == "ID" => {
+                    return Err(CacheError::Unavailable(
+                        "its id has just changed or gone; it is looked at again".into(),
+                    ));
+                }
                 Ok(other) => held = other,
                 // Memory is full; what is there still tells. No other refusal is forgiven: a master without its replicas
                 // (NOREPLICAS) may have been replaced.
-                Err(CacheError::Refused(why)) if is_ours && is_full(&why) => return Ok(found),
+                Err(CacheError::Refused(why)) if is_ours && refusal::is_full(&why) => return Ok(found),
                 Err(error) => return Err(error),
             }
         }
         // The others keep it up to date.
         Ok(Marker::parse(&held).map_or(Probe::Restored, |marker| judge(present, Some(&marker), memory)))
-    }
-
-    async fn ask(&self, shared: &Shared, pipeline: Pipeline, lane: Lane) -> Result<Vec<Value>, CacheError> {
-        let sent = pipeline.len();
-        let replies = shared.send(pipeline, lane).await.map_err(|e| unavailable(&e))?;
-        if replies.len() == sent { Ok(replies) } else { Err(CacheError::Refused("not one reply a command".into())) }
     }
 
     /// Under which a master is remembered. Where there is one at a time, it is "the master" at whatever address.
@@ -259,92 +199,23 @@ impl RedisCache {
     }
 }
 
-/// Says once a connect what is wrong with the server's settings, as far as it lets us see them.
-async fn warn_of_settings(shared: &Shared, info: &Value, address: &str) -> Result<(), CacheError> {
-    match field(info, "redis_version") {
-        Some(version) if parse_version(version).is_some_and(|version| version < OLDEST_VERSION) => {
-            tracing::warn!(address, version, "Redis is older than 6.2");
-        }
-        Some(_) => {}
-        None => tracing::warn!(address, "Redis does not allow INFO: a restart with old data cannot be noticed"),
-    }
-    for (setting, wanted) in [("save", ""), ("appendonly", "no")] {
-        let mut get = Pipeline::new();
-        get.cmd("CONFIG").arg("GET").arg(setting);
-        let replies = shared.send(get, Lane::Swift).await.map_err(|e| unavailable(&e))?;
-        if let Some(Value::Array(reply)) = replies.first()
-            && let [_, Value::BulkString(value)] = &reply[..]
-            && value != wanted.as_bytes()
-        {
-            let value = String::from_utf8_lossy(value);
-            tracing::warn!(address, setting, %value, "Redis persists; a restart will need a new epoch: set save \"\" and appendonly no");
+/// Keys of nobody, one in each of the slots where the marker may be; of one server just one.
+fn scratch_keys(layout: &Layout, place: usize) -> Vec<String> {
+    let name = format!("{SCRATCH}{:016x}", rand::random::<u64>());
+    match &layout.slots {
+        None => vec![name],
+        Some(slots) => {
+            let slots = slots.first_of(place, MARKER_SLOTS).into_iter();
+            slots.map(|slot| slots::key_in(&format!("{name}#"), slot)).collect()
         }
     }
-    Ok(())
 }
 
-/// A text; nothing is an empty one.
-fn word_of(reply: Value) -> Result<String, CacheError> {
-    match &reply {
-        Value::Nil => Ok(String::new()),
-        Value::Okay => Ok("OK".to_owned()),
-        Value::ServerError(e) => {
-            let details = e.details().unwrap_or_default();
-            Err(CacheError::Refused(format!("{} {details}", e.code()).into()))
-        }
-        // Of no marker's kind, but not nothing either.
-        other => Ok(text(other).unwrap_or("?").to_owned()),
-    }
-}
-
-/// Whether a refusal says that memory is full. Before Redis 7 a script's error has the text inside.
-fn is_full(why: &str) -> bool {
-    why.starts_with("OOM ") || why.contains("-OOM ")
-}
-
-fn text(value: &Value) -> Option<&str> {
-    match value {
-        Value::BulkString(text) => std::str::from_utf8(text).ok(),
-        Value::VerbatimString { text, .. } | Value::SimpleString(text) => Some(text),
-        _ => None,
-    }
-}
-
-fn field<'a>(info: &'a Value, name: &str) -> Option<&'a str> {
-    text(info)?.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-}
-
-/// What TIME answers.
-fn milliseconds(time: &Value) -> Option<i64> {
-    let Value::Array(time) = time else { return None };
-    let [seconds, micros] = &time[..] else { return None };
-    Some(text(seconds)?.parse::<i64>().ok()? * 1000 + text(micros)?.parse::<i64>().ok()? / 1000)
-}
-
-fn parse_version(version: &str) -> Option<(u32, u32)> {
-    let mut parts = version.split('.').map(|part| part.parse().ok());
-    Some((parts.next()??, parts.next()??))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_and_versions_are_read_from_info() {
-        let info = Value::BulkString(b"# Server\r\nredis_version:7.0.15\r\nrun_id:ab12\r\n".to_vec());
-        assert_eq!(field(&info, "run_id"), Some("ab12"));
-        assert_eq!(field(&info, "run"), None);
-        assert_eq!(field(&info, "redis_version").and_then(parse_version), Some((7, 0)));
-        assert!((6, 0) < OLDEST_VERSION && (6, 2) >= OLDEST_VERSION);
-        assert_eq!(parse_version("unstable"), None);
-    }
-
-    #[test]
-    fn a_full_memory_is_told_from_other_refusals() {
-        assert!(is_full("OOM command not allowed when used memory > 'maxmemory'."));
-        assert!(is_full("ERR Error running script (call to f_12): @user_script:8: -OOM command not allowed"));
-        assert!(!is_full("NOREPLICAS Not enough good replicas to write."));
-        assert!(!is_full("ERR Error running script (call to f_12): @user_script:8: -NOREPLICAS Not enough"));
-    }
+/// Whether what all masters hold goes on from what was verified in this epoch until shortly ago. What this process remembers
+/// does not count: others may have gone on with another copy for long.
+fn go_on(met: &[Option<Met>]) -> bool {
+    met.iter().flatten().filter(|met| met.place.is_some()).all(|met| match Marker::parse(&met.marker) {
+        Some(marker) => judge(&met.present, Some(&marker), Memory::Nothing) == Probe::Intact,
+        None => met.marker.is_empty() && !met.present.holds_keys,
+    })
 }

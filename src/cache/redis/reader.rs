@@ -13,7 +13,11 @@ mod reply;
 use std::{
     collections::VecDeque,
     io::{self, Write as _},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use bytes::BytesMut;
@@ -23,9 +27,11 @@ use tokio::{
     net::{TcpStream, lookup_host},
     sync::{Notify, oneshot},
     task::AbortHandle,
+    time::{Instant, timeout_at},
 };
 
 pub(super) use self::reply::{NotRedis, Replies, Reply};
+use crate::cache::{BATCH_BYTES, time_to_move};
 
 /// Replies are read in pieces of about this size, so that a batch of rows takes few of them.
 const PIECE: usize = 128 << 10;
@@ -44,10 +50,22 @@ pub(super) struct Reader {
     tasks: [AbortHandle; 2],
 }
 
+/// Why a reply did not come in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Late {
+    /// Nothing that accounts for it came.
+    Silent,
+    /// The rest of a reply that was too large for somebody else came first.
+    Behind,
+}
+
 struct SharedState {
     stream: TcpStream,
     outbox: Mutex<Outbox>,
     filled: Notify,
+    /// Bytes that came, and those of them that were dropped as too much.
+    came: AtomicUsize,
+    dropped: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -100,7 +118,13 @@ impl Reader {
         }
         let (stream, _) = select_ok(connecting).await?;
         stream.set_nodelay(true)?;
-        let shared = Arc::new(SharedState { stream, outbox: Mutex::default(), filled: Notify::new() });
+        let shared = Arc::new(SharedState {
+            stream,
+            outbox: Mutex::default(),
+            filled: Notify::new(),
+            came: AtomicUsize::new(0),
+            dropped: AtomicUsize::new(0),
+        });
         let writing = tokio::spawn(shared.clone().write()).abort_handle();
         let reading = tokio::spawn(shared.clone().read()).abort_handle();
         let reader = Self { shared, tasks: [writing, reading] };
@@ -126,6 +150,25 @@ impl Reader {
             return Ok(None);
         }
         reply.await.map(Some).map_err(|_| broken())
+    }
+
+    /// The same, but waits at most until the deadline; and where bytes have come meanwhile, for as long as these may take.
+    pub(super) async fn ask_by<'a>(
+        &self,
+        deadline: Instant,
+        command: &'a [u8],
+        arguments: impl ExactSizeIterator<Item = &'a [u8]>,
+    ) -> Result<io::Result<Option<Reply>>, Late> {
+        let now = || (self.shared.came.load(Relaxed), self.shared.dropped.load(Relaxed));
+        let (came, dropped) = now();
+        let mut asking = pin!(self.ask(command, arguments));
+        if let Ok(reply) = timeout_at(deadline, asking.as_mut()).await {
+            return Ok(reply);
+        }
+        // Its own large values, or those of the callers before it.
+        let moved = now().0.wrapping_sub(came).min(2 * BATCH_BYTES);
+        let late = |_| if now().1 == dropped { Late::Silent } else { Late::Behind };
+        timeout_at(deadline + time_to_move(moved), asking).await.map_err(late)
     }
 
     /// Callers who wait for replies, those included who gave up.
@@ -244,7 +287,7 @@ impl SharedState {
             }
             match self.stream.try_read_buf(&mut buffer) {
                 Ok(0) => return self.close(),
-                Ok(_) => {}
+                Ok(count) => _ = self.came.fetch_add(count, Relaxed),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if self.stream.readable().await.is_err() {
                         return self.close();
@@ -254,7 +297,12 @@ impl SharedState {
                 Err(_) => return self.close(),
             }
             loop {
-                match replies.next(&mut buffer) {
+                let next = replies.next(&mut buffer);
+                match replies.take_dropped() {
+                    0 => {}
+                    dropped => _ = self.dropped.fetch_add(dropped, Relaxed),
+                }
+                match next {
                     Ok(Some(reply)) => {
                         let Some(answer) = self.lock().answered() else { return self.close() };
                         let _ = answer.send(reply);

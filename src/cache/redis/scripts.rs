@@ -9,7 +9,7 @@ use std::time::Duration;
 use deadpool_redis::redis::{Pipeline, Script, Value};
 use tokio::time::Instant;
 
-use super::{RedisCache, entry, send::Sending};
+use super::{RedisCache, entry, refusal, send::Sending};
 use crate::cache::{Acquired, CacheError, CacheKey, Effect, Marked};
 
 macro_rules! script {
@@ -52,6 +52,11 @@ pub(super) struct Code {
 impl Code {
     fn new(name: &'static str, text: &'static str) -> Self {
         Self { name, text, sha: Script::new(text).get_hash().to_owned() }
+    }
+
+    /// By what EVALSHA calls it.
+    pub(super) fn sha(&self) -> &str {
+        &self.sha
     }
 }
 
@@ -110,7 +115,7 @@ impl<I, T> Operation<'_, I, T> {
     /// None: the script failed, or its reply is none that it gives.
     fn read(&self, item: &I, reply: Value) -> Option<T> {
         if let Value::ServerError(e) = &reply {
-            tracing::debug!(error = %e, "a script failed; the entry is removed");
+            tracing::debug!(error = refusal::without_values(&e.to_string()), "a script failed; the entry is removed");
         }
         (self.read)(item, reply)
     }

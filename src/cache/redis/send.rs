@@ -12,7 +12,8 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::Instant;
 
 use super::{
-    connections::{Lane, Sent},
+    connections::{Lane, Sent, unavailable},
+    refusal::{self, Meaning},
     scripts::Code,
     servers::{Layout, Servers, slots},
 };
@@ -166,23 +167,24 @@ impl Layout {
     /// Whether a reply says that this server cannot serve, or not this key.
     fn check(&self, place: usize, reply: Value) -> Result<Value, CacheError> {
         match &reply {
-            Value::ServerError(e) if self.is_unable(place, e.code()) => {
-                Err(CacheError::Unavailable(e.to_string().into()))
-            }
+            Value::ServerError(e) if self.is_unable(place, &refusal::text_of(e)) => Err(unavailable(e)),
             _ => Ok(reply),
         }
     }
 
-    /// The same of an error's code. What is no master is let go.
-    pub(super) fn is_unable(&self, place: usize, code: &str) -> bool {
-        match code {
+    /// The same of an error's text. What is no master, and what lacks a command or a right, is let go, so that the next
+    /// probe connects anew and tries everything.
+    pub(super) fn is_unable(&self, place: usize, error: &str) -> bool {
+        match (refusal::meaning(error), error.split(' ').next().unwrap_or_default()) {
             // It is no master, or not the one that was verified.
-            "READONLY" | "LOADING" | "MASTERDOWN" => {
+            (_, "READONLY" | "LOADING" | "MASTERDOWN")
+            | (Meaning::CommandDenied | Meaning::KeysDenied | Meaning::Unknown, _) => {
                 self.masters[place].connections.lose();
                 true
             }
-            // The cluster has no master for it, or one that is not known yet: both are for the probe to find out.
-            "CLUSTERDOWN" | "MOVED" | "ASK" => true,
+            // The cluster has no master for it, or one that is not known yet: both are for the probe to find out, as is
+            // what blocks a server or makes it refuse writes.
+            (_, "CLUSTERDOWN" | "MOVED" | "ASK" | "CROSSSLOT" | "BUSY" | "MISCONF" | "NOAUTH") => true,
             _ => false,
         }
     }

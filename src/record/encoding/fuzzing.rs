@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     fuzzing::{Input, client},
     proto::{EncodedRow, RowStatus, value::Kind},
+    record::float32::widen,
 };
 
 /// Two records, read one after the other as a batch's rows are. The header's version is put right, and there is no checksum to
@@ -49,7 +50,7 @@ fn read_all(
     record: &StoredRecord,
     names: &[FeatureName],
     projection: &Projection,
-    row: Result<(Bytes, Vec<String>), Corrupt>,
+    row: Result<(Bytes, Bytes), Corrupt>,
     places: &mut Places,
 ) {
     let snapshot = record.decode();
@@ -68,6 +69,7 @@ fn read_all(
     let mut filtered = snapshot.clone();
     filtered.features.retain(|name, _| names.contains(name));
     assert_eq!(features, StoredRecord::encode(&filtered).into_features());
+    let missing = projection::missing_names(&missing);
     for name in names {
         let is_missing = !snapshot.features.contains_key(name);
         assert_eq!(missing.iter().filter(|missed| **missed == name.as_str()).count(), usize::from(is_missing));
@@ -112,10 +114,10 @@ fn is_as_encoded(record: &StoredRecord, snapshot: &Snapshot) -> bool {
 
 fn expected_cell(value: &Value) -> Cell {
     match value.kind.as_ref().expect("it has a kind") {
-        Kind::Int32Val(number) => Cell::Number(f64::from(*number)),
-        Kind::Int64Val(number) | Kind::UnixTimestampVal(number) => Cell::Number(*number as f64),
+        Kind::Int32Val(number) => Cell::Integer(i64::from(*number)),
+        Kind::Int64Val(number) | Kind::UnixTimestampVal(number) => Cell::Integer(*number),
         Kind::DoubleVal(number) => Cell::Number(*number),
-        Kind::FloatVal(number) => Cell::Number(f64::from(*number)),
+        Kind::FloatVal(number) => Cell::Number(widen(*number)),
         Kind::BoolVal(flag) => Cell::Number(f64::from(*flag)),
         Kind::NullVal(_) => Cell::Null,
         _ => Cell::NotNumeric,

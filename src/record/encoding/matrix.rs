@@ -7,13 +7,15 @@ use super::{
     places::{Places, Wanted},
     take_delimited,
 };
-use crate::record::FeatureName;
+use crate::record::{FeatureName, float32::widen};
 
 /// What stands in one cell.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cell {
-    /// A number; integers beyond 2^53 are the nearest double.
+    /// A floating-point number, or a bool as 0 or 1.
     Number(f64),
+    /// An integer; it may be more than a double holds, and is rounded once, to what was asked for.
+    Integer(i64),
     /// A stored null.
     Null,
     /// A string, bytes, a list or a struct.
@@ -69,9 +71,11 @@ fn cell(value: &[u8]) -> Result<Cell, Corrupt> {
     let (kind, wire_type) = encoding::decode_key(&mut rest).map_err(|_| CUT_OFF)?;
     let number = match (kind, wire_type) {
         // int32_val, int64_val, unix_timestamp_val; a negative int32 is sign-extended to 64 bits on the wire.
-        (3 | 4 | 8, WireType::Varint) => encoding::decode_varint(&mut rest).map_err(|_| CUT_OFF)? as i64 as f64,
+        (3 | 4 | 8, WireType::Varint) => {
+            return encoding::decode_varint(&mut rest).map(|number| Cell::Integer(number as i64)).map_err(|_| CUT_OFF);
+        }
         (5, WireType::SixtyFourBit) => f64::from_le_bytes(rest.try_into().map_err(|_| CUT_OFF)?),
-        (6, WireType::ThirtyTwoBit) => f64::from(f32::from_le_bytes(rest.try_into().map_err(|_| CUT_OFF)?)),
+        (6, WireType::ThirtyTwoBit) => widen(f32::from_le_bytes(rest.try_into().map_err(|_| CUT_OFF)?)),
         (7, WireType::Varint) => f64::from(encoding::decode_varint(&mut rest).map_err(|_| CUT_OFF)? != 0),
         (19, WireType::Varint) => return Ok(Cell::Null),
         (_, WireType::LengthDelimited) => {

@@ -1,6 +1,7 @@
 //! Features by name: the wanted map entries of the stored bytes are copied, their values never decoded.
 
 use bytes::{Bytes, BytesMut};
+use prost::encoding::{self, WireType};
 
 use super::{
     Corrupt, FeatureEntry, StoredRecord,
@@ -8,6 +9,8 @@ use super::{
 };
 use crate::record::FeatureName;
 
+/// The number of FeatureRow.missing_features.
+const MISSING_FEATURES: u32 = 10;
 /// Room that is made at once for the rows to come, at most.
 const ROOM: usize = 256 << 10;
 
@@ -25,6 +28,8 @@ pub struct Scratch {
     /// Rows that are still to come.
     rows: usize,
     places: Places,
+    /// What the last row that lacked something lacked: most rows lack the same.
+    missing: Bytes,
 }
 
 impl Scratch {
@@ -52,8 +57,9 @@ impl Projection {
         Self { wanted }
     }
 
-    /// The encoded features of `record` that are wanted, and the wanted names that it lacks, as they were asked for.
-    pub fn apply(&self, record: &StoredRecord, scratch: &mut Scratch) -> Result<(Bytes, Vec<String>), Corrupt> {
+    /// The encoded features of `record` that are wanted, and the wanted names that it lacks, as they were asked for: encoded too,
+    /// as field 10 of FeatureRow.
+    pub fn apply(&self, record: &StoredRecord, scratch: &mut Scratch) -> Result<(Bytes, Bytes), Corrupt> {
         let Scratch { copied, places, .. } = scratch;
         // What an unreadable record may have left is no other's.
         copied.clear();
@@ -62,7 +68,7 @@ impl Projection {
             Some(())
         };
         if places.step(record, &self.wanted, copy).is_some() {
-            return Ok((scratch.take_row(), Vec::new()));
+            return Ok((scratch.take_row(), Bytes::new()));
         }
         copied.clear();
         let mut missing = Vec::new();
@@ -71,8 +77,31 @@ impl Projection {
             Ok(())
         };
         places.search(record, &self.wanted, copy, |wanted| missing.push(wanted))?;
+        if missing.is_empty() {
+            return Ok((scratch.take_row(), Bytes::new()));
+        }
         missing.sort_by_key(|wanted| wanted.place);
-        let missing = missing.into_iter().map(|wanted| wanted.name.as_str().to_owned()).collect();
-        Ok((scratch.take_row(), missing))
+        let mut encoded = Vec::new();
+        for wanted in missing {
+            let name = wanted.name.as_str().as_bytes();
+            encoding::encode_key(MISSING_FEATURES, WireType::LengthDelimited, &mut encoded);
+            encoding::encode_varint(name.len() as u64, &mut encoded);
+            encoded.extend_from_slice(name);
+        }
+        if encoded != scratch.missing {
+            scratch.missing = encoded.into();
+        }
+        Ok((scratch.take_row(), scratch.missing.clone()))
     }
+}
+
+/// The names that `apply` found missing.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn missing_names(mut encoded: &[u8]) -> Vec<String> {
+    let mut names = Vec::new();
+    while let Ok((MISSING_FEATURES, wire_type)) = encoding::decode_key(&mut encoded) {
+        let context = encoding::DecodeContext::default();
+        encoding::string::merge_repeated(wire_type, &mut names, &mut encoded, context).expect("a name");
+    }
+    names
 }

@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     access::gate::{Gate, REASONS},
     metrics::{Counter, Kind, Text},
-    server::tls::Tls,
+    server::{refusals::Refusals, tls::Tls},
 };
 
 /// What stands before the calls.
@@ -20,6 +20,7 @@ pub(in super::super) struct Edge {
     /// The connections of the gRPC port.
     pub(in super::super) open: TaskTracker,
     pub(in super::super) refused: Arc<Counter>,
+    pub(in super::super) not_grpc: Arc<Refusals>,
     pub(in super::super) max_connections: usize,
 }
 
@@ -33,6 +34,11 @@ pub(super) fn write(text: &mut Text, edge: &Edge) {
     }
     let help = "Connections that were closed as there were too many.";
     text.family("featurestore_connections_refused", Kind::Counter, help).value(&[], edge.refused.get() as f64);
+    let help = "Requests and connections that were refused because they are no gRPC, by what they were.";
+    text.family("featurestore_not_grpc", Kind::Counter, help);
+    for (what, count) in edge.not_grpc.reading() {
+        text.value(&[("what", what)], count as f64);
+    }
     let help = "Calls and chunks of streams that were not let in, by reason.";
     text.family("featurestore_denied_calls", Kind::Counter, help);
     let denied = edge.gate.as_deref().map(Gate::denied).unwrap_or_default();

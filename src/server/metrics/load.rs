@@ -12,7 +12,7 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered, calls: &GuardLayer) {
         ("featurestore_calls_in_flight", "Calls that hold a place among limits.max_in_flight.", calls.in_flight()),
         (
             "featurestore_bytes_in_flight",
-            "Bytes of requests and answers, among limits.max_bytes_in_flight.",
+            "Bytes of requests, of what reads hold, and of answers, among limits.max_bytes_in_flight.",
             calls.bytes().held(),
         ),
         ("featurestore_tasks_in_flight", "Tasks that no call can drop: writes, and what runs flights.", tiered.tasks()),
@@ -41,7 +41,25 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered, calls: &GuardLayer) {
     for (name, help, value) in shed {
         text.family(name, Kind::Counter, help).value(&[], value as f64);
     }
+    streams(text, calls);
     pools(text, tiered);
+}
+
+fn streams(text: &mut Text, calls: &GuardLayer) {
+    let streams: Vec<_> = calls.streams().reading().collect();
+    text.family("featurestore_streams_in_flight", Kind::Gauge, "Streams that clients have open, by kind.");
+    for stream in &streams {
+        text.value(&[("kind", stream.kind)], stream.open as f64);
+    }
+    let help = "Those at most, of which one connection gets an eighth.";
+    text.family("featurestore_streams_max", Kind::Gauge, help);
+    for stream in &streams {
+        text.value(&[("kind", stream.kind)], stream.max as f64);
+    }
+    text.family("featurestore_streams_shed", Kind::Counter, "Streams that found no place among those of their kind.");
+    for stream in &streams {
+        text.value(&[("kind", stream.kind)], stream.refused as f64);
+    }
 }
 
 /// Connections to Redis and MongoDB; nothing where a tier has none.
@@ -50,7 +68,7 @@ fn pools(text: &mut Text, tiered: &Tiered) {
         [(tiered.cache().info().kind, tiered.cache().pool()), (tiered.store().info().kind, tiered.store().pool())];
     let pools: Vec<_> = pools.into_iter().filter_map(|(kind, pool)| Some((kind, pool?))).collect();
     let name = |kind: &&'static str| ("db_client_connection_pool_name", *kind);
-    text.family("db_client_connection_count", Kind::Gauge, "Connections to a backend that are in use.");
+    text.family("db_client_connections", Kind::Gauge, "Connections to a backend that are in use.");
     for (kind, pool) in &pools {
         text.value(&[name(kind), ("db_client_connection_state", "used")], pool.used as f64);
     }

@@ -3,7 +3,7 @@
 use crate::{
     metrics::{Kind, Text},
     tiered::{
-        Tiered,
+        Problem, Tiered,
         meter::{Meter, Reading},
         mode::TierMode,
     },
@@ -20,6 +20,7 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered) {
         }
     }
     use_of_tiers(text, tiered);
+    setup_of_l2(text, tiered);
     let help = "Entries that calls told L1 of, by step of the protocol and by what became of them.";
     text.family("featurestore_l1_entries", Kind::Counter, help);
     for (step, outcome, count) in tiered.outcomes.reading() {
@@ -41,8 +42,16 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered) {
     for (name, help, count) in counters {
         text.family(name, Kind::Counter, help).value(&[], count as f64);
     }
+    let help = "1: L1 is left alone, as other servers over the same L2 use another one.";
+    text.family("featurestore_l1_is_another", Kind::Gauge, help).value(&[], f64::from(tiered.l1_is_another()));
     let help = "Keys that L1 may hold old values of, and that must be removed before it is trusted.";
     text.family("featurestore_l1_doubted_keys", Kind::Gauge, help).value(&[], tiered.trust().remembered() as f64);
+    let help = "What is wrong with the Redis of L1, as the last checks found it: 1 while it is so. Unsuitable: it is not used.";
+    text.family("featurestore_l1_problem", Kind::Gauge, help);
+    let problems = tiered.cache().problems();
+    for problem in Problem::ALL {
+        text.value(&[("problem", problem.name())], f64::from(problems.contains(&problem)));
+    }
     repairs(text, tiered);
 }
 
@@ -78,6 +87,18 @@ fn use_of_tiers(text: &mut Text, tiered: &Tiered) {
             text.value(&[("tier", tier), ("mode", mode.name())], f64::from(mode == now));
         }
     }
+}
+
+fn setup_of_l2(text: &mut Text, tiered: &Tiered) {
+    let help = "What somebody else made of L2's collections: wrong (L2 is not used), odd (it may refuse or lose records), \
+                unchecked (a right is lacking) or extra (it does no harm). The log has the words.";
+    text.family("featurestore_l2_setup_findings", Kind::Gauge, help);
+    for (severity, count) in tiered.setup_findings() {
+        text.value(&[("severity", severity)], count as f64);
+    }
+    let help =
+        "How far this server's clock is ahead of L2's; behind it where negative. 0 where it cannot be told apart.";
+    text.family("featurestore_clock_skew_seconds", Kind::Gauge, help).value(&[], tiered.clock_skew());
 }
 
 fn repairs(text: &mut Text, tiered: &Tiered) {

@@ -8,7 +8,8 @@
 //!      3     1  zero
 //!      4     4  CRC-32 (IEEE) of the key's bytes and of all other bytes here
 //!      8     8  when it may be collected, ms since the Unix epoch; i64::MAX: never
-//!     16     .  the requests, oldest first: length of the id (4), id, outcome (1), its argument (8)
+//!     16     .  the requests, oldest first: length of the id (4), id, outcome (1), its argument (8); behind a client's id
+//!               a zero byte and 8 hex digits, the sum of what it was to do (releases before 1.1 wrote the id alone)
 //!      .     .  a record: `StoredRecord`, verbatim; a tombstone: its revision (8)
 //! ```
 //!
@@ -23,7 +24,7 @@ use crate::{
         encoding::{Corrupt, StoredRecord},
     },
     store::{
-        Outcome, RequestId,
+        Operation, Outcome, RequestId,
         apply::{Content, Document, Remembered},
     },
 };
@@ -32,10 +33,12 @@ const FORMAT_VERSION: u8 = 1;
 const HEADER_BYTES: usize = 16;
 const TOMBSTONE: u8 = 1;
 const NEVER: i64 = i64::MAX;
+/// Of what stands behind a client's id.
+const SUM_BYTES: usize = 9;
 
 /// The bytes to store under `key`.
 pub(super) fn encode(document: &Document, key: &[u8]) -> Vec<u8> {
-    let requests: usize = document.requests.iter().map(|request| 13 + request.id.0.len()).sum();
+    let requests: usize = document.requests.iter().map(|request| 13 + request.id.0.len() + SUM_BYTES).sum();
     let content = if let Content::Record(record) = &document.content { record.as_bytes().len() } else { 8 };
     let mut buf = Vec::with_capacity(HEADER_BYTES + requests + content);
     buf.put_u8(FORMAT_VERSION);
@@ -43,9 +46,11 @@ pub(super) fn encode(document: &Document, key: &[u8]) -> Vec<u8> {
     buf.put_u8(u8::try_from(document.requests.len()).expect("a document remembers 8 requests"));
     buf.put_bytes(0, 5);
     buf.put_i64_le(document.collect_at.map_or(NEVER, |at| at.0));
-    for Remembered { id, outcome } in &document.requests {
-        buf.put_u32_le(u32::try_from(id.0.len()).expect("a request id is far below 4 GiB"));
+    for Remembered { id, operation, outcome } in &document.requests {
+        let sum = operation.map_or(String::new(), |Operation(sum)| format!("\0{sum:08x}"));
+        buf.put_u32_le(u32::try_from(id.0.len() + sum.len()).expect("a request id is far below 4 GiB"));
         buf.put_slice(id.0.as_bytes());
+        buf.put_slice(sum.as_bytes());
         let (tag, argument) = outcome_code(*outcome);
         buf.put_u8(tag);
         buf.put_i64_le(argument);
@@ -116,7 +121,15 @@ fn take_request(rest: &mut Bytes) -> Result<Remembered, Corrupt> {
     let id = std::str::from_utf8(&id).map_err(|_| Corrupt("a request id is not UTF-8"))?;
     let (tag, argument) = (rest.get_u8(), rest.get_i64_le());
     let outcome = outcome(tag, argument).ok_or(Corrupt("unknown outcome of a request"))?;
-    Ok(Remembered { id: RequestId(id.into()), outcome })
+    let (id, operation) = split_sum(id);
+    Ok(Remembered { id: RequestId(id.into()), operation, outcome })
+}
+
+/// Takes a stored id apart.
+fn split_sum(stored: &str) -> (&str, Option<Operation>) {
+    let sum = stored.len().checked_sub(SUM_BYTES).and_then(|at| stored.split_at_checked(at));
+    let sum = sum.and_then(|(id, sum)| Some((id, u32::from_str_radix(sum.strip_prefix('\0')?, 16).ok()?)));
+    sum.map_or((stored, None), |(id, sum)| (id, Some(Operation(sum))))
 }
 
 fn outcome_code(outcome: Outcome) -> (u8, i64) {
@@ -129,6 +142,11 @@ fn outcome_code(outcome: Outcome) -> (u8, i64) {
         Outcome::RevisionMismatch { stored } => (5, stored.0),
         Outcome::TooManyFeatures { count } => (6, number(count)),
         Outcome::RecordTooLarge { bytes } => (7, number(bytes)),
+        // This store holds every record that the rules allow, so it never gives this outcome: it is remembered as the one that
+        // clients see in it.
+        Outcome::DocumentTooLarge { bytes, .. } => (7, number(bytes)),
+        // Never remembered: what is remembered is the first request's outcome.
+        Outcome::RequestIdReused => (8, 0),
     }
 }
 
@@ -183,7 +201,7 @@ mod tests {
         let requests: Vec<_> = outcomes
             .into_iter()
             .enumerate()
-            .map(|(i, outcome)| Remembered { id: RequestId(format!("ü{i}").into()), outcome })
+            .map(|(i, outcome)| Remembered { id: RequestId(format!("ü{i}").into()), operation: None, outcome })
             .collect();
         let snapshot = Snapshot {
             features: Default::default(),
@@ -210,6 +228,18 @@ mod tests {
             assert_eq!(decode(b"key", bytes.clone()), Ok(stored.clone()));
             assert_eq!(state(b"key", bytes), Ok(stored.content.state()));
         }
+    }
+
+    #[test]
+    fn what_a_clients_request_was_to_do_is_remembered() {
+        for sum in [0, 1, u32::MAX] {
+            let [mut stored, _] = samples();
+            stored.requests[0].id = RequestId::of_client("a\0b");
+            stored.requests[0].operation = Some(Operation(sum));
+            assert_eq!(decode(b"key", encode(&stored, b"key").into()), Ok(stored));
+        }
+        assert_eq!(split_sum("c:written by an older one"), ("c:written by an older one", None));
+        assert_eq!(split_sum("ü"), ("ü", None));
     }
 
     #[test]

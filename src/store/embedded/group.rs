@@ -54,13 +54,13 @@ impl<'a> Group<'a> {
         let touched = &mut self.touched[place];
         if let Some(damage) = &touched.damage {
             let (stored, receipt) = over_damage(&write, clock.now(), rules, highest).ok_or_else(|| damage.clone())?;
-            tracing::warn!(view = %write.key.view.as_str(), outcome = ?receipt.outcome, %damage, "a write takes the place of a damaged record");
+            tracing::warn!(outcome = ?receipt.outcome, %damage, "a write takes the place of a damaged record");
             (touched.stored, touched.changed, touched.damage) = (Some(stored), true, None);
             return Ok(self.answer(place, receipt));
         }
         if let (true, Some(Document { content: Content::Record(record), .. })) = (is_merge, &touched.stored) {
             // What a merge takes over must be readable.
-            record.decode().map_err(|e| StoreError::Corrupt(e.to_string().into()))?;
+            record.decode().map_err(|e| StoreError::Corrupt(e.to_string().into()).of_record(&write.key))?;
         }
         let (receipt, document) = apply(touched.stored.as_ref(), write, clock.now(), rules);
         if let Some(document) = document {
@@ -90,7 +90,7 @@ impl<'a> Group<'a> {
         };
         let (stored, damage) = match found {
             Ok(stored) => (stored, None),
-            Err(damage @ StoreError::Corrupt(_)) => (None, Some(damage)),
+            Err(damage @ StoreError::Corrupt(_)) => (None, Some(damage.of_record(key))),
             Err(error) => return Err(error),
         };
         let collect_at_before = stored.as_ref().and_then(|stored| stored.collect_at);
@@ -132,7 +132,8 @@ impl<'a> Group<'a> {
 /// Only what looks at nothing stored is allowed, and its revision is above all that were ever given.
 fn over_damage(write: &Write, now: Millis, rules: &WriteRules, highest: Revision) -> Option<(Document, Receipt)> {
     let unconditional = match &write.change {
-        Change::Upsert(record) => record.mode == WriteMode::Replace,
+        // An event time is compared with the stored one.
+        Change::Upsert(record) => record.mode == WriteMode::Replace && record.event_time.is_none(),
         Change::Delete => true,
     };
     if !unconditional || write.if_revision.is_some() {

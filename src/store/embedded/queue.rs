@@ -13,9 +13,9 @@ use tokio::{
 };
 
 use crate::{
-    cache::Epoch,
+    cache::{Epoch, L1Name},
     record::State,
-    store::{EpochState, Receipt, StoreError, Write},
+    store::{Claim as L1Claim, EpochState, Receipt, StoreError, Write},
 };
 
 /// Writes that may wait for the writer; more wait, within their deadline, in the callers.
@@ -36,6 +36,10 @@ pub(super) enum Work {
     Batch(Vec<Write>, Reply<Receipts>),
     /// A new epoch if it is still this one.
     RenewEpoch(Epoch, Reply<EpochState>),
+    /// The L1 that the epoch holds for, if it is still the one that was seen.
+    NameL1(Box<L1Claim>, Reply<EpochState>),
+    /// A new epoch, whatever stands there.
+    NewEpoch(Option<L1Name>, Reply<EpochState>),
     /// The flag of the present epoch.
     MarkDirty(Reply<EpochState>),
     /// Nothing: shows that the writer comes round.

@@ -33,8 +33,13 @@ fn deadline() -> Instant {
 
 fn upsert(key: &RecordKey, mode: WriteMode, version: &str) -> Write {
     let model_version = version.to_owned();
-    let record =
-        Record { mode, features: Default::default(), model_version, event_time: Some(Millis(7)), lifetime: None };
+    let record = Record {
+        mode,
+        features: Default::default(),
+        model_version: model_version.into(),
+        event_time: Some(Millis(7)),
+        lifetime: None,
+    };
     let request_id = RequestId(format!("{:x}", rand::random::<u64>()).into());
     Write { key: key.clone(), request_id, if_revision: None, change: Change::Upsert(record) }
 }
@@ -78,16 +83,26 @@ async fn a_damaged_record_answers_every_write_that_depends_on_it_with_corrupt() 
         let text = crate::proto::Value { kind: Some(crate::proto::value::Kind::StringVal(too_many)) };
         record.features = [(crate::record::FeatureName::parse("f").unwrap(), text)].into_iter().collect();
     }
+    let mut timed = replace.clone();
+    if let Change::Upsert(record) = &mut timed.change {
+        record.event_time = Some(Millis(1));
+    }
     for refused in [
         upsert(&key, WriteMode::Merge, "after"),
+        timed,
         Write { if_revision: Some(Revision(1)), ..replace.clone() },
         Write { if_revision: Some(Revision::NONE), ..replace.clone() },
         Write { if_revision: Some(Revision::NONE), ..delete(&key) },
         too_large,
     ] {
         let answer = store.write(refused, deadline()).await;
-        assert!(matches!(answer, Err(StoreError::Corrupt(_))), "{answer:?}");
-        assert!(matches!(read(&store, &key).await, Err(StoreError::Corrupt(_))), "and nothing changed");
+        let is_named = |error: &StoreError| {
+            let text = error.to_string();
+            matches!(error, StoreError::Corrupt(_)) && text.contains(key.view.as_str()) && text.contains("entity \"a\"")
+        };
+        assert!(answer.as_ref().is_err_and(is_named), "{answer:?}");
+        let read = read(&store, &key).await;
+        assert!(read.as_ref().is_err_and(is_named), "and nothing changed: {read:?}");
     }
 }
 
@@ -162,4 +177,54 @@ async fn what_was_written_is_in_a_table_once_the_store_is_idle() {
     let store = open(dir.path(), Clock::system());
     assert_eq!(model_version(read(&store, &key("7")).await.unwrap()), version(7));
     store.close().await;
+}
+
+fn l1(id: &str) -> L1Name {
+    L1Name { id: id.into(), histories: ["h".to_owned()].into(), shared: true, address: "somewhere".into() }
+}
+
+#[tokio::test]
+async fn the_epoch_holds_for_one_l1_in_this_folder_whoever_opens_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, copy) = (dir.path().join("data"), dir.path().join("copy"));
+    let store = open(&data, Clock::system());
+    let first = store.epoch(deadline()).await.unwrap();
+    assert_eq!(first.l1, None);
+    let claim = Claim { seen: first.clone(), l1: l1("x"), keep_epoch: false, at_once: true };
+    let named = store.name_l1(claim.clone(), deadline()).await.unwrap();
+    assert!(named.names(&l1("x")) && named.epoch != first.epoch);
+    let late = Claim { l1: l1("y"), ..claim };
+    assert_eq!(store.name_l1(late, deadline()).await.unwrap(), named, "who saw another state changes nothing");
+    let renewed = store.renew_epoch(named.epoch, deadline()).await.unwrap();
+    assert!(renewed.names(&l1("x")) && renewed.epoch != named.epoch);
+    store.close().await;
+    assert_eq!(open(&data, Clock::system()).epoch(deadline()).await.unwrap(), renewed);
+    std::fs::create_dir(&copy).unwrap();
+    let copied = std::process::Command::new("cp").arg("-a").arg(data.join(".")).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    assert_eq!(open(&copy, Clock::system()).epoch(deadline()).await.unwrap().l1, None, "a copy names no L1");
+}
+
+#[tokio::test]
+async fn an_epoch_that_cannot_be_read_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), Clock::system());
+    let key = key("a");
+    store.write(upsert(&key, WriteMode::Replace, "kept"), deadline()).await.unwrap();
+    let before = store.epoch(deadline()).await.unwrap();
+    store.close().await;
+    for damage in [b"".to_vec(), b"nonsense".to_vec(), vec![0; 13], vec![0; 4096]] {
+        let (engine, commits, highest) = Engine::open(dir.path(), CACHE_BYTES).unwrap();
+        let mut changes = engine.changes(commits + 1, highest);
+        engine.put_meta(&mut changes, epoch::EPOCH, damage.clone());
+        engine.put_meta(&mut changes, epoch::L1, damage);
+        engine.commit(changes).unwrap();
+        drop(engine);
+        let store = open(dir.path(), Clock::system());
+        let made = store.epoch(deadline()).await.unwrap();
+        assert!(made.epoch != before.epoch && made.l1.is_none() && !made.dirty);
+        assert!(matches!(read(&store, &key).await, Ok(State::Record(_))));
+        assert!(store.new_epoch(Some(&l1("x")), deadline()).await.unwrap().names(&l1("x")));
+        store.close().await;
+    }
 }

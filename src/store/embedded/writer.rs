@@ -45,6 +45,8 @@ pub(super) struct Writer {
     /// The highest revision that was ever given.
     pub(super) highest: Revision,
     pub(super) epoch: Arc<ArcSwap<EpochState>>,
+    /// The identity of the folder.
+    pub(super) folder: String,
     pub(super) halt: Halt,
     /// Expiry keys up to here were collected. A scan from the start would walk over all that was removed before.
     pub(super) swept: Vec<u8>,
@@ -94,8 +96,8 @@ impl Writer {
         let engine = Arc::clone(&self.engine);
         let (rules, clock) = (self.rules.clone(), self.clock.clone());
         let mut group = Group::new(&engine, &rules, &clock, self.highest);
-        let epoch_before = **self.epoch.load();
-        let mut epoch = epoch_before;
+        let epoch_before = self.epoch.load_full();
+        let mut epoch = EpochState::clone(&epoch_before);
         let mut answers = Vec::new();
         let mut size = 0;
         let mut flow = ControlFlow::Continue(());
@@ -116,13 +118,21 @@ impl Writer {
                 }
                 Some(Work::RenewEpoch(seen, reply)) => {
                     if epoch.epoch == seen {
-                        epoch = epoch::new();
+                        epoch = epoch::new(epoch.l1);
                     }
-                    answers.push(Answer::Epoch(reply, epoch));
+                    answers.push(Answer::Epoch(reply, epoch.clone()));
+                }
+                Some(Work::NameL1(claim, reply)) => {
+                    epoch = epoch::claimed(epoch, *claim);
+                    answers.push(Answer::Epoch(reply, epoch.clone()));
+                }
+                Some(Work::NewEpoch(l1, reply)) => {
+                    epoch = epoch::new(l1);
+                    answers.push(Answer::Epoch(reply, epoch.clone()));
                 }
                 Some(Work::MarkDirty(reply)) => {
                     epoch.dirty = true;
-                    answers.push(Answer::Epoch(reply, epoch));
+                    answers.push(Answer::Epoch(reply, epoch.clone()));
                 }
                 Some(Work::Ping(reply)) => answers.push(Answer::Ping(reply)),
                 Some(Work::Close) => flow = ControlFlow::Break(()),
@@ -131,7 +141,7 @@ impl Writer {
             next = if size < GROUP_WRITES { jobs.try_recv().ok() } else { None };
         }
 
-        let done = self.commit(group, (epoch != epoch_before).then_some(epoch));
+        let done = self.commit(group, (epoch != *epoch_before).then_some(epoch));
         for answer in answers {
             answer.send(done.clone().err());
         }
@@ -148,8 +158,9 @@ impl Writer {
         let highest = group.highest();
         let mut changes = self.engine.changes(self.commits + 1, highest);
         let earliest = group.put_into(&mut changes);
-        if let Some(epoch) = epoch {
-            self.engine.put_meta(&mut changes, epoch::NAME, epoch::encode(epoch));
+        if let Some(epoch) = &epoch {
+            self.engine.put_meta(&mut changes, epoch::EPOCH, epoch::encode(epoch));
+            self.engine.put_meta(&mut changes, epoch::L1, epoch::encode_l1(epoch, &self.folder));
         }
         self.engine.commit(changes).inspect_err(|error| self.stop(error))?;
         (self.commits, self.highest) = (self.commits + 1, highest);

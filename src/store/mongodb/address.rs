@@ -9,6 +9,12 @@ use crate::trace::Place;
 #[error("the MongoDB URI cannot be used: {0}")]
 pub struct InvalidUri(String);
 
+impl InvalidUri {
+    pub(super) fn new(why: String) -> Self {
+        Self(why)
+    }
+}
+
 /// Parses a connection string; no server and no DNS is asked.
 pub(super) fn parse(uri: &str) -> Result<ConnectionString, InvalidUri> {
     ConnectionString::parse(uri).map_err(|error| {

@@ -1,43 +1,55 @@
-//! Many writes: one unordered `update` command a round, then one read back of what became of them.
+//! Many writes: one unordered `update` command, then one read back of what became of them. Writes of equal keys, and merges
+//! that come near a limit, go by `compare`.
 //!
 //! The server remembers request ids, so a command is safe to repeat when its answer was lost.
 
 use std::collections::HashMap;
 
-use bson::{RawArrayBuf, RawDocumentBuf, doc, raw::cstr, rawdoc};
+use bson::doc;
 use tokio::time::Instant;
 
 use super::{
+    compare::{self, Group},
     connection::{Command, Connection, Lane},
     document,
     failure::Failure,
-    pipeline::{self, Update},
-    read,
+    pipeline::{self, Needs, Outline},
+    read, remembered,
+    statement::{self, Statement},
     write::{TRIES, nothing},
 };
 use crate::{
-    record::RecordKey,
-    store::{Outcome, Receipt, StoreError, Write},
+    record::{RecordKey, State},
+    store::{Outcome, Receipt, StoreError, Write, WriteRules},
 };
 
 /// A command may have 16 MiB; this leaves room for what is around the writes.
-const MAX_COMMAND_BYTES: usize = 15 * 1024 * 1024;
+pub(super) const MAX_COMMAND_BYTES: usize = 15 * 1024 * 1024;
 /// Far below the server's 100,000, so that one command does not hold a connection for long.
 const MAX_COMMAND_WRITES: usize = 1000;
 
 /// One write of a batch on its way.
-struct Item {
+pub(super) struct Item {
     /// Its place in the answer.
     index: usize,
     write: Write,
-    statement: RawDocumentBuf,
     on_nothing: Option<Outcome>,
+    /// Of its statement, about.
+    bytes: usize,
     /// When it was sent first.
     first_sent: bson::DateTime,
     /// An earlier try may have done it.
     may_be_done: bool,
     /// Why it was not done, or may not have been.
     failure: Option<Failure>,
+}
+
+/// What became of one write of a chunk.
+pub(super) enum Done {
+    /// It is answered. The state that then stands, where it was asked for.
+    Answer(Result<(Receipt, State), StoreError>),
+    /// Nothing was changed, as the server cannot judge it.
+    Unsure(Group),
 }
 
 /// Does many writes, in the order of the answer; those of equal keys one after another.
@@ -47,67 +59,65 @@ pub(super) async fn write_batch(
     deadline: Instant,
 ) -> Vec<Result<Receipt, StoreError>> {
     let mut answers: Vec<Option<Result<Receipt, StoreError>>> = writes.iter().map(|_| None).collect();
-    for round in rounds(writes) {
-        let mut items = Vec::with_capacity(round.len());
-        for (index, write) in round {
-            match item(connection, index, write) {
-                Ok(item) => items.push(item),
-                Err(error) => answers[index] = Some(Err(error)),
-            }
-        }
-        for chunk in chunks(items) {
-            for (index, answer) in write_chunk(connection, chunk, deadline).await {
-                answers[index] = Some(answer);
+    let keys: Vec<RecordKey> = writes.iter().map(|write| write.key.clone()).collect();
+    let (items, mut groups) = apart(connection, writes);
+    for chunk in chunks(items) {
+        for (index, done) in write_chunk(connection, chunk, false, deadline).await {
+            match done {
+                Done::Answer(answer) => answers[index] = Some(answer.map(|(receipt, _)| receipt)),
+                Done::Unsure(group) => groups.push(group),
             }
         }
     }
+    for (index, answer) in compare::write(connection, groups, deadline).await {
+        answers[index] = Some(answer.map(|(receipt, _)| receipt));
+    }
+    let named = |(answer, key): (&mut Option<Result<Receipt, StoreError>>, &RecordKey)| {
+        *answer = answer.take().map(|answer| answer.map_err(|error| error.of_record(key)));
+    };
+    answers.iter_mut().zip(&keys).for_each(named);
     let lost = || Err(StoreError::Internal("a write was lost on its way".into()));
     answers.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect()
 }
 
-/// The writes of one command may be done in any order, so each key is in it once.
-fn rounds(writes: Vec<Write>) -> Vec<Vec<(usize, Write)>> {
-    let mut seen: HashMap<RecordKey, usize> = HashMap::with_capacity(writes.len());
-    let mut rounds: Vec<Vec<(usize, Write)>> = Vec::new();
-    for (index, write) in writes.into_iter().enumerate() {
-        let round = seen.entry(write.key.clone()).and_modify(|round| *round += 1).or_insert(0);
-        if rounds.len() == *round {
-            rounds.push(Vec::new());
-        }
-        rounds[*round].push((index, write));
+/// The writes of one command may be done in any order, so no two of them are of one key.
+fn apart(connection: &Connection, writes: Vec<Write>) -> (Vec<Item>, Vec<Group>) {
+    let mut counts: HashMap<RecordKey, usize> = HashMap::with_capacity(writes.len());
+    for write in &writes {
+        *counts.entry(write.key.clone()).or_default() += 1;
     }
-    rounds
-}
-
-fn item(connection: &Connection, index: usize, write: Write) -> Result<Item, StoreError> {
-    let (statement, on_nothing) = statement(connection, &write, None)?;
-    let first_sent = bson::DateTime::now();
-    Ok(Item { index, write, statement, on_nothing, first_sent, may_be_done: false, failure: None })
-}
-
-fn statement(
-    connection: &Connection,
-    write: &Write,
-    may_be_done: Option<bson::DateTime>,
-) -> Result<(RawDocumentBuf, Option<Outcome>), StoreError> {
-    let Update { filter, pipeline, on_nothing } = pipeline::update(write, &connection.config().rules, may_be_done);
-    let statement = doc! { "q": filter, "u": pipeline, "upsert": on_nothing.is_none() };
-    let statement = RawDocumentBuf::try_from(&statement);
-    Ok((statement.map_err(|error| StoreError::Internal(error.to_string().into()))?, on_nothing))
+    let mut items = Vec::with_capacity(counts.len());
+    let (mut groups, mut places) = (Vec::<Group>::new(), HashMap::<RecordKey, usize>::new());
+    for (index, write) in writes.into_iter().enumerate() {
+        let outline = pipeline::outline(&write, &connection.config().rules);
+        if counts.get(&write.key).is_some_and(|count| *count > 1) {
+            match places.get(&write.key) {
+                Some(place) => groups[*place].push(index, write),
+                None => {
+                    places.insert(write.key.clone(), groups.len());
+                    groups.push(Group::new(index, write));
+                }
+            }
+        } else if outline.needs_a_look {
+            groups.push(Group::new(index, write));
+        } else {
+            items.push(Item::new(index, write, &outline, connection.now()));
+        }
+    }
+    (items, groups)
 }
 
 fn chunks(items: Vec<Item>) -> Vec<Vec<Item>> {
     let mut chunks: Vec<Vec<Item>> = Vec::new();
     let mut room = 0;
     for item in items {
-        let bytes = item.statement.as_bytes().len() + 16;
-        match chunks.last_mut().filter(|chunk| bytes <= room && chunk.len() < MAX_COMMAND_WRITES) {
+        match chunks.last_mut().filter(|chunk| item.bytes <= room && chunk.len() < MAX_COMMAND_WRITES) {
             Some(chunk) => {
-                room -= bytes;
+                room -= item.bytes;
                 chunk.push(item);
             }
             None => {
-                room = MAX_COMMAND_BYTES.saturating_sub(bytes);
+                room = MAX_COMMAND_BYTES.saturating_sub(item.bytes);
                 chunks.push(vec![item]);
             }
         }
@@ -115,25 +125,20 @@ fn chunks(items: Vec<Item>) -> Vec<Vec<Item>> {
     chunks
 }
 
-async fn write_chunk(
+/// Does writes of distinct keys in one command. `whole`: also answers what then stands.
+pub(super) async fn write_chunk(
     connection: &Connection,
     mut items: Vec<Item>,
+    whole: bool,
     deadline: Instant,
-) -> Vec<(usize, Result<Receipt, StoreError>)> {
+) -> Vec<(usize, Done)> {
     for tries_left in (0..TRIES).rev() {
         let mut open: Vec<&mut Item> = items.iter_mut().filter(|item| item.is_open(tries_left + 1 == TRIES)).collect();
         if open.is_empty() {
             break;
         }
         for item in &mut open {
-            let is_unsure = item.failure.take().is_some_and(|failure| failure.may_be_done());
-            if is_unsure && !item.may_be_done {
-                item.may_be_done = true;
-                // What was sent once as it is can be sent again.
-                if let Ok((statement, _)) = statement(connection, &item.write, Some(item.first_sent)) {
-                    item.statement = statement;
-                }
-            }
+            item.may_be_done |= item.failure.take().is_some_and(|failure| failure.may_be_done());
         }
         if let Err(failure) = send(connection, &mut open, deadline).await {
             let failure = failure.of_many();
@@ -141,72 +146,111 @@ async fn write_chunk(
         }
     }
     let (failed, done): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| item.failure.is_some());
-    let mut answers = read_back(connection, done, deadline).await;
-    answers.extend(failed.into_iter().map(Item::into_error));
+    let mut answers = read_back(connection, done, whole, deadline).await;
+    answers.extend(failed.into_iter().map(Item::into_failed));
     answers
 }
 
 impl Item {
+    /// Sent first at `first_sent`, by L2's clock.
+    pub(super) fn new(index: usize, write: Write, outline: &Outline, first_sent: bson::DateTime) -> Self {
+        let (on_nothing, bytes) = (outline.on_nothing, outline.bytes + statement::STAGES_BYTES);
+        Self { index, write, on_nothing, bytes, first_sent, may_be_done: false, failure: None }
+    }
+
     /// Whether it is to be sent: at first, and while another try may help.
     fn is_open(&self, first: bool) -> bool {
         first || self.failure.as_ref().is_some_and(|failure| failure.worth_repeating)
     }
 
-    fn into_error(self) -> (usize, Result<Receipt, StoreError>) {
+    fn update(&self, rules: &WriteRules) -> Statement<'_> {
+        pipeline::update(&self.write, rules, self.since())
+    }
+
+    /// Since when it may have been done.
+    fn since(&self) -> Option<bson::DateTime> {
+        self.may_be_done.then_some(self.first_sent)
+    }
+
+    fn into_failed(self) -> (usize, Done) {
+        if self.failure.as_ref().is_some_and(Failure::is_too_large) && !self.may_be_done {
+            return self.into_unsure();
+        }
+        self.into_error()
+    }
+
+    fn into_error(self) -> (usize, Done) {
         let unknown = || Failure::unknown("the write left no trace");
-        (self.index, Err(self.failure.unwrap_or_else(unknown).of_write(self.may_be_done)))
+        let error = self.failure.unwrap_or_else(unknown).of_write(self.may_be_done);
+        (self.index, Done::Answer(Err(error)))
+    }
+
+    fn into_unsure(self) -> (usize, Done) {
+        let (index, since) = (self.index, self.since());
+        (index, Done::Unsure(Group::since(index, self.write, since)))
+    }
+
+    /// Whether the server may have left it undone because of what stands.
+    fn may_be_unsure(&self) -> bool {
+        Needs::of(&self.write) != Needs::Nothing
     }
 }
 
 /// Sends one command, and notes the failures of single items.
 async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instant) -> Result<(), Failure> {
-    let mut updates = RawArrayBuf::new();
-    for item in items.iter() {
-        updates.push(item.statement.clone());
-    }
+    let rules = &connection.config().rules;
     let answer = connection
         .run(Command::new("update", super::FEATURES).of_many(items.len()), Lane::Users, deadline, |prepared, left| {
-            let mut command = rawdoc! {
-                "update": super::FEATURES,
-                "ordered": false,
-                "writeConcern": { "w": "majority", "j": true },
-                "maxTimeMS": i64::try_from(left.as_millis()).unwrap_or(i64::MAX),
-            };
-            command.append(cstr!("updates"), updates);
-            async move { prepared.database.run_raw_command(command).await }
+            // Made only now that there is a place to send it from, so that few are made at a time.
+            let statements: Vec<_> = items.iter().map(|item| item.update(rules)).collect();
+            let command = statement::command(super::FEATURES, &statements, left);
+            async move { prepared.database.run_raw_command(command?).await }
         })
         .await?;
-    // `ok: 1` says little: each item may have failed, and the whole may lack its majority.
-    for error in answer.get_array("writeErrors").into_iter().flatten() {
-        let Some(error) = error.as_document() else { continue };
-        let failure = Failure::answered(error.get_i32("code").unwrap_or(0), error.get_str("errmsg").unwrap_or(""));
-        let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
-        match index.and_then(|index| items.get_mut(index)) {
-            Some(item) => item.failure = Some(failure),
+    for (index, failure) in failures_of(&answer)? {
+        match items.get_mut(index) {
+            Some(item) => {
+                if failure.is_refusal() {
+                    connection.suspect();
+                }
+                item.failure = Some(failure);
+            }
             None => return Err(Failure::unknown("an error that belongs to no write")),
         }
     }
-    if let Ok(error) = answer.get_document("writeConcernError") {
-        let failure = Failure::not_confirmed(error.get_i32("code").unwrap_or(0), error.get_str("errmsg").unwrap_or(""));
+    if let Some(failure) = unconfirmed(&answer) {
         items.iter_mut().filter(|item| item.failure.is_none()).for_each(|item| item.failure = Some(failure.clone()));
     }
     Ok(())
 }
 
-async fn read_back(
-    connection: &Connection,
-    items: Vec<Item>,
-    deadline: Instant,
-) -> Vec<(usize, Result<Receipt, StoreError>)> {
+/// What failed of a command whose answer says `ok: 1`, which says little.
+pub(super) fn failures_of(answer: &bson::Document) -> Result<Vec<(usize, Failure)>, Failure> {
+    let failure = |error: &bson::Bson| {
+        let error = error.as_document()?;
+        let failure = Failure::answered(error.get_i32("code").unwrap_or(0), "");
+        let index = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
+        Some(index.map(|index| (index, failure)).ok_or_else(|| Failure::unknown("an error that belongs to no write")))
+    };
+    answer.get_array("writeErrors").into_iter().flatten().filter_map(failure).collect()
+}
+
+/// Why the whole may lack its majority.
+pub(super) fn unconfirmed(answer: &bson::Document) -> Option<Failure> {
+    let error = answer.get_document("writeConcernError").ok()?;
+    Some(Failure::not_confirmed(error.get_i32("code").unwrap_or(0), error.get_str("codeName").unwrap_or("")))
+}
+
+async fn read_back(connection: &Connection, items: Vec<Item>, whole: bool, deadline: Instant) -> Vec<(usize, Done)> {
     let keys: Vec<RecordKey> = items.iter().map(|item| item.write.key.clone()).collect();
-    let projection = doc! { "rev": 1, "deleted": 1, "requests": 1 };
+    let projection = (!whole).then(|| doc! { "rev": 1, "deleted": 1, "requests": 1 });
     // The writes are done; only what became of them is not known.
     let lost = |items: Vec<Item>, failure: Failure| {
         let failure = Failure::unknown(&format!("not read back: {failure}"));
         let lost = |item: Item| Item { failure: Some(failure.clone()), ..item }.into_error();
         items.into_iter().map(lost).collect()
     };
-    let batches = match read::find(connection, &keys, Some(projection), deadline).await {
+    let batches = match read::find(connection, &keys, projection, deadline).await {
         Ok(batches) => batches,
         Err(failure) => return lost(items, failure),
     };
@@ -217,17 +261,29 @@ async fn read_back(
     let receipt = |item: Item| {
         let Some(document) = found.get(&read::name(&item.write.key)) else {
             return match item.on_nothing.filter(|_| !item.may_be_done) {
-                Some(outcome) => (item.index, Ok(nothing(outcome).0)),
+                Some(outcome) => (item.index, Done::Answer(Ok(nothing(outcome)))),
                 None => item.into_error(),
             };
         };
-        match (document::outcome_of(document, &item.write.request_id), document::revision(document)) {
-            (Some(outcome), Ok(revision)) => {
+        let Some(outcome) = remembered::outcome_of(document, &item.write) else {
+            return if item.may_be_unsure() { item.into_unsure() } else { item.into_error() };
+        };
+        if whole {
+            let state = document::state(document).map_err(|error| StoreError::DoneUnreadable(error.to_string().into()));
+            return (item.index, Done::Answer(state.map(|state| (receipt_of(outcome, &state), state))));
+        }
+        match document::revision(document) {
+            Ok(revision) => {
                 let tombstone = document.get_bool("deleted").unwrap_or(false);
-                (item.index, Ok(Receipt { outcome, revision, tombstone }))
+                (item.index, Done::Answer(Ok((Receipt { outcome, revision, tombstone }, State::Absent))))
             }
-            _ => item.into_error(),
+            Err(_) => item.into_error(),
         }
     };
     items.into_iter().map(receipt).collect()
+}
+
+/// The receipt of a write after which this stands.
+pub(super) fn receipt_of(outcome: Outcome, state: &State) -> Receipt {
+    Receipt { outcome, revision: state.revision(), tombstone: matches!(state, State::Tombstone(_)) }
 }

@@ -15,13 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    FEATURES,
-    connection::{Connection, Prepared},
-    document,
-    failure::Failure,
-    recent::Recent,
-};
+use super::{FEATURES, connection::Connection, document, failure::Failure, prepared::Prepared, recent::Recent};
 use crate::{
     record::{EntityId, FeatureView, Millis, RecordKey, Revision},
     store::{

@@ -12,24 +12,30 @@ use std::{
     time::Duration,
 };
 
-use bson::{RawDocumentBuf, doc};
+use arc_swap::ArcSwapOption;
+use bson::doc;
 use mongodb::{
-    Client, Collection, Database, IndexModel,
+    Client,
     error::Error,
-    options::{
-        Acknowledgment, ClientOptions, CollectionOptions, ConnectionString, IndexOptions, ReadConcern, ReadPreference,
-        SelectionCriteria, WriteConcern,
-    },
+    options::{ClientOptions, ConnectionString},
 };
 use tokio::{
-    sync::{AcquireError, OnceCell, OwnedSemaphorePermit, Semaphore},
+    sync::{AcquireError, Mutex, OnceCell, OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{MongoConfig, address, failure::Failure};
+use super::{
+    MongoConfig, address, cause,
+    failure::Failure,
+    keeper,
+    prepared::Prepared,
+    setup::{self, Setup},
+};
 use crate::{
     metrics::{Histogram, PoolReading},
+    record::Millis,
+    store::{Finding, TimeSeen},
     trace::{self, Asked, Place},
 };
 
@@ -37,6 +43,8 @@ use crate::{
 const RESERVED: u32 = 2;
 /// Change streams at a time, each with a connection that nothing else uses: the two passes of the repairer.
 const STREAMS: u32 = 2;
+/// Connections for looking after the collections: one to look, one to make the index.
+const KEEPERS: u32 = 2;
 /// How long `close` waits for what still runs, and then for the driver.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `close` waits for the server to end its cursors.
@@ -44,6 +52,9 @@ const CURSORS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How soon a silent server is given up, unless the URI says otherwise: the monitor asks this often and waits this long,
 /// and only the monitor ends operations on a connection that went dead.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Between two looks for the cause of a failure to connect.
+const CAUSE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// MongoDB 4.4's: the first whose pipelines know `$bsonSize`.
 const OLDEST_WIRE_VERSION: i32 = 9;
@@ -83,6 +94,9 @@ pub(super) struct Connection {
     uri: ConnectionString,
     client: OnceCell<Client>,
     prepared: OnceLock<Prepared>,
+    setup: Arc<Setup>,
+    /// The server's clock as it was last seen.
+    time: ArcSwapOption<TimeSeen>,
     slots: Arc<Semaphore>,
     reserved: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -94,41 +108,8 @@ pub(super) struct Connection {
     waits: Histogram,
     /// For traces.
     place: Place,
-}
-
-/// A database that was reached once and has its indexes.
-#[derive(Clone)]
-pub(super) struct Prepared {
-    pub(super) database: Database,
-    /// No replica set: there is no majority to ask, and `local` is the latest.
-    standalone: bool,
-}
-
-impl Prepared {
-    /// A collection; reads go to the primary and see what a majority has.
-    pub(super) fn majority(&self, name: &str) -> Collection<RawDocumentBuf> {
-        self.collection(name, ReadConcern::majority())
-    }
-
-    /// A collection; reads see the latest acknowledged state, even against a deposed primary.
-    pub(super) fn linearizable(&self, name: &str) -> Collection<RawDocumentBuf> {
-        self.collection(name, ReadConcern::linearizable())
-    }
-
-    fn collection(&self, name: &str, concern: ReadConcern) -> Collection<RawDocumentBuf> {
-        let concern = if self.standalone { ReadConcern::local() } else { concern };
-        let options = CollectionOptions::builder()
-            .read_concern(concern)
-            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .write_concern(durable())
-            .build();
-        self.database.collection_with_options(name, options)
-    }
-}
-
-/// Every write is in the journals of a majority before it is answered.
-fn durable() -> WriteConcern {
-    WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build()
+    /// Why no server could be reached, as far as it could be found, and when that was looked for.
+    cause: Mutex<Option<(Option<String>, Instant)>>,
 }
 
 impl Connection {
@@ -143,7 +124,52 @@ impl Connection {
         let (client, prepared, running) = (OnceCell::new(), OnceLock::new(), TaskTracker::new());
         let (closing, waiting, waits) = (CancellationToken::new(), AtomicUsize::new(0), Histogram::default());
         let place = address::place(&uri, &config.database);
-        Self { config, uri, client, prepared, slots, reserved, streams, running, closing, waiting, waits, place }
+        let (setup, time) = (Arc::default(), ArcSwapOption::empty());
+        Self {
+            config,
+            uri,
+            client,
+            prepared,
+            setup,
+            time,
+            slots,
+            reserved,
+            streams,
+            running,
+            closing,
+            waiting,
+            waits,
+            place,
+            cause: Mutex::default(),
+        }
+    }
+
+    /// What others made of the collections.
+    pub(super) fn findings(&self) -> Arc<Vec<Finding>> {
+        self.setup.findings()
+    }
+
+    /// An error may come from what somebody did to the collections: they are looked at soon.
+    pub(super) fn suspect(&self) {
+        self.setup.suspected.notify_one();
+    }
+
+    /// The server's clock as it was last seen.
+    pub(super) fn time(&self) -> Option<TimeSeen> {
+        self.time.load().as_deref().copied()
+    }
+
+    pub(super) fn saw_time(&self, time: bson::DateTime, after: Instant) {
+        let time = Millis(time.timestamp_millis());
+        self.time.store(Some(TimeSeen { time, after, before: Instant::now() }.into()));
+    }
+
+    /// Now by the server's clock, as far as it is known.
+    pub(super) fn now(&self) -> bson::DateTime {
+        match self.time() {
+            Some(seen) => bson::DateTime::from_millis(seen.time.after(seen.before.elapsed()).0),
+            None => bson::DateTime::now(),
+        }
     }
 
     pub(super) fn config(&self) -> &MongoConfig {
@@ -211,7 +237,11 @@ impl Connection {
         };
         let run = async {
             let prepared = self.prepared(deadline).await?;
-            self.spawn(lane, deadline, |left| operation(prepared, left)).await
+            let done = self.spawn(lane, deadline, |left| operation(prepared, left)).await;
+            if done.as_ref().is_err_and(Failure::is_refusal) {
+                self.suspect();
+            }
+            done
         };
         trace::backend(asked, |done: &Result<T, Failure>| done.as_ref().err().map(Failure::for_traces), run).await
     }
@@ -237,7 +267,7 @@ impl Connection {
 
     async fn prepared(&self, deadline: Instant) -> Result<Prepared, Failure> {
         if let Some(prepared) = self.prepared.get() {
-            return Ok(prepared.clone());
+            return self.unless_refused(prepared);
         }
         // Several callers may do this at the same time: it is harmless, and none waits for another's deadline. Whatever
         // goes wrong here, what the caller wants was not done.
@@ -247,7 +277,10 @@ impl Connection {
         let hello = database.clone();
         let hello =
             self.spawn(Lane::Reserved, deadline, move |_| async move { hello.run_command(doc! { "hello": 1 }).await });
-        let hello = hello.await.map_err(Failure::before_the_operation)?;
+        let hello = match hello.await {
+            Ok(hello) => hello,
+            Err(failure) => return Err(self.explained(failure.before_the_operation(), deadline).await),
+        };
         let wire_version = hello.get_i32("maxWireVersion").unwrap_or(0);
         if wire_version < OLDEST_WIRE_VERSION {
             return Err(Failure::not_done(&format!(
@@ -256,8 +289,35 @@ impl Connection {
         }
         let standalone = !hello.contains_key("setName") && !hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
         let prepared = Prepared { database, standalone };
-        self.create_indexes(&prepared, deadline).await?;
-        Ok(self.prepared.get_or_init(|| prepared).clone())
+        let database = prepared.database.clone();
+        let seen = self.spawn(Lane::Reserved, deadline, move |_| async move { setup::look(&database).await }).await;
+        self.setup.found(seen.map_err(Failure::before_the_operation)?.findings);
+        let prepared = self.prepared.get_or_init(|| {
+            self.running.spawn(keeper::keep(prepared.clone(), self.setup.clone(), self.closing.clone()));
+            prepared
+        });
+        self.unless_refused(prepared)
+    }
+
+    /// Nothing is read from collections that would answer wrongly, nor written to them.
+    fn unless_refused(&self, prepared: &Prepared) -> Result<Prepared, Failure> {
+        match self.setup.refusal() {
+            None => Ok(prepared.clone()),
+            Some(why) => Err(Failure::unusable(&why)),
+        }
+    }
+
+    /// The same failure with its cause, where one can be found. It is looked for now and then, and not by every call.
+    async fn explained(&self, failure: Failure, deadline: Instant) -> Failure {
+        let Ok(mut cause) = timeout_at(deadline, self.cause.lock()).await else { return failure };
+        if cause.as_ref().is_none_or(|(_, looked)| looked.elapsed() > CAUSE_INTERVAL) {
+            let found = timeout_at(deadline, cause::of_failure(&self.uri)).await;
+            *cause = found.ok().map(|found| (found, Instant::now()));
+        }
+        match cause.as_ref() {
+            Some((Some(why), _)) => failure.with_text(why),
+            _ => failure,
+        }
     }
 
     async fn connect(&self, deadline: Instant) -> Result<Client, Failure> {
@@ -267,7 +327,7 @@ impl Connection {
         let options = self.spawn(Lane::Reserved, deadline, |_| async { ClientOptions::parse(uri).await });
         let mut options = options.await.map_err(Failure::before_the_operation)?;
         options.app_name.get_or_insert_with(|| "featurestore".to_owned());
-        options.max_pool_size = Some(config.max_pool.saturating_add(RESERVED + STREAMS));
+        options.max_pool_size = Some(config.max_pool.saturating_add(RESERVED + STREAMS + KEEPERS));
         options.max_connecting = Some(config.max_connecting);
         options.server_selection_timeout = Some(config.server_selection_timeout);
         options.connect_timeout.get_or_insert(MONITOR_INTERVAL);
@@ -275,24 +335,6 @@ impl Connection {
         // The driver's retry would hide that the first try may have happened; ours does not, and ours covers commands.
         options.retry_writes = Some(false);
         Client::with_options(options).map_err(|error| Failure::not_done(&error.kind.to_string()))
-    }
-
-    /// The index only collects garbage, so a server that refuses it can serve all the same.
-    async fn create_indexes(&self, prepared: &Prepared, deadline: Instant) -> Result<(), Failure> {
-        let features = prepared.majority(super::FEATURES);
-        let created = self.spawn(Lane::Reserved, deadline, move |left| async move {
-            let options = IndexOptions::builder().name("gc_at_ttl".to_owned()).expire_after(Duration::ZERO).build();
-            let index = IndexModel::builder().keys(doc! { "gc_at": 1 }).options(options).build();
-            features.create_index(index).max_time(left).await
-        });
-        match created.await {
-            Ok(_) => Ok(()),
-            Err(failure) if failure.is_refusal() => {
-                tracing::warn!(%failure, "MongoDB refused the TTL index; expired records will not be collected");
-                Ok(())
-            }
-            Err(failure) => Err(failure.before_the_operation()),
-        }
     }
 
     async fn spawn<T, F>(

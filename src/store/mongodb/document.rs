@@ -2,18 +2,21 @@
 //!
 //! People may have edited them: the BSON types win, and what makes no sense is `Corrupt`, never absence.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    ops::{Range, RangeInclusive},
+};
 
-use bson::{Document, RawBsonRef, RawDocument, doc, spec::ElementType};
+use bson::{Document, RawBsonRef, RawDocument, doc};
 use bytes::BytesMut;
 
-use super::value;
+use super::{value, walk::walk};
 use crate::{
     record::{
         FeatureName, Millis, RecordKey, Revision, State,
         encoding::{Encoder, Head},
     },
-    store::{Outcome, RequestId, StoreError},
+    store::StoreError,
 };
 
 /// The key as `_id`. MongoDB compares embedded documents byte by byte, so the order of the fields is part of the format.
@@ -45,10 +48,27 @@ pub(super) fn key_of(document: &RawDocument) -> Option<(&str, &str)> {
     Some((view.or_else(|| id.get_str("view").ok())?, entity_id.or_else(|| id.get_str("entity_id").ok())?))
 }
 
+/// Whether the memory of requests can be read: a write that needs what stands must know whether it was done before.
+pub(super) fn requests_are_usable(document: &RawDocument) -> Result<(), StoreError> {
+    match document.get("requests") {
+        Ok(None | Some(RawBsonRef::Array(_))) => Ok(()),
+        _ => Err(corrupt("requests")),
+    }
+}
+
 /// What a document says of its key.
 pub(super) fn state(document: &RawDocument) -> Result<State, StoreError> {
     Reader::new(document.as_bytes().len()).state(document)
 }
+
+/// The fields of a document, besides its id, of which at least one is in each document that a server wrote.
+pub(super) const FIELDS: [&str; 9] =
+    ["rev", "features", "deleted", "requests", "event_time", "write_time", "expire_at", "model_version", "kinds"];
+/// The revisions that a record may have: L1's scripts compute with doubles, which are exact below 2^53.
+pub(super) const REVISIONS: Range<i64> = 1..1 << 53;
+/// The times that a record may have, in ms: the range of google.protobuf.Timestamp, which is what a client may send and can
+/// read.
+pub(super) const TIMES: RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
 
 /// As many bytes of records share a buffer, about.
 const CHUNK_BYTES: usize = 32 << 10;
@@ -72,8 +92,10 @@ impl Reader {
     pub(super) fn state(&mut self, document: &RawDocument) -> Result<State, StoreError> {
         let fields = Fields::of(document)?;
         let revision = as_revision(fields.rev)?;
-        if let Some(RawBsonRef::Boolean(true)) = fields.deleted {
-            return Ok(State::Tombstone(revision));
+        match fields.deleted {
+            Some(RawBsonRef::Boolean(true)) => return Ok(State::Tombstone(revision)),
+            None | Some(RawBsonRef::Boolean(false)) => {}
+            Some(_) => return Err(corrupt("deleted")),
         }
         self.put_features(&fields)?;
         let model_version = match fields.model_version {
@@ -96,12 +118,7 @@ impl Reader {
         let Some(RawBsonRef::Document(stored)) = fields.features else {
             return Err(corrupt("features"));
         };
-        let kinds: HashMap<&str, i32> = match fields.kinds {
-            Some(RawBsonRef::Document(kinds)) => {
-                kinds.iter().flatten().filter_map(|(name, kind)| Some((name.as_str(), kind_number(kind)?))).collect()
-            }
-            _ => HashMap::new(),
-        };
+        let kinds = kinds(fields.kinds)?;
         let kind_of = |name: &str| if kinds.is_empty() { None } else { kinds.get(name).copied() };
         // Most are in order, and of the usual kinds.
         self.encoder.clear();
@@ -131,6 +148,21 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// The numbers of the kinds that BSON has no type for, by the names of their features.
+fn kinds(field: Option<RawBsonRef<'_>>) -> Result<HashMap<&str, i32>, StoreError> {
+    let kinds = match field {
+        None | Some(RawBsonRef::Null) => return Ok(HashMap::new()),
+        Some(RawBsonRef::Document(kinds)) => kinds,
+        Some(_) => return Err(corrupt("kinds")),
+    };
+    let mut numbers = HashMap::new();
+    for element in kinds {
+        let (name, kind) = element.map_err(|_| corrupt("kinds"))?;
+        numbers.insert(name.as_str(), kind_number(kind).ok_or_else(|| corrupt("kinds"))?);
+    }
+    Ok(numbers)
 }
 
 /// The fields of a document that make its state.
@@ -195,27 +227,7 @@ fn as_revision(rev: Option<RawBsonRef<'_>>) -> Result<Revision, StoreError> {
         Some(RawBsonRef::Double(number)) if number.fract() == 0.0 => number as i64,
         _ => return Err(corrupt("rev")),
     };
-    if number > 0 { Ok(Revision(number)) } else { Err(corrupt("rev")) }
-}
-
-/// What became of the write with this id, if the document remembers it.
-pub(super) fn outcome_of(document: &RawDocument, request_id: &RequestId) -> Option<Outcome> {
-    let requests = document.get_array("requests").ok()?;
-    let remembered = requests
-        .into_iter()
-        .filter_map(|entry| entry.ok()?.as_document())
-        .find(|entry| entry.get_str("id").is_ok_and(|id| id == &*request_id.0))?;
-    let number = || remembered.get_i64("number").ok();
-    Some(match remembered.get_str("outcome").ok()? {
-        "written" => Outcome::Written,
-        "skipped_stale" => Outcome::SkippedStale,
-        "deleted" => Outcome::Deleted,
-        "not_found" => Outcome::NotFound,
-        "revision_mismatch" => Outcome::RevisionMismatch { stored: Revision(number()?) },
-        "too_many_features" => Outcome::TooManyFeatures { count: usize::try_from(number()?).ok()? },
-        "record_too_large" => Outcome::RecordTooLarge { bytes: usize::try_from(number()?).ok()? },
-        _ => return None,
-    })
+    if REVISIONS.contains(&number) { Ok(Revision(number)) } else { Err(corrupt("rev")) }
 }
 
 /// The features by name.
@@ -241,72 +253,11 @@ fn sorted(stored: &RawDocument) -> Result<Vec<(&str, RawBsonRef<'_>)>, StoreErro
     Ok(features)
 }
 
-/// Shows the elements of a document one by one, values of the usual kinds as they are (the others as None): in half the time
-/// of the library's iterator. Names need not be UTF-8. None: `each` said so, or the document is not as it should be, or
-/// has kinds of elements that nobody uses.
-fn walk<'a>(
-    document: &'a RawDocument,
-    mut each: impl FnMut(&'a [u8], Option<RawBsonRef<'a>>) -> Option<()>,
-) -> Option<()> {
-    let mut rest = document.as_bytes().get(4..)?; // its length
-    loop {
-        let (kind, tail) = rest.split_first()?;
-        if *kind == 0 {
-            return tail.is_empty().then_some(());
-        }
-        let (name, tail) = tail.split_at(tail.iter().position(|byte| *byte == 0)?);
-        let tail = &tail[1..];
-        let value;
-        (value, rest) = match ElementType::from(*kind)? {
-            ElementType::Double => {
-                let (bytes, rest) = tail.split_first_chunk()?;
-                (Some(RawBsonRef::Double(f64::from_le_bytes(*bytes))), rest)
-            }
-            ElementType::Int64 => {
-                let (bytes, rest) = tail.split_first_chunk()?;
-                (Some(RawBsonRef::Int64(i64::from_le_bytes(*bytes))), rest)
-            }
-            ElementType::Int32 => {
-                let (bytes, rest) = tail.split_first_chunk()?;
-                (Some(RawBsonRef::Int32(i32::from_le_bytes(*bytes))), rest)
-            }
-            ElementType::DateTime => {
-                let (bytes, rest) = tail.split_first_chunk()?;
-                (Some(RawBsonRef::DateTime(bson::DateTime::from_millis(i64::from_le_bytes(*bytes)))), rest)
-            }
-            ElementType::String => {
-                let (bytes, rest) = tail.split_first_chunk()?;
-                let (text, rest) = rest.split_at_checked(usize::try_from(i32::from_le_bytes(*bytes)).ok()?)?;
-                let text = text.strip_suffix(&[0])?;
-                (Some(RawBsonRef::String(std::str::from_utf8(text).ok()?)), rest)
-            }
-            ElementType::Boolean => {
-                let (flag @ (0 | 1), rest) = tail.split_first()? else { return None };
-                (Some(RawBsonRef::Boolean(*flag == 1)), rest)
-            }
-            ElementType::Null => (Some(RawBsonRef::Null), tail),
-            kind @ (ElementType::EmbeddedDocument | ElementType::Array) => {
-                let (document, rest) = tail.split_at_checked(length(tail)?)?;
-                let document = RawDocument::from_bytes(document).ok()?;
-                let is_array = kind == ElementType::Array;
-                (if is_array { None } else { Some(RawBsonRef::Document(document)) }, rest)
-            }
-            ElementType::Binary => (None, tail.get(length(tail)?.checked_add(5)?..)?),
-            _ => return None,
-        };
-        each(name, value)?;
-    }
-}
-
-fn length(bytes: &[u8]) -> Option<usize> {
-    usize::try_from(i32::from_le_bytes(*bytes.first_chunk()?)).ok()
-}
-
 fn kind_number(kind: RawBsonRef<'_>) -> Option<i32> {
     match kind {
         RawBsonRef::Int32(number) => Some(number),
         RawBsonRef::Int64(number) => i32::try_from(number).ok(),
-        RawBsonRef::Double(number) => Some(number as i32),
+        RawBsonRef::Double(number) if number.fract() == 0.0 => Some(number as i32),
         _ => None,
     }
 }
@@ -314,7 +265,9 @@ fn kind_number(kind: RawBsonRef<'_>) -> Option<i32> {
 fn time(field: Option<RawBsonRef<'_>>, name: &str) -> Result<Option<Millis>, StoreError> {
     match field {
         None | Some(RawBsonRef::Null) => Ok(None),
-        Some(RawBsonRef::DateTime(at)) => Ok(Some(Millis(at.timestamp_millis()))),
+        Some(RawBsonRef::DateTime(at)) if TIMES.contains(&at.timestamp_millis()) => {
+            Ok(Some(Millis(at.timestamp_millis())))
+        }
         Some(_) => Err(corrupt(name)),
     }
 }
@@ -367,44 +320,5 @@ mod tests {
         let expected = expected.map(|(name, kind)| (FeatureName::parse(name).unwrap(), value(kind)));
         assert_eq!(decoded.features, expected.into_iter().collect());
         assert_eq!(StoredRecord::encode(&decoded), record);
-    }
-
-    #[test]
-    fn plain_documents_are_read_as_the_library_reads_them() {
-        let plain_one = doc! { "a": 1.5, "b": "text é", "": "", "c": true, "d": false, "e": null, "f": -1_i32, "g": -2_i64,
-        "h": bson::DateTime::from_millis(1) };
-        let read = |bytes: &[u8]| {
-            let document = RawDocument::from_bytes(bytes).ok()?;
-            let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-            walk(document, |name, value| {
-                ours.push((std::str::from_utf8(name).ok()?, value?));
-                Some(())
-            })?;
-            for element in document {
-                let (name, value) = element.expect("what is read here is read there");
-                theirs.push((name.as_str(), value));
-            }
-            assert_eq!(format!("{ours:?}"), format!("{theirs:?}")); // NaN too
-            Some(ours.len())
-        };
-        let bytes = RawDocumentBuf::try_from(&plain_one).unwrap().into_bytes();
-        assert_eq!(read(&bytes), Some(plain_one.len()));
-        assert_eq!(read(&RawDocumentBuf::new().into_bytes()), Some(0));
-        for other in [doc! { "a": 1, "b": [1] }, doc! { "a": bson::oid::ObjectId::new() }] {
-            assert_eq!(read(&RawDocumentBuf::try_from(&other).unwrap().into_bytes()), None);
-        }
-        for at in 0..bytes.len() * 8 {
-            let mut bad = bytes.clone();
-            bad[at / 8] ^= 1 << (at % 8);
-            read(&bad);
-        }
-        for len in 0..bytes.len() {
-            let mut cut = [&bytes[..len], &[0]].concat();
-            let length = cut.len() as i32;
-            if let Some(head) = cut.first_chunk_mut() {
-                *head = length.to_le_bytes();
-            }
-            read(&cut);
-        }
     }
 }

@@ -3,17 +3,18 @@
 //! "It failed" and "it may have happened" are kept apart with care: a client repeats the second with its request id,
 //! and L1 drops a mark only after the first. Where the driver does not tell, it may have happened.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use mongodb::error::{Error, ErrorKind, NO_WRITES_PERFORMED, SYSTEM_OVERLOADED_ERROR, WriteFailure};
 
+use super::code;
 use crate::{store::StoreError, trace::Failed};
 
 /// A failed operation.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     meaning: Meaning,
-    /// For the log.
+    /// For the log. It holds nothing of what was sent or stored: the server's own texts do, and are dropped.
     text: Arc<str>,
     /// Of the server's answer.
     code: Option<i32>,
@@ -33,11 +34,17 @@ enum Meaning {
     Unknown,
     /// The server will not do it. It surely was not done.
     Rejected,
+    /// The collections are not what they should be, so it was not sent.
+    Unusable,
 }
 
 impl Failure {
     pub(super) fn not_done(text: &str) -> Self {
         Self { meaning: Meaning::NotDone, text: text.into(), code: None, worth_repeating: false }
+    }
+
+    pub(super) fn unusable(text: &str) -> Self {
+        Self { meaning: Meaning::Unusable, ..Self::not_done(text) }
     }
 
     pub(super) fn out_of_time() -> Self {
@@ -48,8 +55,8 @@ impl Failure {
         Self { meaning: Meaning::Unknown, text: text.into(), code: None, worth_repeating: false }
     }
 
-    /// From the code of an answer.
-    pub(super) fn answered(code: i32, text: &str) -> Self {
+    /// From the code of an answer, and its name if the answer gives one.
+    pub(super) fn answered(code: i32, named: &str) -> Self {
         let (meaning, worth_repeating) = match code {
             // Not a writable primary, in each of its wordings.
             10107 | 13435 | 10058 | 13436 => (Meaning::NotPrimary, true),
@@ -65,28 +72,47 @@ impl Failure {
             13 | 18 => (Meaning::NotDone, false),
             _ => (Meaning::Rejected, false),
         };
-        Self { meaning, text: format!("{text} (code {code})").into(), code: Some(code), worth_repeating }
+        Self { meaning, text: code::describe(code, named).into(), code: Some(code), worth_repeating }
     }
 
     /// Done here, but not known to be safe with a majority.
-    pub(super) fn not_confirmed(code: i32, text: &str) -> Self {
+    pub(super) fn not_confirmed(code: i32, named: &str) -> Self {
         let worth_repeating = !matches!(code, 50 | 64 | 100 | 79);
-        Self {
-            meaning: Meaning::Unknown,
-            text: format!("{text} (code {code})").into(),
-            code: Some(code),
-            worth_repeating,
-        }
+        let text = code::describe(code, named).into();
+        Self { meaning: Meaning::Unknown, text, code: Some(code), worth_repeating }
     }
 
     /// It befell what had to be done first: the operation itself was never sent.
     pub(super) fn before_the_operation(self) -> Self {
-        Self { meaning: Meaning::NotDone, ..self }
+        match self.meaning {
+            Meaning::Unusable => self,
+            _ => Self { meaning: Meaning::NotDone, ..self },
+        }
+    }
+
+    /// The same in other words.
+    pub(super) fn with_text(self, text: &str) -> Self {
+        Self { text: text.into(), ..self }
     }
 
     /// The server works, and will not do it.
     pub(super) fn is_refusal(&self) -> bool {
         self.meaning == Meaning::Rejected
+    }
+
+    /// The server will not do it because the document would be too large.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.code.is_some_and(code::is_too_large)
+    }
+
+    /// The user lacks a right.
+    pub(super) fn is_unauthorized(&self) -> bool {
+        self.has_code(13)
+    }
+
+    /// Whether the server answered with this code.
+    pub(super) fn has_code(&self, code: i32) -> bool {
+        self.code == Some(code)
     }
 
     /// A write with this failure may have happened.
@@ -110,6 +136,7 @@ impl Failure {
             (None, Meaning::NotDone | Meaning::NotPrimary) => Failed::because("unavailable"),
             (None, Meaning::Unknown) => Failed::because("outcome_unknown"),
             (None, Meaning::Rejected) => Failed::because("rejected"),
+            (None, Meaning::Unusable) => Failed::because("unusable"),
         }
     }
 
@@ -118,8 +145,13 @@ impl Failure {
         match self.meaning {
             Meaning::OutOfTime => StoreError::Timeout(self.text),
             Meaning::NotDone | Meaning::NotPrimary | Meaning::Unknown => StoreError::Unavailable(self.text),
-            Meaning::Rejected => StoreError::Internal(self.text),
+            Meaning::Rejected | Meaning::Unusable => self.of_refusal(),
         }
+    }
+
+    /// For a write before which it was to be looked at what is stored, and of which earlier tries `may_be_done`.
+    pub(super) fn of_look(self, earlier_may_be_done: bool) -> StoreError {
+        self.before_the_operation().of_write(earlier_may_be_done)
     }
 
     /// For a write, of which earlier tries `may_be_done`.
@@ -128,7 +160,17 @@ impl Failure {
             _ if earlier_may_be_done => StoreError::OutcomeUnknown(self.text),
             Meaning::OutOfTime | Meaning::Unknown => StoreError::OutcomeUnknown(self.text),
             Meaning::NotDone | Meaning::NotPrimary => StoreError::Unavailable(self.text),
-            Meaning::Rejected => StoreError::Internal(self.text),
+            Meaning::Rejected | Meaning::Unusable => self.of_refusal(),
+        }
+    }
+
+    /// What the server answers by a code is a matter of how its collections are set up; what the driver itself does not take
+    /// is a bug.
+    fn of_refusal(self) -> StoreError {
+        match (self.meaning, self.code) {
+            (Meaning::Unusable, _) => StoreError::Unusable(self.text),
+            (_, Some(_)) => StoreError::Refused(self.text),
+            (_, None) => StoreError::Internal(self.text),
         }
     }
 }
@@ -141,16 +183,18 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let text = error.kind.to_string();
-        let of = |meaning, worth_repeating| Self { meaning, text: text.as_str().into(), code: None, worth_repeating };
+        let text = text_of(&error.kind);
+        let of = |meaning, worth_repeating| Self { meaning, text: text.as_ref().into(), code: None, worth_repeating };
         match error.kind.as_ref() {
             ErrorKind::Command(answer) if error.contains_label(NO_WRITES_PERFORMED) => {
-                Self { meaning: Meaning::NotDone, ..Self::answered(answer.code, &answer.message) }
+                Self { meaning: Meaning::NotDone, ..Self::answered(answer.code, &answer.code_name) }
             }
-            ErrorKind::Command(answer) => Self::answered(answer.code, &answer.message),
-            ErrorKind::Write(WriteFailure::WriteError(answer)) => Self::answered(answer.code, &answer.message),
+            ErrorKind::Command(answer) => Self::answered(answer.code, &answer.code_name),
+            ErrorKind::Write(WriteFailure::WriteError(answer)) => {
+                Self::answered(answer.code, answer.code_name.as_deref().unwrap_or_default())
+            }
             ErrorKind::Write(WriteFailure::WriteConcernError(answer)) => {
-                Self::not_confirmed(answer.code, &answer.message)
+                Self::not_confirmed(answer.code, &answer.code_name)
             }
             // The driver puts this label on network errors while it connects: nothing was sent.
             ErrorKind::Io(_) if error.contains_label(SYSTEM_OVERLOADED_ERROR) => of(Meaning::NotDone, true),
@@ -173,5 +217,45 @@ impl From<Error> for Failure {
             ErrorKind::InvalidArgument { .. } => of(Meaning::Rejected, false),
             _ => of(Meaning::Unknown, false),
         }
+    }
+}
+
+/// The driver's own text of an error that is about connections, and a text of ours for those that may repeat what was sent
+/// or stored.
+fn text_of(kind: &ErrorKind) -> Cow<'static, str> {
+    match kind {
+        ErrorKind::Io(_)
+        | ErrorKind::Authentication { .. }
+        | ErrorKind::ConnectionPoolCleared { .. }
+        | ErrorKind::DnsResolve { .. }
+        | ErrorKind::IncompatibleServer { .. }
+        | ErrorKind::InvalidTlsConfig { .. }
+        | ErrorKind::ServerSelection { .. }
+        | ErrorKind::SessionsNotSupported
+        | ErrorKind::Shutdown => kind.to_string().into(),
+        ErrorKind::InvalidArgument { .. } => "the driver refuses the operation's arguments".into(),
+        ErrorKind::InvalidResponse { .. } => "MongoDB's answer is none that the driver knows".into(),
+        _ => "the driver could not make or read a message (its words may hold values, and are not logged)".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_of_an_error_repeats_what_the_server_or_the_driver_say_of_values() {
+        const SECRET: &str = "SECRETVALUE";
+        let unreadable = bson::deserialize_from_bson::<u8>(bson::Bson::String(SECRET.to_owned())).unwrap_err();
+        let error = Error::from(unreadable);
+        assert!(error.to_string().contains(SECRET), "the driver's own words hold it: {error}");
+        let text = Failure::from(error).to_string();
+        assert!(!text.contains(SECRET), "{text}");
+        for code in [0, 11000, 121, 10334, 17419, 123_456] {
+            let text = Failure::answered(code, &format!("an index says {SECRET}")).to_string();
+            assert!(!text.contains(SECRET) && text.contains(&code.to_string()), "{text}");
+        }
+        let named = Failure::answered(123_456, "SomethingNew").to_string();
+        assert_eq!(named, "MongoDB answered with an error: SomethingNew (code 123456)");
     }
 }

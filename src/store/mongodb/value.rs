@@ -2,14 +2,17 @@
 //!
 //! Reading trusts the BSON type first: people edit documents by hand, and a kind counts only while it fits.
 
-use bson::{Bson, Document, RawArray, RawBsonRef, RawDocument, spec::BinarySubtype};
+use bson::{RawArray, RawBsonRef, RawDocument};
 use prost::{
     Message as _,
     encoding::{WireType, bool, double, encode_key, encode_varint, float, int32, int64},
 };
 use prost_types::{ListValue, Struct, Value as JsonValue, value::Kind as JsonKind};
 
-use crate::proto::{self, Value, value::Kind};
+use crate::{
+    proto::{self, Value, value::Kind},
+    record::float32::narrow,
+};
 
 const FLOAT: i32 = 6;
 const UNIX_TIMESTAMP: i32 = 8;
@@ -21,72 +24,14 @@ const DOUBLE_LIST: i32 = 15;
 const FLOAT_LIST: i32 = 16;
 const BOOL_LIST: i32 = 17;
 const UNIX_TIMESTAMP_LIST: i32 = 18;
-const STRUCT: i32 = 40;
-
-/// A value's BSON, and its kind's number where the BSON type does not tell it.
-pub(super) fn to_bson(value: &Value) -> (Bson, Option<i32>) {
-    match value.kind.as_ref() {
-        None | Some(Kind::NullVal(_)) => (Bson::Null, None),
-        Some(Kind::BytesVal(bytes)) => (binary(bytes.to_vec()), None),
-        Some(Kind::StringVal(text)) => (Bson::String(text.clone()), None),
-        Some(Kind::Int32Val(number)) => (Bson::Int32(*number), None),
-        Some(Kind::Int64Val(number)) => (Bson::Int64(*number), None),
-        Some(Kind::DoubleVal(number)) => (Bson::Double(*number), None),
-        Some(Kind::FloatVal(number)) => (Bson::Double(f64::from(*number)), Some(FLOAT)),
-        Some(Kind::BoolVal(flag)) => (Bson::Boolean(*flag), None),
-        Some(Kind::UnixTimestampVal(seconds)) => (Bson::Int64(*seconds), Some(UNIX_TIMESTAMP)),
-        Some(Kind::BytesListVal(list)) => (array(&list.val, |item| binary(item.to_vec())), Some(BYTES_LIST)),
-        Some(Kind::StringListVal(list)) => (array(&list.val, |item| Bson::String(item.clone())), Some(STRING_LIST)),
-        Some(Kind::Int32ListVal(list)) => (array(&list.val, |item| Bson::Int32(*item)), Some(INT32_LIST)),
-        Some(Kind::Int64ListVal(list)) => (array(&list.val, |item| Bson::Int64(*item)), Some(INT64_LIST)),
-        Some(Kind::DoubleListVal(list)) => (array(&list.val, |item| Bson::Double(*item)), Some(DOUBLE_LIST)),
-        Some(Kind::FloatListVal(list)) => (array(&list.val, |item| Bson::Double(f64::from(*item))), Some(FLOAT_LIST)),
-        Some(Kind::BoolListVal(list)) => (array(&list.val, |item| Bson::Boolean(*item)), Some(BOOL_LIST)),
-        Some(Kind::UnixTimestampListVal(list)) => {
-            (array(&list.val, |item| Bson::Int64(*item)), Some(UNIX_TIMESTAMP_LIST))
-        }
-        Some(Kind::StructVal(object)) => match struct_to_document(object) {
-            Some(document) => (Bson::Document(document), None),
-            None => (binary(object.encode_to_vec()), Some(STRUCT)),
-        },
-    }
-}
-
-fn binary(bytes: Vec<u8>) -> Bson {
-    Bson::Binary(bson::Binary { subtype: BinarySubtype::Generic, bytes })
-}
-
-fn array<T>(items: &[T], to_bson: impl Fn(&T) -> Bson) -> Bson {
-    Bson::Array(items.iter().map(to_bson).collect())
-}
-
-/// None: it has a key that MongoDB does not hold safely, or a value without a kind. Depth is no matter: protobuf's own
-/// limit for what is decoded is half of MongoDB's.
-fn struct_to_document(object: &Struct) -> Option<Document> {
-    let entry = |(key, value): (&String, &JsonValue)| {
-        let safe = !key.is_empty() && !key.starts_with('$') && !key.contains(['.', '\0']);
-        if safe { Some((key.clone(), json_to_bson(value)?)) } else { None }
-    };
-    object.fields.iter().map(entry).collect()
-}
-
-fn json_to_bson(value: &JsonValue) -> Option<Bson> {
-    Some(match value.kind.as_ref()? {
-        JsonKind::NullValue(_) => Bson::Null,
-        JsonKind::NumberValue(number) => Bson::Double(*number),
-        JsonKind::StringValue(text) => Bson::String(text.clone()),
-        JsonKind::BoolValue(flag) => Bson::Boolean(*flag),
-        JsonKind::StructValue(object) => Bson::Document(struct_to_document(object)?),
-        JsonKind::ListValue(list) => Bson::Array(list.values.iter().map(json_to_bson).collect::<Option<_>>()?),
-    })
-}
+pub(super) const STRUCT: i32 = 40;
 
 /// Reads a value and appends its encoded form; None: no kind of value stands for this BSON. What most features are is not
 /// made into a `Value` on the way.
 pub(super) fn encode(bson: RawBsonRef<'_>, kind: Option<i32>, into: &mut Vec<u8>) -> Option<()> {
     match (bson, kind) {
         (RawBsonRef::Null, _) => int32::encode(19, &0, into),
-        (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => float::encode(6, &(number as f32), into),
+        (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => float::encode(6, &narrow(number), into),
         (RawBsonRef::Double(number), _) => double::encode(5, &number, into),
         (RawBsonRef::Int32(number), None) => int32::encode(3, &number, into),
         (RawBsonRef::Int64(number), None) => int64::encode(4, &number, into),
@@ -105,7 +50,7 @@ pub(super) fn encode(bson: RawBsonRef<'_>, kind: Option<i32>, into: &mut Vec<u8>
 fn from_bson(bson: RawBsonRef<'_>, kind: Option<i32>) -> Option<Value> {
     let kind = match (bson, kind) {
         (RawBsonRef::Null, _) => Kind::NullVal(0),
-        (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => Kind::FloatVal(number as f32),
+        (RawBsonRef::Double(number), Some(FLOAT)) if fits_float(number) => Kind::FloatVal(narrow(number)),
         (RawBsonRef::Double(number), _) => Kind::DoubleVal(number),
         (RawBsonRef::Int32(seconds), Some(UNIX_TIMESTAMP)) => Kind::UnixTimestampVal(i64::from(seconds)),
         (RawBsonRef::Int64(seconds), Some(UNIX_TIMESTAMP)) => Kind::UnixTimestampVal(seconds),
@@ -114,9 +59,11 @@ fn from_bson(bson: RawBsonRef<'_>, kind: Option<i32>) -> Option<Value> {
         (RawBsonRef::Boolean(flag), _) => Kind::BoolVal(flag),
         (RawBsonRef::String(text), _) => Kind::StringVal(text.to_owned()),
         (RawBsonRef::DateTime(at), _) => Kind::UnixTimestampVal(seconds(at)),
-        (RawBsonRef::Binary(binary), Some(STRUCT)) => Kind::StructVal(Struct::decode(binary.bytes).ok()?),
+        (RawBsonRef::Binary(binary), Some(STRUCT)) => {
+            Kind::StructVal(Struct::decode(binary.bytes).ok().filter(|object| struct_fits(object, MESSAGES))?)
+        }
         (RawBsonRef::Binary(binary), _) => Kind::BytesVal(binary.bytes.to_vec().into()),
-        (RawBsonRef::Document(document), _) => Kind::StructVal(document_to_struct(document)?),
+        (RawBsonRef::Document(document), _) => Kind::StructVal(document_to_struct(document, MESSAGES)?),
         (RawBsonRef::Array(items), kind) => list(items, kind)?,
         _ => return None,
     };
@@ -133,26 +80,22 @@ fn seconds(at: bson::DateTime) -> i64 {
 }
 
 fn list(items: &RawArray, kind: Option<i32>) -> Option<Kind> {
-    let items: Vec<RawBsonRef<'_>> = items.into_iter().collect::<Result<_, _>>().ok()?;
-    kind.and_then(|kind| typed_list(&items, kind)).or_else(|| {
+    kind.and_then(|kind| typed_list(items, kind)).or_else(|| {
         // Made by hand: the first type that holds every item.
         let inferred = [STRING_LIST, INT32_LIST, INT64_LIST, DOUBLE_LIST, BOOL_LIST, BYTES_LIST, UNIX_TIMESTAMP_LIST];
-        inferred.into_iter().find_map(|kind| typed_list(&items, kind))
+        inferred.into_iter().find_map(|kind| typed_list(items, kind))
     })
 }
 
 /// None: some item is not of this kind's type.
-fn typed_list(items: &[RawBsonRef<'_>], kind: i32) -> Option<Kind> {
+fn typed_list(items: &RawArray, kind: i32) -> Option<Kind> {
     Some(match kind {
         BYTES_LIST => Kind::BytesListVal(proto::BytesList { val: all(items, bytes_of)? }),
         STRING_LIST => Kind::StringListVal(proto::StringList { val: all(items, |i| i.as_str().map(str::to_owned))? }),
         INT32_LIST => Kind::Int32ListVal(proto::Int32List { val: all(items, RawBsonRef::as_i32)? }),
         INT64_LIST => Kind::Int64ListVal(proto::Int64List { val: all(items, integer)? }),
         DOUBLE_LIST => Kind::DoubleListVal(proto::DoubleList { val: all(items, number)? }),
-        FLOAT_LIST => {
-            let float = |item| number(item).filter(|number| fits_float(*number)).map(|number| number as f32);
-            Kind::FloatListVal(proto::FloatList { val: all(items, float)? })
-        }
+        FLOAT_LIST => Kind::FloatListVal(proto::FloatList { val: all(items, float32)? }),
         BOOL_LIST => Kind::BoolListVal(proto::BoolList { val: all(items, RawBsonRef::as_bool)? }),
         UNIX_TIMESTAMP_LIST => {
             let time = |item: RawBsonRef<'_>| integer(item).or_else(|| item.as_datetime().map(seconds));
@@ -162,8 +105,9 @@ fn typed_list(items: &[RawBsonRef<'_>], kind: i32) -> Option<Kind> {
     })
 }
 
-fn all<'a, T>(items: &[RawBsonRef<'a>], read: impl Fn(RawBsonRef<'a>) -> Option<T>) -> Option<Vec<T>> {
-    items.iter().map(|item| read(*item)).collect()
+/// Item by item, as a list of all of them would be larger than the array.
+fn all<'a, T>(items: &'a RawArray, read: impl Fn(RawBsonRef<'a>) -> Option<T>) -> Option<Vec<T>> {
+    items.into_iter().map(|item| read(item.ok()?)).collect()
 }
 
 fn bytes_of(item: RawBsonRef<'_>) -> Option<bytes::Bytes> {
@@ -178,22 +122,57 @@ fn number(item: RawBsonRef<'_>) -> Option<f64> {
     item.as_f64().or_else(|| integer(item).map(|number| number as f64))
 }
 
-fn document_to_struct(document: &RawDocument) -> Option<Struct> {
+/// A number that was typed by hand is rounded once, whatever its type.
+fn float32(item: RawBsonRef<'_>) -> Option<f32> {
+    match item.as_f64() {
+        Some(number) => fits_float(number).then(|| narrow(number)),
+        None => integer(item).map(|number| number as f32),
+    }
+}
+
+/// How many messages may lie in each other where a struct begins, itself included: clients, and this server, take 100 in
+/// all, and around a struct are a request or response, a record or row, and the entry of a feature with its value.
+const MESSAGES: u32 = 97;
+
+/// `left`: how many messages may still lie in each other. None too where they are more: no client could have sent it, nor
+/// read it.
+fn document_to_struct(document: &RawDocument, left: u32) -> Option<Struct> {
+    let inner = left.checked_sub(1)?;
     let entry = |element: bson::error::Result<(&bson::raw::CStr, RawBsonRef<'_>)>| {
         let (key, value) = element.ok()?;
-        Some((key.as_str().to_owned(), bson_to_json(value)?))
+        // Each entry is a message, and so is its value.
+        Some((key.as_str().to_owned(), bson_to_json(value, inner.checked_sub(2)?)?))
     };
     Some(Struct { fields: document.iter().map(entry).collect::<Option<_>>()? })
 }
 
-fn bson_to_json(value: RawBsonRef<'_>) -> Option<JsonValue> {
+/// Whether the messages in a struct that is stored as bytes are not too many.
+fn struct_fits(object: &Struct, left: u32) -> bool {
+    let Some(inner) = left.checked_sub(1) else { return false };
+    object.fields.values().all(|value| inner.checked_sub(2).is_some_and(|inner| json_fits(value, inner)))
+}
+
+fn json_fits(value: &JsonValue, left: u32) -> bool {
+    match &value.kind {
+        Some(JsonKind::StructValue(object)) => struct_fits(object, left),
+        Some(JsonKind::ListValue(list)) => {
+            let Some(inner) = left.checked_sub(1) else { return false };
+            list.values.iter().all(|value| inner.checked_sub(1).is_some_and(|inner| json_fits(value, inner)))
+        }
+        // A value without a kind is no client's.
+        kind => kind.is_some(),
+    }
+}
+
+fn bson_to_json(value: RawBsonRef<'_>, left: u32) -> Option<JsonValue> {
     let kind = match value {
         RawBsonRef::Null => JsonKind::NullValue(0),
         RawBsonRef::Boolean(flag) => JsonKind::BoolValue(flag),
         RawBsonRef::String(text) => JsonKind::StringValue(text.to_owned()),
-        RawBsonRef::Document(document) => JsonKind::StructValue(document_to_struct(document)?),
+        RawBsonRef::Document(document) => JsonKind::StructValue(document_to_struct(document, left)?),
         RawBsonRef::Array(items) => {
-            let items = items.into_iter().map(|item| bson_to_json(item.ok()?));
+            let inner = left.checked_sub(1)?;
+            let items = items.into_iter().map(|item| bson_to_json(item.ok()?, inner.checked_sub(1)?));
             JsonKind::ListValue(ListValue { values: items.collect::<Option<_>>()? })
         }
         other => JsonKind::NumberValue(number(other)?),

@@ -5,9 +5,12 @@ use tokio::time::Instant;
 
 use super::{
     FEATURES,
+    batch::{self, Done, Item},
+    compare::{self, Group},
     connection::{Command, Connection, Lane},
     document,
-    pipeline::{self, Update},
+    pipeline::{self, Needs},
+    read, remembered, statement,
 };
 use crate::{
     record::{Revision, State},
@@ -23,31 +26,68 @@ pub(super) async fn write(
     write: Write,
     deadline: Instant,
 ) -> Result<(Receipt, State), StoreError> {
-    let first_sent = bson::DateTime::now();
+    let key = write.key.clone();
+    write_named(connection, write, deadline).await.map_err(|error| error.of_record(&key))
+}
+
+async fn write_named(connection: &Connection, write: Write, deadline: Instant) -> Result<(Receipt, State), StoreError> {
+    let rules = &connection.config().rules;
+    let outline = pipeline::outline(&write, rules);
+    if outline.needs_a_look {
+        return compare::write_one(connection, Group::new(0, write), deadline).await;
+    }
+    if outline.bytes > statement::SMALL {
+        return write_large(connection, Item::new(0, write, &outline, connection.now()), deadline).await;
+    }
+    let first_sent = connection.now();
     let mut may_be_done = false;
     for tries_left in (0..TRIES).rev() {
         let since = may_be_done.then_some(first_sent);
-        let Update { filter, pipeline, on_nothing } = pipeline::update(&write, &connection.config().rules, since);
-        let upsert = on_nothing.is_none();
         let done = connection.run(Command::new("findAndModify", FEATURES), Lane::Users, deadline, |prepared, left| {
             let features = prepared.majority(FEATURES);
+            let mut statement = pipeline::update(&write, rules, since);
+            let (filter, upsert) = (std::mem::take(&mut statement.filter), statement.upsert);
+            let pipeline = statement.into_tree();
             async move {
                 features
                     .find_one_and_update(filter, pipeline)
                     .upsert(upsert)
                     .return_document(ReturnDocument::After)
+                    .collation(read::simple())
                     .max_time(left)
                     .await
             }
         });
         match done.await {
-            Ok(Some(post_image)) => return answer(&write, &post_image, may_be_done),
-            Ok(None) => return on_nothing.filter(|_| !may_be_done).map(nothing).ok_or_else(unseen),
+            Ok(Some(post_image)) => match remembered::outcome_of(&post_image, &write) {
+                Some(outcome) => return answer(outcome, &post_image),
+                // Nothing was changed: only a look at what is stored can tell.
+                None if Needs::of(&write) != Needs::Nothing => {
+                    let since = may_be_done.then_some(first_sent);
+                    return compare::write_one(connection, Group::since(0, write, since), deadline).await;
+                }
+                // So much was written since the try that was lost that the document may have forgotten it.
+                None if may_be_done => return Err(unseen()),
+                None => return Err(StoreError::DoneUnreadable("the document does not remember the request".into())),
+            },
+            Ok(None) => return outline.on_nothing.filter(|_| !may_be_done).map(nothing).ok_or_else(unseen),
+            Err(failure) if failure.is_too_large() && !may_be_done => {
+                return compare::write_one(connection, Group::new(0, write), deadline).await;
+            }
             Err(failure) if failure.worth_repeating && tries_left > 0 => may_be_done |= failure.may_be_done(),
             Err(failure) => return Err(failure.of_write(may_be_done)),
         }
     }
     Err(unseen())
+}
+
+/// Does a write that is too large for a tree: as a batch of one, and reads back what then stands.
+async fn write_large(connection: &Connection, item: Item, deadline: Instant) -> Result<(Receipt, State), StoreError> {
+    match batch::write_chunk(connection, vec![item], true, deadline).await.pop() {
+        Some((_, Done::Answer(answer))) => answer,
+        Some((_, Done::Unsure(group))) => compare::write_one(connection, group, deadline).await,
+        None => Err(StoreError::Internal("a write was lost on its way".into())),
+    }
 }
 
 /// The answer where no document stands.
@@ -56,18 +96,13 @@ pub(super) fn nothing(outcome: Outcome) -> (Receipt, State) {
 }
 
 /// An earlier try may still reach the server, and may find there what this one did not.
-fn unseen() -> StoreError {
+pub(super) fn unseen() -> StoreError {
     StoreError::OutcomeUnknown("a try was lost, and no later one found its trace".into())
 }
 
-fn answer(write: &Write, post_image: &bson::RawDocument, may_be_done: bool) -> Result<(Receipt, State), StoreError> {
+fn answer(outcome: Outcome, post_image: &bson::RawDocument) -> Result<(Receipt, State), StoreError> {
     // The write has been done, whatever else the document holds: no error here may claim that it was not.
-    let unreadable = |error: StoreError| StoreError::DoneUnreadable(error.to_string().into());
-    let outcome = document::outcome_of(post_image, &write.request_id).ok_or_else(|| match may_be_done {
-        true => unseen(), // so much was written since the try that was lost that the document may have forgotten it
-        false => StoreError::DoneUnreadable("the document does not remember the request".into()),
-    })?;
+    let unreadable = |error: StoreError| StoreError::DoneUnreadable(error.reason().into());
     let state = document::state(post_image).map_err(unreadable)?;
-    let tombstone = matches!(state, State::Tombstone(_));
-    Ok((Receipt { outcome, revision: state.revision(), tombstone }, state))
+    Ok((batch::receipt_of(outcome, &state), state))
 }

@@ -12,10 +12,7 @@ use super::super::{Tiered, watch::PATIENCE};
 use crate::{
     cache::{CacheKey, Effect, Settle},
     record::{RecordKey, Revision},
-    store::{
-        EpochState,
-        changes::{Change, Event},
-    },
+    store::changes::{Change, Event},
 };
 
 /// What to do about a record after several changes.
@@ -46,7 +43,8 @@ impl Tiered {
     /// The same but for changes that are not of one record: those are made good once and for all.
     pub(super) async fn mend_each(&self, changes: &[Change]) -> bool {
         // Whoever fills L1 in a later epoch read L2 after these changes: everybody pauses longer than a view lives.
-        let Some(EpochState { epoch, .. }) = self.trust.fresh_epoch() else { return false };
+        // And only the L1 that the epoch holds for counts.
+        let Some((epoch, life)) = self.trust.ours() else { return false };
         let (whole, older): (Vec<_>, Vec<_>) =
             coalesced(changes).into_iter().partition(|(_, mend)| *mend == Mend::Whole);
         let edited: Vec<RecordKey> = whole.into_iter().map(|(key, _)| key.clone()).collect();
@@ -73,7 +71,7 @@ impl Tiered {
         }
         self.repairs.written.fetch_add(settles.len() as u64, Relaxed);
         self.repairs.edited.fetch_add(edited.len() as u64, Relaxed);
-        self.trust.fresh_epoch().is_some_and(|state| state.epoch == epoch)
+        self.trust.is_ours(epoch, life)
     }
 
     /// Makes all that L1 holds worthless: it cannot be told what of it is old.

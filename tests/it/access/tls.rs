@@ -102,7 +102,8 @@ async fn both_tiers_work_over_tls_with_a_ca_of_ones_own_and_with_no_other() {
         (parsed(&format!("redis://127.0.0.1:{port}")), ""),
     ] {
         let cache = RedisCache::new(&config).unwrap();
-        let error = cache.probe(Epoch(1), Instant::now() + Duration::from_secs(10)).await.unwrap_err().to_string();
+        let error =
+            cache.probe(Epoch(1), None, Instant::now() + Duration::from_secs(10)).await.unwrap_err().to_string();
         println!("{error}");
         assert!(error.contains(told) && error.starts_with("L1 is unavailable"), "{error}");
     }

@@ -187,19 +187,24 @@ async fn a_refusal_says_what_to_do_and_nothing_of_others() {
     assert_eq!((unknown.code, unknown.reason.as_str()), (Code::Unauthenticated, "TOKEN_UNKNOWN"));
     assert!(status.message().contains("auth.tokens_file") && !format!("{status:?}").contains("canary"), "{status:?}");
 
-    // Before anything else is said of the request.
-    let (_, mut write, _, _) = in_view("credit_scores");
-    write.record = None;
-    let status = client.upsert_features(with("reads", write)).await.unwrap_err();
-    let denied = Refusal::of(&status);
-    assert_eq!((denied.code, denied.reason.as_str()), (Code::PermissionDenied, "RIGHT_MISSING"));
-    let told: Vec<_> = denied.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    assert_eq!(told, [("caller", "reader"), ("feature_view", "credit_scores"), ("right", "write")]);
-    assert!(status.message().contains("write") && status.message().contains("credit_scores"), "{status:?}");
+    // Before anything else is said of the request; of who has the right nowhere, before it is read.
+    for (token, caller, view) in [("loads", "loader", Some("other")), ("reads", "reader", None)] {
+        let (_, mut write, _, _) = in_view("other");
+        write.record = None;
+        let status = client.upsert_features(with(token, write)).await.unwrap_err();
+        let denied = Refusal::of(&status);
+        assert_eq!((denied.code, denied.reason.as_str()), (Code::PermissionDenied, "RIGHT_MISSING"));
+        let told: Vec<_> = denied.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let view = view.map(|view| ("feature_view", view));
+        let expected: Vec<_> =
+            [Some(("caller", caller)), view, Some(("right", "write"))].into_iter().flatten().collect();
+        assert_eq!(told, expected);
+        assert!(status.message().contains("write") && status.message().contains("auth.tokens_file"), "{status:?}");
+    }
 
     // A name that is none may be long.
     let (read, ..) = in_view(&"x".repeat(100_000));
-    let status = client.get_features(with("no-rights", read)).await.unwrap_err();
+    let status = client.get_features(with("reads", read)).await.unwrap_err();
     assert!(status.code() == Code::PermissionDenied && status.message().len() < 500, "{}", status.message().len());
     assert_eq!(Right::ALL.map(Right::name), ["read", "write", "delete", "admin"]);
     server.stop().await;

@@ -9,7 +9,7 @@ use std::{
 use super::*;
 
 /// Status and body.
-fn http(port: u16, path: &str) -> Option<(u16, String)> {
+pub(super) fn http(port: u16, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;

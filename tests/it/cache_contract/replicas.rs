@@ -27,7 +27,7 @@ async fn filled_pair() -> (RedisServer, RedisServer) {
     let cache = redis_at(&master).await;
     warm(&*cache, &key("a"), record(5)).await;
     replica.until_up_for_seconds(3);
-    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
+    assert_eq!(cache.probe_any(EPOCH, soon()).await, Ok(Probe::Intact));
     let marker = format!("{{}}fs:{EPOCH}");
     let is_there = || replica.cli(&["GET", &marker]) == master.cli(&["GET", &marker]);
     wait_until("the replica to have the marker", BOUND, is_there);
@@ -42,12 +42,12 @@ fn promote(server: &RedisServer) {
 async fn a_promoted_replica_keeps_the_cache() {
     let (mut master, replica) = filled_pair().await;
     let cache = unprobed(&replica);
-    assert!(matches!(cache.probe(EPOCH, soon()).await, Err(CacheError::Unavailable(_))), "it is no master");
+    assert!(matches!(cache.probe_any(EPOCH, soon()).await, Err(CacheError::Unavailable(_))), "it is no master");
     master.kill();
     promote(&replica);
-    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
+    assert_eq!(cache.probe_any(EPOCH, soon()).await, Ok(Probe::Intact));
     assert_eq!(get(&cache, &key("a")).await, Some(record(5)));
-    assert_eq!(unprobed(&replica).probe(EPOCH, soon()).await, Ok(Probe::Intact));
+    assert_eq!(unprobed(&replica).probe_any(EPOCH, soon()).await, Ok(Probe::Intact));
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn a_replica_that_restarted_from_its_file_before_it_was_promoted_holds_old
     replica.restart();
     promote(&replica);
     assert_eq!(replica.cli(&["EXISTS", name(&key("a"))]), "1");
-    assert_eq!(unprobed(&replica).probe(EPOCH, soon()).await, Ok(Probe::Restored));
+    assert_eq!(unprobed(&replica).probe_any(EPOCH, soon()).await, Ok(Probe::Restored));
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn a_replica_that_copied_such_data_holds_old_data_too() {
     assert_eq!(bystander.cli(&["REPLICAOF", "127.0.0.1", &port]), "OK");
     wait_until("it to copy", BOUND, || bystander.cli(&["EXISTS", name(&key("a"))]) == "1");
     promote(&bystander);
-    assert_eq!(unprobed(&bystander).probe(EPOCH, soon()).await, Ok(Probe::Restored));
+    assert_eq!(unprobed(&bystander).probe_any(EPOCH, soon()).await, Ok(Probe::Restored));
 }
 
 #[tokio::test]
@@ -86,7 +86,7 @@ async fn a_demoted_master_is_given_up_at_the_first_write_or_probe() {
         let port = new.port().to_string();
         assert_eq!(old.cli(&["REPLICAOF", "127.0.0.1", &port]), "OK");
         if probes {
-            assert!(matches!(cache.probe(EPOCH, soon()).await, Err(CacheError::Unavailable(_))));
+            assert!(matches!(cache.probe_any(EPOCH, soon()).await, Err(CacheError::Unavailable(_))));
         } else {
             let marked = only(cache.mark(&[(key("a"), id(1))], soon()).await);
             assert!(matches!(marked, Err(CacheError::Unavailable(_))), "{marked:?}");
@@ -102,14 +102,14 @@ fn waiting(url: &str) -> RedisCache {
 
 /// Probes until the replicas confirm in time; on a busy machine the first time may be too short for them.
 async fn until_confirmed(cache: &RedisCache) {
-    eventually("the replicas to confirm", async || cache.probe(EPOCH, soon()).await == Ok(Probe::Intact)).await;
+    eventually("the replicas to confirm", async || cache.probe_any(EPOCH, soon()).await == Ok(Probe::Intact)).await;
 }
 
 #[tokio::test]
 async fn a_mark_and_a_removal_count_once_the_replicas_have_them() {
     let master = master();
     let cache = waiting(&master.url());
-    assert!(matches!(cache.probe(EPOCH, soon()).await, Err(CacheError::Unavailable(_))), "there is no replica");
+    assert!(matches!(cache.probe_any(EPOCH, soon()).await, Err(CacheError::Unavailable(_))), "there is no replica");
     let replica = replica_of(&master);
     wait_until("the master to see it", BOUND, || master.has_replicas(1));
     until_confirmed(&cache).await;
@@ -131,7 +131,7 @@ async fn a_mark_and_a_removal_count_once_the_replicas_have_them() {
     assert_eq!(cache.remove(&[key("b")], shortly()).await, [Err(CacheError::Timeout)]);
     cache.acquire(&[(key("c"), id(1))], soon()).await;
     assert_eq!(cache.settle(&[settle(&key("c"), 1, record(1))], soon()).await, [Ok(Installed)], "a fill does not wait");
-    assert!(matches!(cache.probe(EPOCH, soon()).await, Err(CacheError::Unavailable(_))), "too few replicas");
+    assert!(matches!(cache.probe_any(EPOCH, soon()).await, Err(CacheError::Unavailable(_))), "too few replicas");
 
     replica.thaw();
     wait_until("the replica to answer", BOUND, || master.cli(&["WAIT", "1", "100"]) == "1");

@@ -8,7 +8,7 @@ use super::*;
 async fn found(cache: &dyn Cache) -> Probe {
     let mut found = None;
     eventually("a probe to succeed", async || {
-        found = cache.probe(EPOCH, soon()).await.ok();
+        found = cache.probe_any(EPOCH, soon()).await.ok();
         found.is_some()
     })
     .await;
@@ -25,7 +25,7 @@ async fn the_cache_outlives_a_failover_to_a_replica_that_was_up_to_date() {
     sentinels.fail_over(1);
     // Nobody asks the one of old for long: a write is refused there, and a probe sees its role.
     eventually("the new master to be used", async || {
-        cache.probe(EPOCH, soon()).await == Ok(Probe::Intact) && sentinels.servers[1].calls("eval") > 0
+        cache.probe_any(EPOCH, soon()).await == Ok(Probe::Intact) && sentinels.servers[1].calls("eval") > 0
     })
     .await;
     assert_eq!(get(&*cache, &key("a")).await, Some(record(5)));
@@ -43,7 +43,7 @@ async fn after_a_masters_death_nothing_is_read_until_its_successor_was_verified(
     sentinels.servers[0].kill();
     let unavailable = |result: &Result<_, CacheError>| matches!(result, Err(CacheError::Unavailable(_)));
     assert!(unavailable(&only(cache.get(&[key("a")], soon()).await)));
-    assert!(cache.probe(EPOCH, soon()).await.is_err());
+    assert!(cache.probe_any(EPOCH, soon()).await.is_err());
     sentinels.until_promoted(1);
     assert!(unavailable(&only(cache.get(&[key("a")], soon()).await)), "a new master, but nobody looked");
     assert_eq!(found(&*cache).await, Probe::Intact);
@@ -63,7 +63,7 @@ async fn a_minority_of_the_sentinels_convinces_nobody() {
             let mut error = None;
             // On a busy machine the one that answers may be late too.
             eventually("the probe to fail of it", async || {
-                error = cache.probe(EPOCH, soon()).await.err();
+                error = cache.probe_any(EPOCH, soon()).await.err();
                 error.as_ref().is_some_and(|error| error.to_string().contains(told))
             })
             .await;
@@ -88,23 +88,23 @@ async fn a_master_that_misses_its_replicas_is_not_used() {
     let cache = redis_at(&server).await;
     warm(&*cache, &key("a"), record(5)).await;
     server.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
-    let error = cache.probe(EPOCH, soon()).await.unwrap_err().to_string();
+    let error = cache.probe_any(EPOCH, soon()).await.unwrap_err().to_string();
     assert!(error.contains("NOREPLICAS"), "{error}");
     let read = only(cache.get(&[key("a")], soon()).await);
     assert!(matches!(read, Err(CacheError::Unavailable(_))), "{read:?}");
     server.cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
-    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
+    assert_eq!(cache.probe_any(EPOCH, soon()).await, Ok(Probe::Intact));
     assert_eq!(get(&*cache, &key("a")).await, Some(record(5)));
     // A full memory says nothing of who the master is.
     server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
-    assert_eq!(cache.probe(EPOCH, soon()).await, Ok(Probe::Intact));
+    assert_eq!(cache.probe_any(EPOCH, soon()).await, Ok(Probe::Intact));
 }
 
 #[tokio::test]
 async fn a_master_that_no_sentinel_knows_is_unavailable() {
     let sentinels = empty_sentinels().await;
     let cache = unprobed_of(&sentinels.url().replace("/main", "/other"));
-    let error = cache.probe(EPOCH, soon()).await.unwrap_err().to_string();
+    let error = cache.probe_any(EPOCH, soon()).await.unwrap_err().to_string();
     assert!(error.contains("other"), "{error}");
     assert_eq!(unprobed_of(&sentinels.url()).info().kind, "redis-sentinel");
 }

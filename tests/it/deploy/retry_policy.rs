@@ -2,10 +2,17 @@
 
 use std::path::Path;
 
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use bytes::Bytes;
+use h2::client::Builder;
+use tonic::Code;
 
-use crate::harness::{client::*, process::temp_dir, server::Pair, tools};
+use crate::harness::{
+    client::*,
+    process::temp_dir,
+    raw,
+    server::{Pair, eventually},
+    tools,
+};
 
 /// The README's JSON, which names the retry policy.
 fn service_config() -> String {
@@ -20,11 +27,13 @@ async fn a_client_with_the_readmes_service_config_balances_and_is_answered_by_an
     let full = pair.serve_with(&[("FEATURESTORE_LIMITS_MAX_IN_FLIGHT", "1")]).await;
     let other = pair.serve().await;
     put(&mut other.client().await, record("A", [("x", double(0.5))])).await;
-    // A stream takes the only place, so this one sheds all else.
-    let (send, messages) = mpsc::channel(1);
-    send.send(chunk(1, [record("B", [])])).await.unwrap();
-    let mut held = full.client().await.bulk_upsert(ReceiverStream::new(messages)).await.unwrap().into_inner();
-    assert_eq!(held.message().await.unwrap().unwrap().written, 1);
+    // A call whose message never ends takes the only place, so this server sheds all else.
+    let hold = tokio::spawn(hold_a_place(full.address.port()));
+    eventually("the server to shed", async || {
+        let shed = full.client().await.info(pb::InfoRequest {}).await;
+        shed.is_err_and(|status| status.code() == Code::ResourceExhausted)
+    })
+    .await;
 
     let folder = temp_dir();
     let file = folder.path().join("service_config.json");
@@ -36,6 +45,19 @@ async fn a_client_with_the_readmes_service_config_balances_and_is_answered_by_an
         return;
     };
     println!("{}", ended.unwrap());
+    hold.abort();
     let written = row(&mut other.client().await, get(["written with a request_id"])).await;
     assert_eq!(written.status(), RowStatus::Found);
+}
+
+/// Begins a message, and another one whenever the server has ended the call because the message did not arrive in time.
+async fn hold_a_place(port: u16) {
+    let raw = raw::connect(port, &Builder::new()).await;
+    loop {
+        let mut send = raw.send.clone().ready().await.unwrap();
+        let request = raw::head("UpsertFeatures").body(()).unwrap();
+        let (answer, mut body) = send.send_request(request, false).unwrap();
+        body.send_data(Bytes::from_static(&[0, 0, 0, 0, 100, 1]), false).unwrap();
+        let _ended = answer.await;
+    }
 }

@@ -84,23 +84,22 @@ async fn a_request_that_is_begun_and_never_ended_does_not_keep_its_place() {
 async fn streams_of_health_are_bounded_and_a_check_never_is() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
     const MAX_WATCHES: usize = 1024;
+    const SHARE: usize = 128;
     let server = Binary::start(&[]);
     server.until_serving().await;
-    let (mut watches, mut refused) = (Vec::new(), None);
-    'all: for _ in 0..6 {
+    let mut watches = Vec::new();
+    for connection in 0..=MAX_WATCHES / SHARE {
         let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
-        for _ in 0..200 {
-            match HealthClient::new(channel.clone()).watch(HealthCheckRequest::default()).await {
-                Ok(answers) => watches.push(answers.into_inner()),
-                Err(status) => {
-                    refused = Some(status);
-                    break 'all;
-                }
-            }
+        let expected = if connection < MAX_WATCHES / SHARE { SHARE } else { 0 };
+        for _ in 0..expected {
+            let watch = HealthClient::new(channel.clone()).watch(HealthCheckRequest::default()).await;
+            watches.push(watch.unwrap().into_inner());
         }
+        // Beyond the connection's share, and at last beyond all.
+        let refused = HealthClient::new(channel.clone()).watch(HealthCheckRequest::default()).await.unwrap_err();
+        let refused = Refusal::of(&refused);
+        assert_eq!((refused.code, refused.retry), (Code::ResourceExhausted, true));
     }
-    let refused = Refusal::of(&refused.expect("all were taken"));
-    assert_eq!((watches.len(), refused.code, refused.retry), (MAX_WATCHES, Code::ResourceExhausted, true));
     assert_eq!(server.health(SERVICE).await, Some(ServingStatus::Serving));
     drop(watches);
     let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();

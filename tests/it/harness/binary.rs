@@ -63,6 +63,15 @@ impl Binary {
         self.process = Process::start(&self.words[0], &self.words[1..], &self.folder.path().join("log"));
     }
 
+    /// Starts one that has ended again with other settings beside those that it had.
+    pub fn start_again_with(&mut self, settings: &[(&str, &str)]) {
+        let program = self.words.iter().position(|word| word == PROGRAM).unwrap();
+        // The last one of a name wins.
+        let settings = settings.iter().map(|(name, value)| format!("{name}={value}"));
+        self.words.splice(program..program, settings);
+        self.start_again();
+    }
+
     /// Waits until it is ready, and says how long that took.
     pub async fn until_serving(&self) -> Duration {
         let start = Instant::now();

@@ -16,12 +16,20 @@ use tokio::{
 };
 
 pub use self::{
-    cache::FaultyCache,
+    cache::{FaultyCache, shared},
     changes::ChangeLog,
     store::{FaultyStore, SharedStore, blocking},
 };
 
+use featurestore::record::Clock;
+
 use super::server::PATIENCE;
+
+/// A wall clock that goes with tokio's.
+pub fn clock() -> Clock {
+    let (start, at) = (Instant::now(), Clock::system().now());
+    Clock::new(move || at.after(start.elapsed()))
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
@@ -38,6 +46,7 @@ pub enum Op {
     WriteBatch,
     Epoch,
     RenewEpoch,
+    NameL1,
     MarkDirty,
     Changes,
     Lead,

@@ -70,6 +70,11 @@ impl Mongod {
         mongod
     }
 
+    /// A member of a replica set that nobody has initiated.
+    pub fn not_initiated() -> Self {
+        Self::start(true)
+    }
+
     fn initiate(&self) {
         let member = format!("127.0.0.1:{}", self.port);
         self.block_on(|admin| async move {
@@ -107,11 +112,7 @@ impl Mongod {
     /// A new database whose epoch has stood for long, as that of a deployment does, and whose changes were followed: a
     /// server that starts over it trusts L1 without waiting for others to notice.
     pub fn settled_database(&self) -> String {
-        self.settled_database_with(rand::random())
-    }
-
-    /// The same with an epoch that the test knows.
-    pub fn settled_database_with(&self, epoch: u64) -> String {
+        let epoch: u64 = rand::random();
         let name = Self::database_name();
         let in_it = name.clone();
         let epoch = format!("{epoch:016x}");

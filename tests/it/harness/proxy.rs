@@ -3,7 +3,14 @@
 //! Within one connection bytes are never lost in the middle, as TCP would not: replies that were dropped end their
 //! connection when the line is mended, and what was stalled arrives late.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -32,6 +39,7 @@ pub enum Line {
 /// One listener in front of one address; ended when dropped.
 pub struct Proxy {
     port: u16,
+    to: Arc<AtomicU16>,
     line: Arc<watch::Sender<Line>>,
     listening: JoinHandle<()>,
 }
@@ -42,8 +50,14 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own_port = listener.local_addr().unwrap().port();
         let line = Arc::new(watch::Sender::new(Line::Pass));
-        let listening = tokio::spawn(listen(listener, port, line.clone()));
-        Self { port: own_port, line, listening }
+        let to = Arc::new(AtomicU16::new(port));
+        let listening = tokio::spawn(listen(listener, to.clone(), line.clone()));
+        Self { port: own_port, to, line, listening }
+    }
+
+    /// New connections lead to another port from now on; those that stand do not.
+    pub fn lead_to(&self, port: u16) {
+        self.to.store(port, SeqCst);
     }
 
     pub fn port(&self) -> u16 {
@@ -62,11 +76,11 @@ impl Drop for Proxy {
     }
 }
 
-async fn listen(listener: TcpListener, port: u16, line: Arc<watch::Sender<Line>>) {
+async fn listen(listener: TcpListener, to: Arc<AtomicU16>, line: Arc<watch::Sender<Line>>) {
     loop {
         let Ok((client, _)) = listener.accept().await else { return };
         if *line.borrow() != Line::Cut {
-            tokio::spawn(connect(client, port, line.subscribe()));
+            tokio::spawn(connect(client, to.load(SeqCst), line.subscribe()));
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A real redis-server.
+//! A real redis-server, or what `TEST_REDIS_SERVER` names in its place: `test.sh` runs the suites of L1 a second time over
+//! Valkey.
 
 use std::{
     path::PathBuf,
@@ -43,7 +44,7 @@ impl RedisServer {
         let mut args =
             vec!["--port", &port, "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"];
         args.extend(self.options.iter().map(String::as_str));
-        self.process = Some(Process::start("redis-server", args, &self.log()));
+        self.process = Some(Process::start(program(), args, &self.log()));
         let ready = || {
             let alive = self.process.as_ref().is_some_and(Process::is_running);
             assert!(alive, "redis-server ended: {}", std::fs::read_to_string(self.log()).unwrap_or_default());
@@ -127,6 +128,11 @@ impl RedisServer {
     fn log(&self) -> PathBuf {
         self.folder.path().join("redis.log")
     }
+}
+
+/// The server to start.
+pub fn program() -> String {
+    std::env::var("TEST_REDIS_SERVER").ok().filter(|path| !path.is_empty()).unwrap_or_else(|| "redis-server".to_owned())
 }
 
 /// Runs a command at a port of this machine; None: `redis-cli` failed.

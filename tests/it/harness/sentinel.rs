@@ -40,7 +40,11 @@ impl Sentinels {
             );
             std::fs::write(&file, settings).unwrap();
             let args = [file.to_str().unwrap(), "--sentinel"];
-            processes.push(Process::start("redis-server", args, &folder.path().join(format!("sentinel-{at}.log"))));
+            processes.push(Process::start(
+                super::redis::program(),
+                args,
+                &folder.path().join(format!("sentinel-{at}.log")),
+            ));
             ports.push(port);
         }
         let sentinels = Self { servers: vec![master, replica], ports, processes, _folder: folder };

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use featurestore::{
     app::App,
     config::{Config, Flags},
+    record::Clock,
     server,
     tiered::{Tiered, trust::L1Use},
 };
@@ -41,6 +42,11 @@ impl Server {
 
     /// The same without waiting.
     pub async fn start_at_once(settings: &[(&str, &str)]) -> Self {
+        Self::start_with_clock(settings, Clock::system()).await
+    }
+
+    /// The same on a machine whose clock reads this.
+    pub async fn start_with_clock(settings: &[(&str, &str)], clock: Clock) -> Self {
         let folder = settings.iter().all(|(name, _)| *name != "FEATURESTORE_DATA_DIR").then(temp_dir);
         let mut environment: Vec<(String, String)> = vec![
             ("FEATURESTORE_DRAIN_DELAY".to_owned(), "0s".to_owned()),
@@ -53,7 +59,7 @@ impl Server {
         }
         environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let (config, _) = Config::load(&Flags::default(), environment).unwrap();
-        let app = App::new(&config).await.unwrap();
+        let app = App::with_clock(&config, clock).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let admin_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let admin = admin_listener.local_addr().unwrap();

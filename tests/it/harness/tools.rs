@@ -32,6 +32,11 @@ pub async fn grpcurl(args: &[&str]) -> Option<Ended> {
     Some(run(tool("GRPCURL", false)?, args.iter().copied()).await)
 }
 
+/// Where grpcurl is, for who feeds it; None: it is not there.
+pub fn grpcurl_program() -> Option<String> {
+    tool("GRPCURL", false)
+}
+
 /// Runs grpc_health_probe; None: it is not there.
 pub async fn health_probe(args: &[&str]) -> Option<Ended> {
     Some(run(tool("GRPC_HEALTH_PROBE", false)?, args.iter().copied()).await)

@@ -23,6 +23,8 @@ use crate::harness::client::{Bearer, Caller, caller};
 pub struct Shared {
     pub start: Instant,
     pub stop: AtomicBool,
+    /// Nobody begins a call.
+    pub hold: AtomicBool,
     /// Numbers the writes.
     pub writes: AtomicU64,
     /// How many calls have ended, and how many of them failed.
@@ -40,6 +42,7 @@ impl Shared {
         Arc::new(Self {
             start: Instant::now(),
             stop: AtomicBool::new(false),
+            hold: AtomicBool::new(false),
             writes: AtomicU64::new(1),
             ended: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -156,6 +159,10 @@ impl Worker {
             let pause = self.dice.random_range(self.habits.pause.clone());
             if pause > 0 {
                 tokio::time::sleep(Duration::from_millis(pause)).await;
+            }
+            if self.shared.hold.load(SeqCst) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
             }
             self.call_once().await;
         }

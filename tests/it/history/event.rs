@@ -92,10 +92,15 @@ pub struct Bounds {
     pub unconfirmed: Duration,
     /// After any answer, while MongoDB elects.
     pub election: Duration,
+    /// After any answer, at a server whose L1 is its own beside others' and follows MongoDB's changes.
+    pub followed: Duration,
+    /// That server.
+    pub follower: Option<u8>,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { unconfirmed: Duration::from_secs(35), election: Duration::from_secs(35) }
+        let [unconfirmed, election, followed] = [35, 35, 5].map(Duration::from_secs);
+        Self { unconfirmed, election, followed, follower: None }
     }
 }

@@ -3,6 +3,7 @@
 mod cancelled;
 mod epochs;
 mod left_behind;
+pub(super) mod one_l1;
 mod primary_killed;
 mod redis_killed;
 

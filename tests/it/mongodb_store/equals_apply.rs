@@ -75,7 +75,7 @@ fn to_write(step: &Step, stored: Option<&Stored>, start: Millis) -> Write {
         Change::Upsert(Record {
             mode: if fields.merge { WriteMode::Merge } else { WriteMode::Replace },
             features: fields.features.iter().map(feature).collect(),
-            model_version: fields.model_version.to_owned(),
+            model_version: fields.model_version.into(),
             event_time: fields.event_time.map(|seconds| Millis(start.0 + seconds * 1000)),
             lifetime: fields.lifetime,
         })
@@ -85,11 +85,16 @@ fn to_write(step: &Step, stored: Option<&Stored>, start: Millis) -> Write {
         1 => stored.map_or(Revision::NONE, Stored::revision),
         _ => Revision(12_345),
     });
-    Write { key: key("k"), request_id: RequestId(format!("r{}", step.request).into()), if_revision, change }
+    // A client's id stands for one operation; of others nobody looks what they stand for.
+    let request_id = match step.request % 2 {
+        0 => RequestId::of_client(&format!("r{}", step.request)),
+        _ => RequestId(format!("r{}", step.request).into()),
+    };
+    Write { key: key("k"), request_id, if_revision, change }
 }
 
 async fn history(mongod: &Mongod, steps: &[Step]) {
-    let rules = WriteRules { max_features: 4, ..rules() };
+    let rules = WriteRules { max_features: 4, max_record_bytes: 60, ..rules() };
     let bench = Bench::on(mongod, rules.clone()).await;
     let start = Clock::system().now();
     let mut model: Option<Stored> = None;

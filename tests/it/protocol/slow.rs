@@ -1,6 +1,6 @@
 //! An L1 that answers, but slowly: reads leave it alone, writes go on telling it, and it is used again once it is fast.
 
-use featurestore::tiered::mode::TierMode;
+use featurestore::{proto::value::Kind, tiered::mode::TierMode};
 
 use super::*;
 use crate::harness::faulty::{Fault, Op};
@@ -46,5 +46,43 @@ async fn reads_leave_a_slow_l1_alone_until_it_is_fast_again() {
     }
     assert!(start.elapsed() > Duration::from_secs(2), "it must be fast for a while");
     assert_eq!(a.read("x").await, Seen { revision: written, tier: Tier::L1, degraded: false });
+    end.cancel();
+}
+
+fn large_write(id: &str, bytes: usize) -> Write {
+    fixture::put(&key(id)).kind("text", Kind::StringVal("x".repeat(bytes))).0
+}
+
+/// Batches of large records take long because of their bytes: L1 is neither slow for that, nor lost.
+#[tokio::test(start_paused = true)]
+async fn large_records_make_no_l1_slow() {
+    const RECORDS: usize = 60;
+    let world = World::exclusive();
+    let a = world.with_settings(|settings| settings.l1_slow = Duration::from_millis(20));
+    a.look().await;
+    let end = a.watch();
+    let ids: Vec<String> = (0..RECORDS).map(|id| format!("L{id}")).collect();
+    for id in &ids {
+        assert!(a.try_write(large_write(id, 64 << 10)).await.unwrap().cached);
+    }
+    let keys = ids.iter().map(|id| key(id)).collect();
+    let far = Instant::now() + Duration::from_secs(600);
+    let request = ReadRequest { keys, consistency: Consistency::Cached, min_revisions: HashMap::new(), deadline: far };
+    a.faults.always(Op::Get, Fault::Slow(Duration::from_millis(35)));
+    for _ in 0..10 {
+        let reads: Vec<_> = (0..40)
+            .map(|_| {
+                let (tiered, request) = (a.tiered.clone(), request.clone());
+                tokio::spawn(async move { tiered.read(&request).await })
+            })
+            .collect();
+        for read in reads {
+            let answer = read.await.unwrap();
+            assert!(!answer.degraded, "{:?}", a.tiered.l1_mode());
+            assert!(answer.rows.iter().all(|row| row.as_ref().unwrap().tier == Tier::L1));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(a.tiered.l1_mode(), TierMode::Healthy);
+    }
     end.cancel();
 }

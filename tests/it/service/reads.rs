@@ -1,6 +1,7 @@
 //! GetFeatures: rows, their order and their statuses.
 
 mod deadlines;
+mod large;
 mod order;
 mod statuses;
 #[cfg(feature = "mongodb")]

@@ -23,6 +23,7 @@ fn numbers() -> Vec<(Kind, f64)> {
         (-0.0_f64).to_bits(),
         f64::NAN.to_bits(),
         0xfff8_0000_0000_0001, // a NaN with a sign and a payload
+        0x7ff0_0000_0000_0001, // a signalling one
         f64::INFINITY.to_bits(),
         f64::NEG_INFINITY.to_bits(),
         f64::MAX.to_bits(),
@@ -36,6 +37,8 @@ fn numbers() -> Vec<(Kind, f64)> {
         -0.0,
         f32::NAN,
         f32::from_bits(0xffc0_0001),
+        f32::from_bits(0x7f80_0001), // signalling NaNs
+        f32::from_bits(0xffbf_ffff),
         f32::INFINITY,
         f32::NEG_INFINITY,
         f32::MAX,
@@ -45,15 +48,33 @@ fn numbers() -> Vec<(Kind, f64)> {
         0.1,
         5.0,
     ];
+    // The last ones are beside the middle between two float32, and become that middle as a float64.
     let integers = [i64::MIN, i64::MAX, -1, 0, 1, 1 << 53, (1 << 53) + 1, -(1 << 53) - 1, i64::from(i32::MAX) + 1];
+    let integers = [&integers[..], &[(1 << 60) + (1 << 36) + 1, -(1 << 60) - (1 << 36) - 1]].concat();
     let mut numbers = Vec::new();
     numbers.extend(doubles.map(f64::from_bits).map(|number| (Kind::DoubleVal(number), number)));
-    numbers.extend(floats.map(|number| (Kind::FloatVal(number), f64::from(number))));
+    numbers.extend(floats.map(|number| (Kind::FloatVal(number), wide(number))));
     numbers.extend([i32::MIN, i32::MAX, -1, 0, 1].map(|number| (Kind::Int32Val(number), f64::from(number))));
-    numbers.extend(integers.map(|number| (Kind::Int64Val(number), number as f64)));
-    numbers.extend(integers.map(|number| (Kind::UnixTimestampVal(number), number as f64)));
+    numbers.extend(integers.iter().map(|number| (Kind::Int64Val(*number), *number as f64)));
+    numbers.extend(integers.iter().map(|number| (Kind::UnixTimestampVal(*number), *number as f64)));
     numbers.extend([(Kind::BoolVal(false), 0.0), (Kind::BoolVal(true), 1.0)]);
     numbers
+}
+
+/// The same number or NaN, bit for bit; the machine's own conversion would make every NaN a quiet one.
+fn wide(number: f32) -> f64 {
+    let bits = u64::from(number.to_bits());
+    let nan = (bits >> 31) << 63 | 0x7ff << 52 | (bits & 0x7f_ffff) << 29;
+    if number.is_nan() { f64::from_bits(nan) } else { f64::from(number) }
+}
+
+/// What a matrix of float32 shows: each number is rounded once.
+fn single(written: &Value, number: f64) -> f32 {
+    match written.kind.as_ref().unwrap() {
+        Kind::Int64Val(integer) | Kind::UnixTimestampVal(integer) => *integer as f32,
+        Kind::FloatVal(float) => *float,
+        _ => number as f32,
+    }
 }
 
 /// Kinds that are no numbers.
@@ -68,9 +89,17 @@ fn others() -> Vec<Kind> {
     let integers = || [vec![], vec![i64::MIN, 0, i64::MAX], vec![1, 2]];
     kinds.extend(integers().map(|val| Kind::Int64ListVal(Int64List { val })));
     kinds.extend(integers().map(|val| Kind::UnixTimestampListVal(Int64List { val })));
-    let doubles = vec![f64::NAN, -0.0, f64::NEG_INFINITY, f64::from_bits(1), f64::MAX, 1.0];
+    let doubles = vec![
+        f64::NAN,
+        f64::from_bits(0x7ff0_0000_0000_0001),
+        -0.0,
+        f64::NEG_INFINITY,
+        f64::from_bits(1),
+        f64::MAX,
+        1.0,
+    ];
     kinds.extend([vec![], doubles].map(|val| Kind::DoubleListVal(DoubleList { val })));
-    let floats = vec![f32::NAN, -0.0, f32::INFINITY, f32::from_bits(1), f32::MAX, 1.0];
+    let floats = vec![f32::NAN, f32::from_bits(0x7f80_0001), -0.0, f32::INFINITY, f32::from_bits(1), f32::MAX, 1.0];
     kinds.extend([vec![], floats].map(|val| Kind::FloatListVal(FloatList { val })));
     kinds.extend([vec![], vec![true, false, true]].map(|val| Kind::BoolListVal(BoolList { val })));
     kinds.extend(structs().map(Kind::StructVal));
@@ -86,7 +115,11 @@ fn structs() -> [Struct; 6] {
     [
         Struct::default(),
         object([("n", Json::NullValue(0)), ("t", Json::BoolValue(true)), ("s", Json::StringValue("$s\0".into()))]),
-        object([("i", Json::NumberValue(5.0)), ("nan", Json::NumberValue(f64::NAN)), ("e", list(vec![]))]),
+        object([
+            ("i", Json::NumberValue(5.0)),
+            ("nan", Json::NumberValue(f64::from_bits(0xfff0_0000_0000_0001))),
+            ("e", list(vec![])),
+        ]),
         object([("l", list(vec![list(vec![Json::NullValue(0)]), Json::StructValue(Struct::default())]))]),
         // Keys that MongoDB does not hold safely.
         object([("", Json::NullValue(0)), ("a.b", Json::BoolValue(false)), ("$x", Json::NumberValue(f64::INFINITY))]),
@@ -160,7 +193,7 @@ async fn check_matrices(client: &mut Client, request: GetFeaturesRequest, what: 
                 }
                 Err(_) => {
                     let read = f32::from_le_bytes(bytes.try_into().unwrap());
-                    (read.to_bits() == (*number as f32).to_bits(), read.is_nan())
+                    (read.to_bits() == single(written, *number).to_bits(), read.is_nan())
                 }
             };
             let fits = if *wanted_status == FieldStatus::Present { bits } else { is_nan };

@@ -138,6 +138,37 @@ pub(crate) async fn writes_of_one_key_in_a_batch_see_each_other(store: Arc<dyn S
     assert_eq!(int_of(&record(&store, &key).await, "a"), 3);
 }
 
+pub(crate) async fn a_thousand_writes_of_one_key_are_each_answered(store: Arc<dyn Store>) {
+    let (hot, cold) = (key("one of many"), key("another of many"));
+    let mut writes: Vec<_> = (0..1_000).map(|i| merge(&hot).int("last", i).int(&format!("f{}", i % 40), i).0).collect();
+    writes[300] = put(&hot).int("only", 1).0;
+    writes[400] = put(&hot).int("stale", 1).if_revision(Revision(5)).0;
+    writes[500] = delete(&hot).0;
+    writes[700] = put(&cold).int("a", 1).0;
+    writes[900].request_id = writes[898].request_id.clone();
+    let receipts: Vec<_> =
+        store.write_batch(writes.clone(), deadline()).await.into_iter().map(Result::unwrap).collect();
+    let mut last = Revision::NONE;
+    for (i, receipt) in receipts.iter().enumerate().filter(|(i, _)| *i != 700) {
+        match i {
+            400 => assert_eq!(receipt.outcome, Outcome::RevisionMismatch { stored: last }),
+            500 => assert!(receipt.outcome == Outcome::Deleted && receipt.tombstone),
+            _ => assert_eq!(receipt.outcome, Outcome::Written, "{i}"),
+        }
+        let changes = !matches!(i, 400 | 900);
+        assert!(if changes { receipt.revision > last } else { receipt.revision == last }, "{i}");
+        last = receipt.revision;
+    }
+    let stored = record(&store, &hot).await;
+    assert_eq!((stored.features.len(), int_of(&stored, "last"), stored.revision), (41, 999, last));
+    assert_eq!(int_of(&stored, "f20"), 980);
+    // The last eight of them are remembered, and no earlier one.
+    let again = store.write_batch(writes[992..].to_vec(), deadline()).await;
+    assert!(again.into_iter().all(|receipt| receipt.unwrap().revision == last));
+    let (receipt, _) = store.write(writes[991].clone(), deadline()).await.unwrap();
+    assert!(receipt.revision > last);
+}
+
 pub(crate) async fn concurrent_merges_of_different_features_lose_nothing(store: Arc<dyn Store>) {
     let key = key("concurrent merges");
     let mut writers = JoinSet::new();

@@ -50,7 +50,7 @@ pub(crate) fn put(key: &RecordKey) -> Draft {
     let record = Record {
         mode: WriteMode::Replace,
         features: Default::default(),
-        model_version: String::new(),
+        model_version: "".into(),
         event_time: None,
         lifetime: None,
     };
@@ -93,7 +93,7 @@ impl Draft {
     }
 
     pub(crate) fn version(mut self, version: &str) -> Self {
-        self.record().model_version = version.to_owned();
+        self.record().model_version = version.into();
         self
     }
 

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use featurestore::{
-    proto::value::Kind,
-    record::{Millis, State},
+    proto::{BoolList, FloatList, Int64List, Value, value::Kind},
+    record::{FeatureName, Millis, Revision, State, encoding::EncodedFeatures},
     store::{Outcome, Store},
 };
 
@@ -175,4 +175,71 @@ pub(crate) async fn limits_hold_after_a_merge_and_change_nothing(store: Arc<dyn 
     let fresh = self::key("limits on nothing");
     let (receipt, state) = numbered(put(&fresh), 0..51).on(&store).await;
     assert_eq!((receipt.outcome, state), (Outcome::TooManyFeatures { count: 51 }, State::Absent));
+}
+
+pub(crate) async fn a_long_model_version_from_before_there_was_a_limit_survives_a_merge(store: Arc<dyn Store>) {
+    let key = key("long version");
+    // Longer than a record may be.
+    let version = "v".repeat(rules().max_record_bytes + 1);
+    put(&key).int("a", 1).version(&version).written(&store).await;
+    merge(&key).int("b", 2).written(&store).await;
+    let merged = record(&store, &key).await;
+    assert_eq!(names(&merged), ["a", "b"]);
+    assert_eq!(merged.model_version, version);
+    merge(&key).int("c", 3).version("v2").written(&store).await;
+    assert_eq!(record(&store, &key).await.model_version, "v2");
+}
+
+pub(crate) async fn a_record_is_measured_in_stored_bytes_whatever_its_values_are(store: Arc<dyn Store>) {
+    let maximum = rules().max_record_bytes;
+    let bools = |count| Kind::BoolListVal(BoolList { val: vec![true; count] });
+    let zeros = |count| Kind::Int64ListVal(Int64List { val: vec![0; count] });
+    let floats = |count| Kind::FloatListVal(FloatList { val: vec![0.25; count] });
+    // What a list takes beside its numbers: lengths, tags and the name of the feature.
+    let around = |list: &dyn Fn(usize) -> Kind, width: usize| stored_bytes(&list(40_000)) - 40_000 * width;
+    let most = |list: &dyn Fn(usize) -> Kind, width: usize| (maximum - around(list, width)) / width;
+    let (many_bools, many_zeros, many_floats) = (most(&bools, 1), most(&zeros, 1), most(&floats, 4));
+    for (what, fits, too_large) in [
+        ("bools", bools(many_bools), bools(many_bools + 1)),
+        ("integers", zeros(many_zeros), zeros(many_zeros + 1)),
+        ("floats", floats(many_floats), floats(many_floats + 1)),
+    ] {
+        for alone in [true, false] {
+            let key = key(what);
+            let write = async |draft: Draft| match alone {
+                true => draft.on(&store).await.0,
+                false => store.write_batch(vec![draft.0], deadline()).await.remove(0).unwrap(),
+            };
+            for first in [put(&key), merge(&key)] {
+                let receipt = write(first.kind("a", too_large.clone())).await;
+                let bytes = stored_bytes(&too_large);
+                assert_eq!(
+                    (receipt.outcome, receipt.revision),
+                    (Outcome::RecordTooLarge { bytes }, Revision::NONE),
+                    "{what}"
+                );
+            }
+            assert_eq!(read(&store, &key).await, State::Absent);
+            assert_eq!(write(put(&key).kind("a", fits.clone())).await.outcome, Outcome::Written, "{what}");
+            let before = record(&store, &key).await;
+            assert_eq!(before.features["a"].kind.as_ref(), Some(&fits), "{what}");
+            // There is no room for another one, but for the same ones again.
+            let (receipt, bytes) = (write(merge(&key).int("b", 1)).await, stored_bytes(&fits) + 9);
+            assert_eq!(
+                (receipt.outcome, receipt.revision),
+                (Outcome::RecordTooLarge { bytes }, before.revision),
+                "{what}"
+            );
+            assert_eq!(record(&store, &key).await, before, "{what}");
+            assert_eq!(write(merge(&key).kind("a", fits.clone())).await.outcome, Outcome::Written, "{what}");
+            let receipt = write(merge(&key).kind("a", bools(many_bools - 12)).int("b", 1)).await;
+            assert_eq!(receipt.outcome, Outcome::Written, "{what}");
+            assert_eq!(names(&record(&store, &key).await), ["a", "b"]);
+        }
+    }
+}
+
+fn stored_bytes(kind: &Kind) -> usize {
+    let feature = (FeatureName::parse("a").unwrap(), Value { kind: Some(kind.clone()) });
+    EncodedFeatures::from_iter([feature]).as_bytes().len()
 }

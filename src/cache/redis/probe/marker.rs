@@ -5,8 +5,10 @@
 //! master's. Every probe leaves in the marker who verified data of which history at what time, a *beat*. Replication keeps
 //! the order, so data that holds a beat holds all that was acknowledged before it.
 //!
-//! - The marker is of this run and this history: the server has been the master ever since.
-//! - This process has itself verified this run and this history: the same, whatever became of the marker.
+//! - This process has itself verified this run and this history: the server has been the master ever since, unless its
+//!   marker is older than that: then it was set back to an earlier time.
+//! - The marker is of this run and this history, and the beat is younger than 20 s: the same. Who looks for the first time and
+//!   finds an older beat cannot tell whether the server was left alone, or set back to an earlier time as a whole.
 //! - The marker is of the history that this server's own goes on from, was written while this server ran, and the beat is
 //!   younger than 20 s: this is a replica that was promoted. What was lost with its master is younger than the beat, so it
 //!   is within what the second pass of the repairer covers, and the cache is kept.
@@ -24,6 +26,8 @@ use crate::cache::Probe;
 const MAX_LOSS: i64 = 20_000;
 /// How far the clocks of Redis servers may be apart, ms.
 const MAX_SKEW: i64 = 5_000;
+/// How far a server's clock may be set back while it runs, ms.
+const MAX_STEP: i64 = 1_000;
 /// `uptime_in_seconds` is the difference of two whole seconds.
 const UPTIME_ROUNDING: i64 = 2_000;
 
@@ -65,6 +69,13 @@ pub(super) struct Present {
     pub(super) holds_keys: bool,
 }
 
+/// What this process verified of a server, and when by that server's clock, ms.
+#[derive(Clone, Debug)]
+pub(super) struct Verified {
+    pub(super) by: Identity,
+    pub(super) beat: i64,
+}
+
 /// What this process remembers of an epoch.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Memory<'a> {
@@ -73,16 +84,17 @@ pub(super) enum Memory<'a> {
     /// It verified the epoch, but never this server.
     OtherServers,
     /// What it last verified here.
-    This(&'a Identity),
+    This(&'a Verified),
 }
 
 /// What a server's marker (None: there is none) and this process's memory say of its data.
 pub(super) fn judge(present: &Present, marker: Option<&Marker>, memory: Memory<'_>) -> Probe {
-    let is_known = matches!(memory, Memory::This(identity) if *identity == present.identity);
-    if is_known || marker.is_some_and(|marker| marker.by == present.identity) {
-        return Probe::Intact;
-    }
     let is_intact = match marker {
+        // Eviction may take a marker, and FLUSHALL does; but nothing that this process saw here can be younger than it.
+        Some(marker) if is_known(memory, present) => !is_older(marker, memory),
+        None if is_known(memory, present) => true,
+        // Who looks here for the first time cannot tell what became of it while nobody did.
+        Some(marker) if marker.by == present.identity => is_young(present, marker),
         Some(marker) => goes_on_from(present, marker),
         None if !present.holds_keys => true,
         // Evicted? A server that was promoted, or restarted, should have one.
@@ -95,14 +107,27 @@ pub(super) fn judge(present: &Present, marker: Option<&Marker>, memory: Memory<'
     if is_intact { Probe::Intact } else { Probe::Restored }
 }
 
+fn is_known(memory: Memory<'_>, present: &Present) -> bool {
+    matches!(memory, Memory::This(verified) if verified.by == present.identity)
+}
+
+/// Whether a marker is older than what this process itself saw there.
+fn is_older(marker: &Marker, memory: Memory<'_>) -> bool {
+    matches!(memory, Memory::This(verified) if marker.beat < verified.beat - MAX_STEP)
+}
+
+/// Whether somebody looked here shortly ago.
+fn is_young(present: &Present, marker: &Marker) -> bool {
+    (-MAX_SKEW..=MAX_LOSS).contains(&(present.now - marker.beat))
+}
+
 /// Whether the data holds all that was acknowledged until shortly ago.
 fn goes_on_from(present: &Present, marker: &Marker) -> bool {
     let is_same_run = marker.by.run == present.identity.run;
     let history = Some(&marker.by.history);
     let is_same_history = history == Some(&present.identity.history) || history == present.previous.as_ref();
     let came_while_running = marker.beat >= present.now - present.uptime + UPTIME_ROUNDING;
-    let is_young = (-MAX_SKEW..=MAX_LOSS).contains(&(present.now - marker.beat));
-    is_young && (is_same_run || (is_same_history && came_while_running))
+    is_young(present, marker) && (is_same_run || (is_same_history && came_while_running))
 }
 
 #[cfg(test)]
@@ -136,9 +161,26 @@ mod tests {
         assert_eq!(Marker::parse("r1"), None, "an earlier version's");
     }
 
+    fn verified(run: &str, history: &str, age: i64) -> Verified {
+        Verified { by: identity(run, history), beat: NOW - age }
+    }
+
     #[test]
-    fn who_was_the_master_all_the_time_is_intact_whatever_the_age() {
-        assert!(intact(&present(), &marker("r1", "h1", 1 << 40)));
+    fn who_was_the_master_all_the_time_is_intact_for_who_knows_it() {
+        let (known, old) = (verified("r1", "h1", 1 << 40), marker("r1", "h1", 1 << 40));
+        assert_eq!(judge(&present(), Some(&old), Memory::This(&known)), Probe::Intact, "whatever the age");
+        let known = verified("r1", "h1", 500);
+        assert_eq!(judge(&present(), Some(&marker("r1", "h1", 900)), Memory::This(&known)), Probe::Intact);
+        let set_back = judge(&present(), Some(&marker("r1", "h1", 3_000)), Memory::This(&known));
+        assert_eq!(set_back, Probe::Restored, "the whole machine, to an earlier time");
+    }
+
+    #[test]
+    fn who_looks_for_the_first_time_does_not_believe_an_old_marker() {
+        assert!(intact(&present(), &marker("r1", "h1", 20_000)));
+        assert!(!intact(&present(), &marker("r1", "h1", 20_001)));
+        let old = marker("r1", "h1", 20_001);
+        assert_eq!(judge(&present(), Some(&old), Memory::OtherServers), Probe::Restored);
     }
 
     #[test]
@@ -165,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_this_process_knows_counts_where_the_marker_is_gone() {
-        let (this, other) = (identity("r1", "h1"), identity("r0", "h0"));
+        let (this, other) = (verified("r1", "h1", 500), verified("r0", "h0", 500));
         for (memory, holds_keys, expected) in [
             (Memory::Nothing, true, Probe::Intact),
             (Memory::This(&this), true, Probe::Intact),

@@ -1,8 +1,13 @@
 //! Redis' replies (RESP2, https://redis.io/docs/latest/develop/reference/protocol-spec) as far as reads meet them: lines,
 //! bulk strings, and arrays of bulk strings. A reply that is cut off goes on where it was cut, so that a large one is
 //! looked at once, however many pieces it comes in.
+//!
+//! An array that is larger than a batch may be is given as soon as that is known, without the strings that are too much; those
+//! are dropped as they come. So a connection never holds more than a batch and one string.
 
 use bytes::{Buf as _, Bytes, BytesMut};
+
+use crate::cache::BATCH_BYTES;
 
 /// A string of more than this is none of ours: no record is larger than its request.
 const MAX_STRING: usize = 512 << 20;
@@ -20,6 +25,8 @@ pub(in crate::cache::redis) enum Reply {
     Bulk(Option<Bytes>),
     /// Of strings.
     Array(Vec<Option<Bytes>>),
+    /// The first strings of an array whose others are too much; there is at least one that is not absent.
+    Part(Vec<Option<Bytes>>),
 }
 
 /// What came is no reply that reads meet.
@@ -29,16 +36,34 @@ pub(in crate::cache::redis) struct NotRedis;
 /// Takes replies off a stream of bytes.
 #[derive(Debug, Default)]
 pub(in crate::cache::redis) struct Replies {
-    /// The array that is being read, and how many of its strings are still to come.
-    array: Option<(Vec<Option<Bytes>>, usize)>,
+    /// The array that is being read.
+    array: Option<Incoming>,
+    /// Strings that are too much and still to come, and the bytes of the first of them that are, with its end.
+    too_many: usize,
+    too_much: usize,
+    /// Bytes that were dropped.
+    dropped: usize,
 }
 
+#[derive(Debug)]
+struct Incoming {
+    strings: Vec<Option<Bytes>>,
+    /// Strings still to come.
+    left: usize,
+    bytes: usize,
+}
+
+/// The length of a string, None where there is none; and of the line that says so.
+type Head = (Option<usize>, usize);
 /// A line without its end, and how many bytes both have.
 type Taken<'a> = (&'a [u8], usize);
 
 impl Replies {
     /// The next whole reply, which is then gone from the buffer; None: more has to come.
     pub(in crate::cache::redis) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Reply>, NotRedis> {
+        if !self.drop_too_much(buffer)? {
+            return Ok(None);
+        }
         if self.array.is_none() {
             let Some((line, len)) = first_line(buffer)? else { return Ok(None) };
             let (kind, text) = line.split_first().ok_or(NotRedis)?;
@@ -47,9 +72,12 @@ impl Replies {
                     let count = usize::try_from(number(text)?).ok().filter(|count| *count <= MAX_ARRAY);
                     let count = count.ok_or(NotRedis)?;
                     buffer.advance(len);
-                    self.array = Some((Vec::with_capacity(count), count));
+                    self.array = Some(Incoming { strings: Vec::with_capacity(count), left: count, bytes: 0 });
                 }
-                b'$' => return Ok(bulk(buffer)?.map(Reply::Bulk)),
+                b'$' => {
+                    let Some(head) = string_head(buffer)? else { return Ok(None) };
+                    return Ok(string(buffer, head)?.map(Reply::Bulk));
+                }
                 b'+' | b':' | b'-' => {
                     let text = String::from_utf8_lossy(text).into_owned();
                     let reply = if *kind == b'-' { Reply::Error(text) } else { Reply::Line(text) };
@@ -59,27 +87,64 @@ impl Replies {
                 _ => return Err(NotRedis),
             }
         }
-        let Some((strings, left)) = &mut self.array else { return Ok(None) };
-        while *left > 0 {
-            let Some(string) = bulk(buffer)? else { return Ok(None) };
-            strings.push(string);
-            *left -= 1;
+        let Some(array) = &mut self.array else { return Ok(None) };
+        while array.left > 0 {
+            let Some(head) = string_head(buffer)? else { return Ok(None) };
+            let len = head.0.unwrap_or(0);
+            if array.bytes > 0 && array.bytes + len > BATCH_BYTES {
+                self.too_many = array.left;
+                return Ok(self.array.take().map(|array| Reply::Part(array.strings)));
+            }
+            let Some(string) = string(buffer, head)? else { return Ok(None) };
+            array.strings.push(string);
+            array.bytes += len;
+            array.left -= 1;
         }
-        Ok(self.array.take().map(|(strings, _)| Reply::Array(strings)))
+        Ok(self.array.take().map(|array| Reply::Array(array.strings)))
     }
+
+    /// Bytes that were dropped since this was asked last.
+    pub(in crate::cache::redis) fn take_dropped(&mut self) -> usize {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// Drops the strings that are too much; false: more of them has to come.
+    fn drop_too_much(&mut self, buffer: &mut BytesMut) -> Result<bool, NotRedis> {
+        while self.too_many > 0 {
+            if self.too_much == 0 {
+                let Some((len, head)) = string_head(buffer)? else { return Ok(false) };
+                self.too_much = head + len.map_or(0, |len| len + 2);
+            }
+            let here = self.too_much.min(buffer.len());
+            buffer.advance(here);
+            self.dropped += here;
+            self.too_much -= here;
+            if self.too_much > 0 {
+                return Ok(false);
+            }
+            self.too_many -= 1;
+        }
+        Ok(true)
+    }
+}
+
+/// What the line at the beginning of the buffer says of the string after it; None: more has to come.
+fn string_head(buffer: &[u8]) -> Result<Option<Head>, NotRedis> {
+    let Some((line, head)) = first_line(buffer)? else { return Ok(None) };
+    let (b'$', text) = line.split_first().ok_or(NotRedis)? else { return Err(NotRedis) };
+    let len = match number(text)? {
+        -1 => None,
+        len => Some(usize::try_from(len).ok().filter(|len| *len <= MAX_STRING).ok_or(NotRedis)?),
+    };
+    Ok(Some((len, head)))
 }
 
 /// The string at the beginning of the buffer, without a copy; None: more has to come.
 #[expect(clippy::option_option, reason = "not yet there, and not there at all")]
-fn bulk(buffer: &mut BytesMut) -> Result<Option<Option<Bytes>>, NotRedis> {
-    let Some((line, head)) = first_line(buffer)? else { return Ok(None) };
-    let (b'$', text) = line.split_first().ok_or(NotRedis)? else { return Err(NotRedis) };
-    let len = match number(text)? {
-        -1 => {
-            buffer.advance(head);
-            return Ok(Some(None));
-        }
-        len => usize::try_from(len).ok().filter(|len| *len <= MAX_STRING).ok_or(NotRedis)?,
+fn string(buffer: &mut BytesMut, (len, head): Head) -> Result<Option<Option<Bytes>>, NotRedis> {
+    let Some(len) = len else {
+        buffer.advance(head);
+        return Ok(Some(None));
     };
     let whole = head + len + 2;
     if buffer.len() < whole {
@@ -143,6 +208,40 @@ mod tests {
             assert_eq!(seen, expected(), "in pieces of {piece}");
             assert!(buffer.is_empty());
         }
+    }
+
+    #[test]
+    fn of_an_array_that_is_too_large_the_first_strings_are_given_and_the_others_dropped_as_they_come() {
+        const LEN: usize = BATCH_BYTES / 4 + 1;
+        let string = [format!("${LEN}\r\n").into_bytes(), vec![b'x'; LEN], b"\r\n".to_vec()].concat();
+        let wire = [b"*9\r\n$-1\r\n".to_vec(), string.repeat(7), b"$-1\r\n".to_vec(), b"+OK\r\n".to_vec()].concat();
+        let (mut buffer, mut replies, mut seen, mut dropped) = (BytesMut::new(), Replies::default(), Vec::new(), 0);
+        for (at, part) in wire.chunks(100_000).enumerate() {
+            buffer.extend_from_slice(part);
+            while let Some(reply) = replies.next(&mut buffer).unwrap() {
+                seen.push(reply);
+                if seen.len() == 1 {
+                    assert!(at * 100_000 < 5 * string.len(), "as soon as it is known");
+                }
+            }
+            dropped += replies.take_dropped();
+            assert!(seen.is_empty() || buffer.len() < 100, "nothing of it is kept");
+        }
+        let Reply::Part(first) = &seen[0] else { panic!("{:?}", seen[0]) };
+        let lengths: Vec<_> = first.iter().map(|string| string.as_ref().map(Bytes::len)).collect();
+        assert_eq!(lengths, [None, Some(LEN), Some(LEN), Some(LEN)]);
+        assert_eq!(seen[1..], [Reply::Line("OK".to_owned())]);
+        assert_eq!(dropped, 4 * string.len() + b"$-1\r\n".len());
+    }
+
+    #[test]
+    fn the_first_string_is_given_however_large_it_is() {
+        let wire = [format!("*1\r\n${}\r\n", 2 * BATCH_BYTES).into_bytes(), vec![b'x'; 2 * BATCH_BYTES]].concat();
+        let (mut buffer, mut replies) = (BytesMut::from(&wire[..]), Replies::default());
+        assert_eq!(replies.next(&mut buffer), Ok(None));
+        buffer.extend_from_slice(b"\r\n");
+        let Ok(Some(Reply::Array(strings))) = replies.next(&mut buffer) else { panic!("not whole") };
+        assert_eq!(strings[0].as_ref().map(Bytes::len), Some(2 * BATCH_BYTES));
     }
 
     #[test]

@@ -98,7 +98,7 @@ async fn nodes(connections: &Connections, address: &Address) -> Result<Vec<Told>
     match replies.map_err(|e| unavailable(&e))?.into_iter().next() {
         Some(Value::BulkString(text)) => Ok(parse(&String::from_utf8_lossy(&text), address)),
         Some(Value::VerbatimString { text, .. }) => Ok(parse(&text, address)),
-        Some(Value::ServerError(e)) => Err(down(e.to_string())),
+        Some(Value::ServerError(e)) => Err(unavailable(&e)),
         _ => Err(down("CLUSTER NODES is answered with something else")),
     }
 }

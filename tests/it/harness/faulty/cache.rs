@@ -54,14 +54,28 @@ impl Cache for FaultyCache {
 
     fn clear(&self) {}
 
-    async fn probe(&self, epoch: Epoch, deadline: Instant) -> Result<Probe, CacheError> {
-        let inner = self.inner.clone();
-        let work = async move { inner.probe(epoch, deadline).await };
+    async fn probe(&self, epoch: Epoch, named: Option<&L1Name>, deadline: Instant) -> Result<Probe, CacheError> {
+        let (inner, named) = (self.inner.clone(), named.cloned());
+        let work = async move {
+            Ok(match inner.probe(epoch, named.as_ref(), deadline).await? {
+                Probe::Another { found, goes_on } => Probe::Another { found: self::shared(found), goes_on },
+                found => found,
+            })
+        };
         self.faults.call(Op::Probe, deadline, work, |_| Err(CacheError::Timeout)).await
+    }
+
+    fn name(&self) -> Option<L1Name> {
+        self.inner.name().map(shared)
     }
 
     fn info(&self) -> CacheInfo {
         // Several servers use it.
         CacheInfo { shared: true, ..self.inner.info() }
     }
+}
+
+/// Several servers use it.
+pub fn shared(name: L1Name) -> L1Name {
+    L1Name { shared: true, ..name }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use featurestore::{
-    cache::Epoch,
+    cache::{Epoch, L1Name},
     record::{RecordKey, State},
     store::{
         changes::{Changes, FollowError, Leadership, Position},
@@ -28,16 +28,56 @@ pub struct SharedStore {
     pub log: Option<Arc<ChangeLog>>,
     /// None: for ever.
     epoch_since: Mutex<Option<Instant>>,
+    /// Until when servers say to use the named L1, and others.
+    leased_until: Mutex<Option<Instant>>,
+    beside_until: Mutex<Option<Instant>>,
 }
 
 impl SharedStore {
     pub fn new(inner: EmbeddedStore, exclusive: bool, log: Option<Arc<ChangeLog>>) -> Arc<Self> {
-        Arc::new(Self { inner, exclusive, log, epoch_since: Mutex::default() })
+        let (leased_until, beside_until) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { inner, exclusive, log, epoch_since: Mutex::default(), leased_until, beside_until })
     }
 
     fn aged(&self, state: EpochState) -> EpochState {
         let age = self.epoch_since.lock().unwrap().map_or(Duration::MAX, |since| since.elapsed());
-        EpochState { age, ..state }
+        let left = |until: &Mutex<Option<Instant>>| {
+            until.lock().unwrap().map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+        };
+        EpochState { age, leased: left(&self.leased_until), beside: left(&self.beside_until), ..state }
+    }
+
+    /// The epoch for who uses this L1.
+    pub async fn use_l1(&self, l1: &L1Name, deadline: Instant) -> Result<EpochState, StoreError> {
+        let state = self.inner.epoch(deadline).await?;
+        let until = Some(Instant::now() + LEASE);
+        if state.names(l1) {
+            *self.leased_until.lock().unwrap() = until;
+        } else if !l1.shared && state.l1.is_some() {
+            *self.beside_until.lock().unwrap() = until;
+        }
+        Ok(self.aged(state))
+    }
+
+    pub async fn name_l1(&self, claim: Claim, deadline: Instant) -> Result<EpochState, StoreError> {
+        let before = self.aged(self.inner.epoch(deadline).await?);
+        if !claim.at_once && !before.leased.is_zero() {
+            return Ok(before);
+        }
+        let state = self.inner.name_l1(claim.clone(), deadline).await?;
+        if state.names(&claim.l1) {
+            *self.epoch_since.lock().unwrap() = Some(Instant::now());
+            *self.leased_until.lock().unwrap() = Some(Instant::now() + LEASE);
+        }
+        Ok(self.aged(state))
+    }
+
+    /// Has the epoch hold for this L1 as if it had for long.
+    pub async fn settle_on(&self, l1: L1Name, deadline: Instant) {
+        let seen = self.inner.epoch(deadline).await.unwrap();
+        let claim = Claim { seen, l1, keep_epoch: true, at_once: true };
+        self.name_l1(claim, deadline).await.unwrap();
+        *self.epoch_since.lock().unwrap() = None;
     }
 
     /// Writes, and tells those who follow.
@@ -109,6 +149,24 @@ impl Store for FaultyStore {
         let shared = self.shared.clone();
         let work = async move { shared.inner.epoch(deadline).await.map(|state| shared.aged(state)) };
         self.faults.call(Op::Epoch, deadline, work, |_| Err(unavailable())).await
+    }
+
+    async fn use_l1(&self, l1: &L1Name, deadline: Instant) -> Result<EpochState, StoreError> {
+        let (shared, l1) = (self.shared.clone(), l1.clone());
+        let work = async move { shared.use_l1(&l1, deadline).await };
+        self.faults.call(Op::Epoch, deadline, work, |_| Err(unavailable())).await
+    }
+
+    async fn name_l1(&self, claim: Claim, deadline: Instant) -> Result<EpochState, StoreError> {
+        let shared = self.shared.clone();
+        let work = blocking(async move { shared.name_l1(claim, deadline).await });
+        self.faults.call(Op::NameL1, deadline, work, |done| Err(lost_write(done))).await
+    }
+
+    async fn new_epoch(&self, l1: Option<&L1Name>, deadline: Instant) -> Result<EpochState, StoreError> {
+        let (shared, l1) = (self.shared.clone(), l1.cloned());
+        blocking(async move { shared.inner.new_epoch(l1.as_ref(), deadline).await.map(|state| shared.aged(state)) })
+            .await
     }
 
     async fn renew_epoch(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError> {

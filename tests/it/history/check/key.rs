@@ -100,6 +100,8 @@ fn judge_stale(context: &Context<'_>, earlier: (Nanos, usize), later: usize, ver
     let says_so = matches!(event.answer, Answer::Row { degraded: true, from_l1: true, .. });
     if says_so {
         measure(context, earlier, later, context.bounds.unconfirmed, verdict);
+    } else if context.bounds.follower == Some(event.server) {
+        measure(context, earlier, later, context.bounds.followed, verdict);
     } else if context.is_electing(event) {
         measure(context, earlier, later, context.bounds.election, verdict);
     } else {

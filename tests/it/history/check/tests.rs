@@ -145,6 +145,18 @@ fn an_election_turns_stale_reads_into_a_bound() {
 }
 
 #[test]
+fn an_l1_that_follows_the_changes_is_held_to_its_lag() {
+    let follower = Bounds { followed: Duration::from_nanos(20), follower: Some(1), ..Bounds::default() };
+    let history = |server, at| {
+        let stale = Event { server, ..read(at, at + 2, 1, 100) };
+        check(&[wrote(1, 2, 1, 100), wrote(3, 4, 2, 200), stale], &[], follower).rules()
+    };
+    assert_eq!(history(1, 24), []);
+    assert_eq!(history(1, 25), [Rule::BoundExceeded]);
+    assert_eq!(history(0, 10), [Rule::Stale], "the others promise as ever");
+}
+
+#[test]
 fn a_lost_write_is_red() {
     // A strong read of what was there before.
     assert_eq!(rules(&[wrote(0, 10, 1, 100), wrote(20, 30, 2, 200), strong(40, 50, 1, 100)]), [Rule::StaleL2]);

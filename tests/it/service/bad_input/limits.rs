@@ -157,19 +157,20 @@ async fn a_response_of_exactly_the_maximum_is_sent_and_one_more_byte_is_refused(
     let mut client = server.client().await;
     let of = |bytes| record("R", [("a", text(bytes)), ("b", double(1.0))]);
     // Without times, whose lengths differ.
-    let request = || GetFeaturesRequest { omit_metadata: true, ..get(["R"]) };
+    let request = || GetFeaturesRequest { omit_metadata: true, ..get(["R", "S"]) };
+    put(&mut client, record("S", [("a", text(2000)), ("b", double(1.0))])).await;
     put(&mut client, of(1500)).await;
     let length = client.get_features(request()).await.unwrap().into_inner().encoded_len();
-    let fits = 1500 + (2 << 10) - length;
+    let fits = 1500 + (4 << 10) - length;
     put(&mut client, of(fits)).await;
-    assert_eq!(client.get_features(request()).await.unwrap().into_inner().encoded_len(), 2 << 10);
+    assert_eq!(client.get_features(request()).await.unwrap().into_inner().encoded_len(), 4 << 10);
     put(&mut client, of(fits + 1)).await;
     let refused = Refusal::of(&client.get_features(request()).await.unwrap_err());
     assert_eq!((refused.code, refused.reason.as_str()), (Code::ResourceExhausted, "RESPONSE_TOO_LARGE"));
-    assert_eq!((&*refused.metadata["bytes"], &*refused.metadata["maximum"]), ("2049", "2048"));
+    assert_eq!((&*refused.metadata["bytes"], &*refused.metadata["maximum"]), ("4097", "4096"));
     // What the message advises helps.
     let named = GetFeaturesRequest { feature_names: vec!["b".into()], ..request() };
-    assert_eq!(row(&mut client, named).await.status(), RowStatus::Found);
+    assert!(rows(&mut client, named).await.iter().all(|row| row.status() == RowStatus::Found));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,4 +219,33 @@ async fn of_very_much_that_is_wrong_clients_are_told_the_first_and_how_much_more
     let refused = client.get_features(GetFeaturesRequest { min_revisions: negative, ..get(["A"]) }).await.unwrap_err();
     assert_eq!(Refusal::of(&refused).reason, "INVALID_REVISION");
     super::nothing_is_left(&mut client, "much that is wrong").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_version_may_have_128_bytes_wherever_it_is_given() {
+    let server = Pair::embedded().serve().await;
+    let mut client = server.client().await;
+    for (length, fits) in [(128, true), (129, false), (1 << 20, false)] {
+        let text = "v".repeat(length);
+        let versioned = FeatureRecord { model_version: text.clone(), ..record("R", []) };
+        let written = client.upsert_features(upsert(versioned.clone())).await.map(drop);
+        let read = GetFeaturesRequest { expected_model_version: text.clone(), ..get(["R"]) };
+        let read = client.get_features(read).await.map(drop);
+        for answer in [written, read] {
+            match answer.map_err(|status| Refusal::of(&status)) {
+                Ok(()) => assert!(fits, "{length}"),
+                Err(refused) => {
+                    assert_eq!((refused.code, &*refused.reason), (Code::InvalidArgument, "INVALID_MODEL_VERSION"));
+                    assert!(!fits, "{length}");
+                }
+            }
+        }
+        let (answers, ended) = bulk(&mut client, [chunk(1, [versioned])]).await;
+        assert!(ended.is_none(), "{ended:?}");
+        assert_eq!((answers[0].written == 1, answers[0].failed == 0), (fits, fits), "{length}: {answers:?}");
+        let message = BulkUpsertRequest { model_version: text, ..chunk(1, [record("R", [])]) };
+        let (answers, ended) = bulk(&mut client, [message]).await;
+        let refused = ended.map(|status| Refusal::of(&status).reason);
+        assert_eq!((answers.len() == 1, refused.as_deref() != Some("INVALID_MODEL_VERSION")), (fits, fits), "{length}");
+    }
 }

@@ -39,6 +39,55 @@ async fn a_repeated_write_applies_once_and_answers_what_now_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_id_stands_for_one_operation_on_one_record() {
+    for pair in Pair::all() {
+        let server = pair.serve().await;
+        let mut client = server.client().await;
+        let first = record("R", [("a", double(1.0)), ("b", double(2.0))]);
+        let written = send(&mut client, named("one", first.clone())).await;
+        let others = [
+            record("R", [("a", double(3.0)), ("b", double(2.0))]),
+            record("R", [("a", double(1.0))]),
+            FeatureRecord { model_version: "v2".into(), ..first.clone() },
+            FeatureRecord { write_mode: WriteMode::Merge.into(), ..first.clone() },
+            FeatureRecord { if_revision: Some(written.revision), ..first.clone() },
+            FeatureRecord { if_revision: Some(0), ..first.clone() },
+            FeatureRecord { event_time: Some(timestamp(4_000_000_000)), ..first.clone() },
+            FeatureRecord { ttl: Some(seconds(60)), ..first.clone() },
+            FeatureRecord { never_expires: true, ..first.clone() },
+        ];
+        let reused = (Code::InvalidArgument, "REQUEST_ID_REUSED".to_owned());
+        for other in others {
+            let refused = Refusal::of(&client.upsert_features(named("one", other.clone())).await.unwrap_err());
+            assert_eq!((refused.code, refused.reason), reused, "{} {other:?}", pair.name());
+        }
+        let remove = DeleteFeaturesRequest { request_id: "one".into(), ..delete(["R", "OTHER"]) };
+        let results = client.delete_features(remove).await.unwrap().into_inner().results;
+        let error = results[0].error.as_ref().unwrap();
+        assert_eq!((error.code, error.reason.as_str()), (Code::InvalidArgument as i32, "REQUEST_ID_REUSED"));
+        assert_eq!(results[1].outcome(), WriteOutcome::NotFound, "{}", pair.name());
+        // Nothing of all that was done, and the first is still known.
+        for request in [get(["R"]), strong(["R"])] {
+            let row = row(&mut client, request).await;
+            assert_eq!((row.revision, row.features), (written.revision, first.features.clone()), "{}", pair.name());
+        }
+        assert_eq!(send(&mut client, named("one", first)).await, written, "{}", pair.name());
+        // A refused request stands for itself too; and a delete's id is not an upsert's.
+        let guarded = FeatureRecord { if_revision: Some(7), ..record("R", []) };
+        client.upsert_features(named("guarded", guarded.clone())).await.unwrap_err();
+        let retried = FeatureRecord { if_revision: Some(written.revision), ..guarded };
+        let refused = Refusal::of(&client.upsert_features(named("guarded", retried)).await.unwrap_err());
+        assert_eq!((refused.code, refused.reason), reused, "{}", pair.name());
+        let remove = DeleteFeaturesRequest { request_id: "gone".into(), ..delete(["R"]) };
+        client.delete_features(remove).await.unwrap();
+        let refused = Refusal::of(&client.upsert_features(named("gone", record("R", []))).await.unwrap_err());
+        assert_eq!((refused.code, refused.reason), reused, "{}", pair.name());
+        assert_eq!(row(&mut client, get(["R"])).await.status(), RowStatus::NotFound, "{}", pair.name());
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_refusal_and_a_repeated_skip_answer_the_same() {
     for pair in Pair::all() {
         let server = pair.serve().await;

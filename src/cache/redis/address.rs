@@ -1,0 +1,199 @@
+//! Reads the address of a Redis, of sentinels, or of a cluster. What an address says is used or refused, and never left
+//! out without a word.
+
+use deadpool_redis::redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+
+use super::config::{Address, InvalidRedisConfig, Place, invalid};
+
+/// How the servers are found, how each is reached, and the database where one is named.
+pub(super) fn parse(url: &str) -> Result<(Place, ConnectionInfo, Option<u16>), InvalidRedisConfig> {
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    // Then a part of the password would be taken for something else, and be shown.
+    let after_hosts = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
+    if after_hosts.contains('@') || rest.contains('#') {
+        return invalid(
+            "a Redis address holds an @ or a # where none can be: percent-encode what is special in a user or a password \
+             (/ as %2F, ? as %3F, @ as %40, # as %23)",
+        );
+    }
+    let tls = if scheme.starts_with("rediss") { "rediss" } else { "redis" };
+    let kind: Kind = match scheme {
+        "redis" | "rediss" => one,
+        "redis-sentinel" | "rediss-sentinel" => sentinel,
+        "redis-cluster" | "rediss-cluster" => cluster,
+        _ => {
+            return invalid(
+                "a Redis address begins with redis://, redis-sentinel:// or redis-cluster:// (with TLS rediss://, \
+                 rediss-sentinel://, rediss-cluster://)",
+            );
+        }
+    };
+    let (rest, options) = Options::split(rest)?;
+    let (place, server, path) = kind(tls, rest, &options)?;
+    Ok((place, server, options.database(path)?))
+}
+
+/// What an address has behind its `?`.
+struct Options<'a>(Vec<(&'a str, &'a str)>);
+
+/// Of sentinels, which have a user of their own.
+const OF_SENTINELS: [&str; 2] = ["sentinel_username", "sentinel_password"];
+
+impl<'a> Options<'a> {
+    /// An address without them, and they.
+    fn split(rest: &'a str) -> Result<(&'a str, Self), InvalidRedisConfig> {
+        let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
+        let pairs = options.split('&').filter(|pair| !pair.is_empty());
+        let pairs: Vec<_> = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
+        for (at, (name, value)) in pairs.iter().enumerate() {
+            if pairs[..at].iter().any(|(other, _)| other == name) {
+                return invalid("a Redis address has an option twice");
+            }
+            match (*name, *value) {
+                ("db", _) | ("protocol", "2" | "resp2") => {}
+                (name, _) if OF_SENTINELS.contains(&name) => {}
+                ("protocol", _) => return invalid("the option protocol of a Redis address may be 2 only"),
+                // The name may be a part of a password.
+                _ => {
+                    return invalid(
+                        "a Redis address has an option after its ? that does nothing here: there are db, and for sentinels \
+                         sentinel_username and sentinel_password; timeouts and TLS have settings of their own (l1.timeout, \
+                         redis.ca_file, rediss://)",
+                    );
+                }
+            }
+        }
+        Ok((rest, Self(pairs)))
+    }
+
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().find(|(other, _)| *other == name).map(|(_, value)| *value)
+    }
+
+    /// The database that a path or an option names.
+    fn database(&self, path: Option<&str>) -> Result<Option<u16>, InvalidRedisConfig> {
+        let number = |text: &str| match text.parse::<u16>() {
+            Ok(number) => Ok(number),
+            Err(_) => invalid("the database of a Redis address cannot be read: it is a number from 0 to 65535"),
+        };
+        let [path, option] = [path, self.get("db")].map(|text| text.map(number).transpose());
+        match (path?, option?) {
+            (Some(path), Some(option)) if path != option => {
+                invalid("a Redis address names two databases, one in its path and one as db")
+            }
+            (path, option) => Ok(path.or(option)),
+        }
+    }
+}
+
+/// An address whose several hosts share the rest.
+struct Several<'a> {
+    /// With its `@`; empty: there is none.
+    credentials: &'a str,
+    hosts: Vec<&'a str>,
+    path: Vec<&'a str>,
+}
+
+impl<'a> Several<'a> {
+    fn split(rest: &'a str) -> Result<Self, InvalidRedisConfig> {
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (credentials, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+        let hosts: Vec<&str> = hosts.split(',').collect();
+        if hosts.iter().any(|host| host.is_empty()) {
+            return invalid(
+                "the Redis address names an empty host: separate hosts by single commas, host1:port,host2:port",
+            );
+        }
+        Ok(Self { credentials, hosts, path: path.split('/').filter(|part| !part.is_empty()).collect() })
+    }
+}
+
+/// Place, server, and what the path says of a database.
+type Found<'a> = (Place, ConnectionInfo, Option<&'a str>);
+
+/// Reads what stands behind the scheme.
+type Kind = for<'a> fn(&str, &'a str, &Options<'_>) -> Result<Found<'a>, InvalidRedisConfig>;
+
+fn one<'a>(tls: &str, rest: &'a str, options: &Options<'_>) -> Result<Found<'a>, InvalidRedisConfig> {
+    without_sentinels(options)?;
+    let url = Several::split(rest)?;
+    let database = match url.path[..] {
+        [] => None,
+        [database] => Some(database),
+        _ => return invalid("the path of a redis:// address is the number of a database and nothing else"),
+    };
+    if url.hosts.len() > 1 {
+        return invalid(
+            "a redis:// address names one host: several are a cluster (redis-cluster://) or sentinels (redis-sentinel://)",
+        );
+    }
+    Ok((Place::One, read(&format!("{tls}://{}{}", url.credentials, url.hosts[0]))?, database))
+}
+
+fn without_sentinels(options: &Options<'_>) -> Result<(), InvalidRedisConfig> {
+    match OF_SENTINELS.into_iter().any(|name| options.get(name).is_some()) {
+        true => invalid("sentinel_username and sentinel_password are for a redis-sentinel:// address only"),
+        false => Ok(()),
+    }
+}
+
+fn sentinel<'a>(tls: &str, rest: &'a str, options: &Options<'_>) -> Result<Found<'a>, InvalidRedisConfig> {
+    let url = Several::split(rest)?;
+    let (master, db) = match url.path[..] {
+        [master] => (master, None),
+        [master, db] => (master, Some(db)),
+        _ => {
+            return invalid(
+                "a redis-sentinel:// address lists all sentinels, as more than half must agree, and ends with the name of \
+                 the master as they know it, and perhaps a database: \
+                 redis-sentinel://host1:26379,host2:26379,host3:26379/mymaster/0",
+            );
+        }
+    };
+    let own = match OF_SENTINELS.map(|name| options.get(name).filter(|value| !value.is_empty())) {
+        [None, None] => String::new(),
+        [Some(_), None] => return invalid("there is a sentinel_username and no sentinel_password"),
+        [username, Some(password)] => format!("{}:{password}@", username.unwrap_or_default()),
+    };
+    let port = |host: &str| if has_port(host) { "" } else { ":26379" };
+    let sentinels = url.hosts.iter().map(|host| read(&format!("{tls}://{own}{host}{}", port(host))));
+    let sentinels = sentinels.collect::<Result<Vec<_>, _>>()?;
+    let server = read(&format!("{tls}://{}{}", url.credentials, url.hosts[0]))?;
+    Ok((Place::Sentinel { master: master.to_owned(), sentinels }, server, db))
+}
+
+fn cluster<'a>(tls: &str, rest: &'a str, options: &Options<'_>) -> Result<Found<'a>, InvalidRedisConfig> {
+    without_sentinels(options)?;
+    let url = Several::split(rest)?;
+    if !matches!(url.path[..], [] | ["0"]) {
+        return invalid("a Redis Cluster has database 0 only: a redis-cluster:// address ends with its hosts");
+    }
+    let servers = url.hosts.iter().map(|host| read(&format!("{tls}://{}{host}", url.credentials)));
+    let servers = servers.collect::<Result<Vec<_>, _>>()?;
+    let seeds = servers.iter().filter_map(|server| match server.addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            Some(Address { host: host.clone(), port: *port })
+        }
+        _ => None,
+    });
+    let (seeds, server) = (seeds.collect(), servers[0].clone());
+    Ok((Place::Cluster { seeds }, server, None))
+}
+
+/// Reads the address of one server.
+fn read(url: &str) -> Result<ConnectionInfo, InvalidRedisConfig> {
+    // The library's own text may repeat the password.
+    let Ok(server) = url.into_connection_info() else { return invalid("the Redis address cannot be read") };
+    if let ConnectionAddr::Tcp(_, 0) | ConnectionAddr::TcpTls { port: 0, .. } = server.addr() {
+        return invalid("the Redis address names port 0, where nothing can be");
+    }
+    let tcp = server.tcp_settings().clone().set_nodelay(true);
+    // Naming the library would be one right more that the user needs.
+    let redis = server.redis_settings().clone().set_skip_set_lib_name();
+    Ok(server.set_tcp_settings(tcp).set_redis_settings(redis))
+}
+
+/// Beyond the brackets of an IPv6 address.
+fn has_port(host: &str) -> bool {
+    host.rsplit(']').next().is_some_and(|rest| rest.contains(':'))
+}

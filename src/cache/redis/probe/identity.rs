@@ -1,0 +1,108 @@
+//! Which L1 this is: a random id that lies in the data of every master, `{}fs:id`, in a cluster `{}fs:id#<number>` in a slot
+//! of its own, and the replication history of each master.
+//!
+//! The id is made where there is none and is not replaced while it is in use. Where it is gone and the servers are still in
+//! the run in which this process found it (FLUSHALL, an eviction), it is made again: losing entries is always safe. Servers
+//! of another run without an id are another L1. A replica has its master's id, and when it is promoted a history of its own.
+//!
+//! In a cluster all masters have one id: a new one gets that of the others. Where they differ, as when two processes met a new
+//! cluster at the same time, the most frequent one counts, and of equally frequent ones the smallest.
+
+use std::collections::BTreeMap;
+
+use super::{
+    CacheError, L1Name, Lane, Layout, MARKER_TTL, Pipeline, RedisCache, Seen, TRIES, UNKNOWN,
+    look::{self, Met},
+};
+
+const NAME: &str = include_str!("../../scripts/name.lua");
+
+impl RedisCache {
+    /// Finds the id, or makes one, and has every new connection find it too.
+    pub(super) async fn identify(
+        &self,
+        layout: &Layout,
+        met: &mut [Option<Met>],
+        seen: &mut Seen,
+    ) -> Result<L1Name, CacheError> {
+        let mut id = None;
+        for _ in 0..TRIES {
+            let agreed = most_frequent(with_places(met).map(|met| met.id.as_str()));
+            let wanted = agreed.or_else(|| self.remembered(layout, met, seen)).unwrap_or_else(L1Name::random_id);
+            if with_places(met).all(|met| met.id == wanted) {
+                id = Some(wanted);
+                break;
+            }
+            for met in met.iter_mut().flatten().filter(|met| met.id != wanted) {
+                met.id = give(met, &wanted).await?;
+            }
+        }
+        let id = id.ok_or_else(|| CacheError::Unavailable("others give it another id at the same time".into()))?;
+        for met in with_places(met).filter(|met| met.is_new) {
+            let Some(place) = &met.place else { continue };
+            if !met.shared.all_find(&place.id, &id).await? {
+                return Err(CacheError::Unavailable("another server answers at the same address".into()));
+            }
+        }
+        let mut histories: Vec<String> = with_places(met).map(|met| met.present.identity.history.clone()).collect();
+        histories.sort_unstable();
+        let runs = layout
+            .masters
+            .iter()
+            .zip(&*met)
+            .filter_map(|(master, met)| Some((self.name(master), met.as_ref()?.present.identity.run.clone())));
+        (seen.runs, seen.id) = (runs.collect(), Some(id.clone()));
+        let address = self.info.address.as_str().into();
+        Ok(L1Name { id: id.into(), histories: histories.into(), shared: true, address })
+    }
+
+    /// The id that these servers had when they were last looked at; None: they are others.
+    fn remembered(&self, layout: &Layout, met: &[Option<Met>], seen: &Seen) -> Option<String> {
+        let is_same = |(master, met): (_, &Option<Met>)| match met {
+            Some(Met { place: Some(_), present, is_new, .. }) => {
+                let run = &present.identity.run;
+                // A connection that stands leads to the server that it led to.
+                !is_new || (run != UNKNOWN && seen.runs.get(&self.name(master)) == Some(run))
+            }
+            _ => true,
+        };
+        seen.id.clone().filter(|_| layout.masters.iter().map(|master| &**master).zip(met).all(is_same))
+    }
+}
+
+/// Those that hold entries.
+fn with_places(met: &[Option<Met>]) -> impl Iterator<Item = &Met> {
+    met.iter().flatten().filter(|met| met.place.is_some())
+}
+
+/// Gives a master this id in place of what it was found to hold, and answers what it then has.
+async fn give(met: &Met, id: &str) -> Result<String, CacheError> {
+    let Some(place) = &met.place else { return Ok(String::new()) };
+    let mut pipeline = Pipeline::new();
+    pipeline.cmd("EVAL").arg(NAME).arg(1).arg(&place.id).arg(&met.id).arg(id).arg(MARKER_TTL);
+    look::text_of(look::ask(&met.shared, pipeline, Lane::Swift).await?.swap_remove(0))
+}
+
+fn most_frequent<'a>(ids: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for id in ids.filter(|id| !id.is_empty()) {
+        *counts.entry(id).or_default() += 1;
+    }
+    // Of equal ones the last of the reverse order, which is the smallest.
+    counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(id, _)| id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masters_that_differ_agree_on_the_most_frequent_id_and_then_on_the_smallest() {
+        let agreed = |ids: &[&str]| most_frequent(ids.iter().copied());
+        assert_eq!(agreed(&["", ""]), None);
+        assert_eq!(agreed(&["b", "", "b", "a"]).as_deref(), Some("b"));
+        for ids in [["b", "a"], ["a", "b"]] {
+            assert_eq!(agreed(&ids).as_deref(), Some("a"));
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Meeting a master: connections to it, what it says of itself, and what it holds of ours.
+
+use super::{
+    Arc, CacheError, Epoch, Lane, Layout, MARKER_SLOTS, Master, Pipeline, Place, RedisCache, Shared, Subject, UNKNOWN,
+    Value,
+    marker::{Identity, Present},
+    refusal, scratch_keys, slots, unavailable,
+};
+
+/// A master that was met; not yet in use.
+pub(super) struct Met {
+    pub(super) shared: Arc<Shared>,
+    pub(super) present: Present,
+    /// The connections are new.
+    pub(super) is_new: bool,
+    /// Where it keeps what is ours; None: it has no slots.
+    pub(super) place: Option<Place>,
+    /// What its marker and its id hold; empty: nothing.
+    pub(super) marker: String,
+    pub(super) id: String,
+}
+
+impl RedisCache {
+    /// Connects if need be. None: it has no slots, and cannot be used either.
+    pub(super) async fn meet(&self, layout: &Layout, place: usize, epoch: Epoch) -> Result<Option<Met>, CacheError> {
+        let master = &layout.masters[place];
+        let places: Vec<Place> = match &layout.slots {
+            None => vec![Place { marker: format!("{{}}fs:{epoch}"), id: "{}fs:id".to_owned() }],
+            Some(slots) => {
+                let in_slot = |slot| Place {
+                    marker: slots::key_in(&format!("{{}}fs:{epoch}#"), slot),
+                    id: slots::key_in("{}fs:id#", slot),
+                };
+                slots.first_of(place, MARKER_SLOTS).into_iter().map(in_slot).collect()
+            }
+        };
+        let has_slots = !places.is_empty();
+        let scratch = scratch_keys(layout, place);
+        match self.meet_at(master, places, &scratch, layout.slots.is_some()).await {
+            Err(error) if !has_slots => {
+                tracing::debug!(%error, address = %master.address, "a master without slots cannot be used");
+                master.connections.lose();
+                Ok(None)
+            }
+            met => met.map(Some),
+        }
+    }
+
+    async fn meet_at(
+        &self,
+        master: &Master,
+        places: Vec<Place>,
+        scratch: &[String],
+        in_cluster: bool,
+    ) -> Result<Met, CacheError> {
+        let (shared, is_new) = match master.connections.known() {
+            Some(shared) if shared.ping().await.is_ok() => (shared, false),
+            _ => {
+                master.connections.lose();
+                match master.connections.connect().await {
+                    Ok(shared) => (Arc::new(shared), true),
+                    Err(error) => return Err(master.connections.explained(error).await),
+                }
+            }
+        };
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("ROLE").cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("TIME").cmd("DBSIZE");
+        let replies = shared.send(pipeline, Lane::Swift).await.map_err(|e| unavailable(&e))?;
+        let [role, server, replication, time, size] = &replies[..] else {
+            return Err(CacheError::Refused("not one reply a command".into()));
+        };
+        // Not each of these is granted everywhere. But what is refused for a moment must not count as not known: a server
+        // without a name would look like another one.
+        if let Some(error) = refusal::hindrance(&replies) {
+            return Err(error);
+        }
+        let by_role = if let Value::Array(role) = role { role.first().and_then(text) } else { None };
+        if by_role.or(field(replication, "role")).is_some_and(|role| role != "master") {
+            let why = "it is a replica now: redis.url must name the master, or the sentinels (redis-sentinel://)";
+            return Err(CacheError::Unavailable(why.into()));
+        }
+        if is_new
+            && let Some(run) = field(server, "run_id")
+            && !shared.are_all_of(run).await?
+        {
+            return Err(CacheError::Unavailable("another server answers at the same address".into()));
+        }
+        let address = &self.shown(master);
+        if !places.is_empty() && self.abilities.is_due(address, is_new) {
+            let (scripts, waits) = (&self.scripts, self.wait_replicas > 0);
+            Subject { address, shared: &shared, scripts, in_cluster, waits }.try_all(scratch).await?;
+        }
+        self.settings.look(&shared, address, is_new).await?;
+        let word = |info, name| field(info, name).unwrap_or(UNKNOWN).to_owned();
+        let has_previous = |id: &&str| id.bytes().any(|byte| byte != b'0');
+        let (place, marker, id) = match places.is_empty() {
+            true => (None, String::new(), String::new()),
+            false => {
+                let (place, marker, id) = held(&shared, places).await?;
+                (Some(place), marker, id)
+            }
+        };
+        let present = Present {
+            identity: Identity { run: word(server, "run_id"), history: word(replication, "master_replid") },
+            previous: field(replication, "master_replid2").filter(has_previous).map(str::to_owned),
+            now: milliseconds(time).unwrap_or(0),
+            uptime: field(server, "uptime_in_seconds").and_then(|s| s.parse::<i64>().ok()).unwrap_or(0) * 1000,
+            // Beyond the id, which says nothing of entries.
+            holds_keys: *size != Value::Int(i64::from(!id.is_empty())) && *size != Value::Int(0),
+        };
+        Ok(Met { shared, present, is_new, place, marker, id })
+    }
+}
+
+/// What the first of the places holds whose slot rests.
+async fn held(shared: &Shared, places: Vec<Place>) -> Result<(Place, String, String), CacheError> {
+    for place in places {
+        let mut get = Pipeline::new();
+        get.cmd("GET").arg(&place.marker).cmd("GET").arg(&place.id);
+        let mut replies = ask(shared, get, Lane::Swift).await?;
+        let (id, marker) = (replies.pop().map(text_of), replies.pop().map(text_of));
+        match (marker.unwrap_or(Ok(String::new())), id.unwrap_or(Ok(String::new()))) {
+            (Ok(marker), Ok(id)) => return Ok((place, marker, id)),
+            (Err(CacheError::Refused(why)), _) | (_, Err(CacheError::Refused(why)))
+                if why.starts_with("MOVED") || why.starts_with("ASK") => {}
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+        }
+    }
+    Err(CacheError::Unavailable(
+        "its slots are moving, or it is of a Redis Cluster that should be named as redis-cluster://host1,host2".into(),
+    ))
+}
+
+/// One reply a command.
+pub(super) async fn ask(shared: &Shared, pipeline: Pipeline, lane: Lane) -> Result<Vec<Value>, CacheError> {
+    let sent = pipeline.len();
+    let replies = shared.send(pipeline, lane).await.map_err(|e| unavailable(&e))?;
+    if replies.len() == sent { Ok(replies) } else { Err(CacheError::Refused("not one reply a command".into())) }
+}
+
+/// A text; nothing is an empty one.
+pub(super) fn text_of(reply: Value) -> Result<String, CacheError> {
+    match &reply {
+        Value::Nil => Ok(String::new()),
+        Value::Okay => Ok("OK".to_owned()),
+        // Not a text, so somebody else's.
+        Value::ServerError(e) if e.code() == "WRONGTYPE" => Ok("?".to_owned()),
+        Value::ServerError(e) => Err(CacheError::Refused(refusal::text_of(e).into())),
+        // Of no marker's kind, but not nothing either.
+        other => Ok(text(other).unwrap_or("?").to_owned()),
+    }
+}
+
+pub(super) fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(text) => std::str::from_utf8(text).ok(),
+        Value::VerbatimString { text, .. } | Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+pub(super) fn field<'a>(info: &'a Value, name: &str) -> Option<&'a str> {
+    text(info)?.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+}
+
+/// What TIME answers.
+fn milliseconds(time: &Value) -> Option<i64> {
+    let Value::Array(time) = time else { return None };
+    let [seconds, micros] = &time[..] else { return None };
+    Some(text(seconds)?.parse::<i64>().ok()? * 1000 + text(micros)?.parse::<i64>().ok()? / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_read_from_info() {
+        let info = Value::BulkString(b"# Server\r\nredis_version:7.0.15\r\nrun_id:ab12\r\n".to_vec());
+        assert_eq!(field(&info, "run_id"), Some("ab12"));
+        assert_eq!(field(&info, "run"), None);
+    }
+}

@@ -1,0 +1,50 @@
+//! What signals do to the server. None ends it with calls in flight, but for a second one that asks it to stop.
+
+use featurestore::{
+    access::reload::AskReload,
+    telemetry::{Lines, say},
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// SIGTERM, SIGINT and SIGQUIT start the drain; a second one ends the process at once. SIGHUP has the files of tokens and
+/// certificates read again. SIGUSR1 and SIGUSR2 do nothing: without a handler they would end the process.
+pub(super) fn handle(shutdown: &CancellationToken, reload: AskReload, log: Lines) -> std::io::Result<()> {
+    let [mut terminate, mut interrupt, mut quit] = stopping()?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let [mut one, mut two] = [signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?];
+    let shutdown = shutdown.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = quit.recv() => {}
+                _ = hangup.recv() => {
+                    tracing::info!("SIGHUP: the files of tokens and certificates, where there are any, are read again");
+                    reload.ask();
+                    continue;
+                }
+                _ = one.recv() => {
+                    tracing::info!("SIGUSR1: it does nothing here");
+                    continue;
+                }
+                _ = two.recv() => {
+                    tracing::info!("SIGUSR2: it does nothing here");
+                    continue;
+                }
+            }
+            if shutdown.is_cancelled() {
+                log.flush();
+                say("featurestore: a second signal: stopping at once");
+                std::process::exit(130);
+            }
+            shutdown.cancel();
+        }
+    });
+    Ok(())
+}
+
+fn stopping() -> std::io::Result<[Signal; 3]> {
+    Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::quit())?])
+}

@@ -1,0 +1,139 @@
+//! The settings of TLS, Redis and MongoDB.
+
+use std::{net::Ipv6Addr, path::PathBuf, time::Duration};
+
+use super::{DAY, HOUR, Mongodb, Redis, Tls, parse::Parser};
+
+pub(super) fn tls(p: &mut Parser) -> Option<Tls> {
+    let reload_interval = p.duration("tls.reload_interval", Duration::from_millis(10)..=30 * DAY);
+    let [cert, key, client_ca] =
+        ["tls.cert_file", "tls.key_file", "tls.client_ca_file"].map(|key| p.optional(key).map(PathBuf::from));
+    match (cert, key) {
+        (Some(cert_file), Some(key_file)) => {
+            Some(Tls { cert_file, key_file, client_ca_file: client_ca, reload_interval })
+        }
+        (Some(_), None) => {
+            p.wrong("tls.key_file", "must be set too: the key of the certificate in tls.cert_file");
+            None
+        }
+        (None, Some(_)) => {
+            p.wrong("tls.cert_file", "must be set too: the certificate of the key in tls.key_file");
+            None
+        }
+        (None, None) => {
+            if client_ca.is_some() {
+                p.wrong(
+                    "tls.client_ca_file",
+                    "needs tls.cert_file and tls.key_file: without TLS no client shows a certificate",
+                );
+            }
+            None
+        }
+    }
+}
+
+pub(super) fn redis(p: &mut Parser) -> Option<Redis> {
+    let port = p.count("redis.port", 1..=u32::from(u16::MAX));
+    let database = redis_database(p);
+    let connections = p.count("redis.connections", 1..=1000);
+    // Empty ones are none: deployments without a password have them so, and nobody can log in with one.
+    let (username, password) = (p.unless_empty("redis.username"), p.unless_empty("redis.password"));
+    let ca_file = p.optional("redis.ca_file").map(PathBuf::from);
+    let client_files = match (p.optional("redis.client_cert_file"), p.optional("redis.client_key_file")) {
+        (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
+        (None, None) => None,
+        (certificate, _) => {
+            let (here, other) = ("redis.client_cert_file", "redis.client_key_file");
+            let (here, other) = if certificate.is_some() { (here, other) } else { (other, here) };
+            p.wrong(here, format!("needs {other} too"));
+            None
+        }
+    };
+    let (is_set, is_host_set) = (p.is_set("redis.url"), p.is_set("redis.host"));
+    let url = match (p.optional("redis.url"), p.optional("redis.host")) {
+        (Some(url), _) => {
+            for key in ["redis.host", "redis.port"].into_iter().filter(|key| p.is_set(key)).collect::<Vec<_>>() {
+                p.warn(format_args!("{key} is not used, as redis.url names the server"));
+            }
+            url
+        }
+        (None, Some(host)) => format!("redis://{}:{port}", host_of_url(p, &host)),
+        (None, None) => {
+            if !is_set && !is_host_set {
+                refuse_without_redis(p);
+            }
+            return None;
+        }
+    };
+    Some(Redis { url, username, password, database, connections, ca_file, client_files })
+}
+
+/// None: nobody has set it.
+fn redis_database(p: &mut Parser) -> Option<u16> {
+    let database = p.count("redis.db", 0..=u32::from(u16::MAX));
+    if p.is_set("redis.db") { u16::try_from(database).ok() } else { None }
+}
+
+/// A name or an address, as a URL has it.
+fn host_of_url(p: &mut Parser, host: &str) -> String {
+    if host.parse::<Ipv6Addr>().is_ok() {
+        return format!("[{host}]");
+    }
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = inner.map_or(!host.contains([':', '[', ']']), |inner| inner.parse::<Ipv6Addr>().is_ok());
+    if !is_host || host.contains(['/', '@', '?', '#', ' ']) {
+        // Without the text: it may be a whole URL with a password.
+        p.wrong(
+            "redis.host",
+            "must be the name or the address of a host and nothing else: a port belongs into redis.port, a whole address \
+             into redis.url",
+        );
+        return "invalid".to_owned();
+    }
+    host.to_owned()
+}
+
+/// What only makes sense with a Redis must not be taken and not be used: somebody believes that there is one.
+fn refuse_without_redis(p: &mut Parser) {
+    const OF_A_REDIS: [&str; 7] = [
+        "redis.port",
+        "redis.db",
+        "redis.username",
+        "redis.password",
+        "redis.ca_file",
+        "redis.client_cert_file",
+        "redis.client_key_file",
+    ];
+    for key in OF_A_REDIS.into_iter().filter(|key| p.is_changed(key)).collect::<Vec<_>>() {
+        p.wrong(
+            key,
+            "is set, but nothing says where Redis is: set redis.url (REDIS_URL) or redis.host (REDIS_HOST) too",
+        );
+    }
+}
+
+pub(super) fn mongodb(p: &mut Parser) -> Option<Mongodb> {
+    let default_database = p.text("mongodb.database");
+    let database = p.is_set("mongodb.database").then(|| default_database.clone());
+    let max_pool_size = p.count("mongodb.max_pool_size", 1..=10_000) as u32;
+    let max_connecting = p.count("mongodb.max_connecting", 1..=1000) as u32;
+    let server_selection_timeout = p.duration("mongodb.server_selection_timeout", Duration::from_millis(10)..=HOUR);
+    if database.as_ref().is_some_and(|name| name.len() > 63 || name.contains(['/', '\\', '.', ' ', '"', '$', '\0'])) {
+        p.wrong("mongodb.database", "may have 63 bytes and no space, /, \\, ., \" or $");
+    }
+    if database.as_ref().is_some_and(|name| ["admin", "config", "local"].contains(&name.as_str())) {
+        p.wrong(
+            "mongodb.database",
+            "must not be admin, config or local: these are MongoDB's own, and local is not replicated",
+        );
+    }
+    let is_uri_set = p.is_set("mongodb.uri");
+    let Some(uri) = p.optional("mongodb.uri") else {
+        if !is_uri_set && p.is_changed("mongodb.database") {
+            let why = "is set, but nothing says where MongoDB is: set mongodb.uri (MONGO_URI) too";
+            p.wrong("mongodb.database", why);
+        }
+        return None;
+    };
+    Some(Mongodb { uri, database, default_database, max_pool_size, max_connecting, server_selection_timeout })
+}

@@ -1,0 +1,87 @@
+//! What no key alone can tell: settings that contradict each other, and what is missing.
+
+use super::{Config, parse::Parser};
+use crate::api::CONNECTION_PART;
+
+/// What a message needs beside the record that it brings: names, times, a request id.
+const AROUND_A_RECORD: usize = 1 << 10;
+
+pub(super) fn check(config: &Config, p: &mut Parser) {
+    check_addresses(config, p);
+    check_limits(config, p);
+    check_times(config, p);
+    if config.l1_wait_replicas > 0 && config.redis.is_none() {
+        p.wrong("l1.wait_replicas", "needs an L1 in Redis (redis.url), as only that has replicas");
+    }
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log_filter) {
+        p.wrong("log.filter", format!("{:?} is no filter: {error}", config.log_filter));
+    }
+}
+
+/// What keeps strangers out where other machines reach the server, and those on the way from reading along, and is not
+/// configured.
+fn missing_protection(config: &Config) -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if config.tls.is_none() {
+        missing.push("TLS (tls.cert_file, tls.key_file)");
+    }
+    if config.tokens_file.is_none() {
+        missing.push("tokens (auth.tokens_file)");
+    }
+    missing
+}
+
+fn check_addresses(config: &Config, p: &mut Parser) {
+    let insecure = p.boolean("insecure_bind");
+    let missing = missing_protection(config).join(" and ");
+    for (key, address) in [("listen", config.listen), ("admin_listen", config.admin_listen)] {
+        if !address.ip().is_loopback() && !insecure && !missing.is_empty() {
+            p.wrong(
+                key,
+                format!(
+                    "{address} can be reached from other machines, where anybody could read and write: configure \
+                     {missing}, listen on 127.0.0.1, or allow it with --insecure-bind \
+                     (FEATURESTORE_INSECURE_BIND=true)"
+                ),
+            );
+        }
+    }
+    if config.listen == config.admin_listen && config.listen.port() != 0 {
+        p.wrong("admin_listen", "must not be the same address and port as listen");
+    }
+}
+
+fn check_limits(config: &Config, p: &mut Parser) {
+    let limits = &config.limits;
+    let largest = limits.max_request_bytes.max(limits.max_response_bytes);
+    if config.max_bytes_in_flight / CONNECTION_PART < largest {
+        p.wrong(
+            "limits.max_bytes_in_flight",
+            format!(
+                "must be at least {CONNECTION_PART} times limits.max_request_bytes and limits.max_response_bytes, as a \
+                 connection may have a part of 1/{CONNECTION_PART} of it"
+            ),
+        );
+    }
+    for (key, bytes) in [
+        ("limits.max_request_bytes", limits.max_request_bytes),
+        ("limits.max_response_bytes", limits.max_response_bytes),
+    ] {
+        if limits.max_record_bytes.saturating_add(AROUND_A_RECORD) > bytes {
+            let why = format!("must be at least 1KiB below {key}, or the largest records could not be sent");
+            p.wrong("limits.max_record_bytes", why);
+        }
+    }
+    if config.mongodb.is_some() && limits.max_record_bytes > 8 << 20 {
+        p.wrong("limits.max_record_bytes", "may be 8MiB at most with MongoDB, whose documents may have 16 MiB");
+    }
+}
+
+fn check_times(config: &Config, p: &mut Parser) {
+    if config.l1_ttl >= config.tombstone_ttl / 2 {
+        p.wrong("l1.ttl", "must be below half of l2.tombstone_ttl, or L1 could outlive a deletion");
+    }
+    if config.default_ttl > config.limits.max_ttl {
+        p.wrong("ttl.default", "must not be above limits.max_ttl");
+    }
+}

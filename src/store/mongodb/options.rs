@@ -1,0 +1,219 @@
+//! What a connection string asks for, judged at the start: what the driver would reject at its first use, what nobody
+//! would follow, and which database it names.
+
+use std::{path::Path, time::Duration};
+
+use mongodb::options::{
+    Acknowledgment, AuthMechanism, ConnectionString, HostInfo, ReadConcernLevel, ReadPreference, Tls, TlsOptions,
+};
+
+use super::address::{self, InvalidUri};
+
+/// The driver's own bound.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(500);
+/// The server's own bound.
+const LONGEST_APP_NAME: usize = 128;
+/// MongoDB's own: nothing of ours belongs into them, and `local` is not replicated.
+const OWN_DATABASES: [&str; 3] = ["admin", "config", "local"];
+
+/// Rejects options that cannot work, or that say something else than what is done whatever they say.
+pub(super) fn check(uri: &ConnectionString) -> Result<(), InvalidUri> {
+    let wrong = impossible(uri).or_else(|| contradicting(uri)).map(str::to_owned).or_else(|| files(uri));
+    wrong.map_or(Ok(()), |why| Err(InvalidUri::new(why)))
+}
+
+/// What the driver or the server would reject at its first use, and what would never end.
+fn impossible(uri: &ConnectionString) -> Option<&'static str> {
+    let has_many_hosts = matches!(&uri.host_info, HostInfo::HostIdentifiers(hosts) if hosts.len() > 1);
+    let (is_direct, is_balanced) = (uri.direct_connection == Some(true), uri.load_balanced == Some(true));
+    let is_x509 = uri.credential.as_ref().is_some_and(|of| of.mechanism == Some(AuthMechanism::MongoDbX509));
+    let has_certificate = tls(uri).is_some_and(|tls| tls.cert_key_file_path.is_some());
+    let max_pool = uri.max_pool_size.unwrap_or(u32::MAX);
+    let rules = [
+        (is_direct && has_many_hosts, "directConnection=true needs exactly one host"),
+        (is_balanced && has_many_hosts, "loadBalanced=true needs exactly one host"),
+        (is_balanced && is_direct, "loadBalanced=true and directConnection=true exclude each other"),
+        (is_balanced && uri.replica_set.is_some(), "loadBalanced=true and replicaSet exclude each other"),
+        (uri.replica_set.as_deref() == Some(""), "replicaSet is empty: name the set, or leave it out"),
+        (uri.max_pool_size == Some(0), "maxPoolSize=0 (without a bound) is not possible: give a number"),
+        (uri.max_connecting == Some(0), "maxConnecting must be at least 1"),
+        (uri.min_pool_size.is_some_and(|min| min > max_pool), "minPoolSize must not be above maxPoolSize"),
+        (
+            uri.heartbeat_frequency.is_some_and(|of| of < SHORTEST_HEARTBEAT),
+            "heartbeatFrequencyMS must be at least 500",
+        ),
+        (uri.server_selection_timeout.is_some_and(|of| of.is_zero()), "serverSelectionTimeoutMS must be above 0"),
+        (uri.connect_timeout.is_some_and(|of| of.is_zero()), "connectTimeoutMS=0 (without a bound) is not possible"),
+        (uri.app_name.as_ref().is_some_and(|of| of.len() > LONGEST_APP_NAME), "appName may have 128 bytes at most"),
+        (is_x509 && !has_certificate, "authMechanism=MONGODB-X509 needs tls=true and tlsCertificateKeyFile"),
+    ];
+    rules.into_iter().find_map(|(is_wrong, why)| is_wrong.then_some(why))
+}
+
+/// What is always done in one way, and asked for in another.
+fn contradicting(uri: &ConnectionString) -> Option<&'static str> {
+    let concern = uri.write_concern.as_ref();
+    let w = concern.and_then(|concern| concern.w.as_ref());
+    let level = uri.read_concern.as_ref().map(|concern| &concern.level);
+    let is_primary = uri.read_preference.as_ref().is_none_or(|of| matches!(of, ReadPreference::Primary));
+    #[allow(deprecated, reason = "the driver parses it, and does nothing with it")]
+    let has_socket_timeout = uri.socket_timeout.is_some();
+    let rules = [
+        (
+            w.is_some_and(|w| *w != Acknowledgment::Majority),
+            "w must be majority or left out: every write waits for a majority",
+        ),
+        (
+            concern.is_some_and(|of| of.journal == Some(false)),
+            "journal must be true or left out: every write is journaled",
+        ),
+        (concern.is_some_and(|of| of.w_timeout.is_some()), "wtimeoutMS has no effect: deadlines.write bounds writes"),
+        (!is_primary, "readPreference must be primary or left out: every read goes to the primary"),
+        (
+            level.is_some_and(|of| !matches!(of, ReadConcernLevel::Majority | ReadConcernLevel::Linearizable)),
+            "readConcernLevel must be majority or left out: every read sees what a majority has",
+        ),
+        (has_socket_timeout, "socketTimeoutMS has no effect: deadlines.* bound operations"),
+        (uri.wait_queue_timeout().is_some(), "waitQueueTimeoutMS has no effect: deadlines.* bound operations"),
+    ];
+    rules.into_iter().find_map(|(is_wrong, why)| is_wrong.then_some(why))
+}
+
+fn tls(uri: &ConnectionString) -> Option<&TlsOptions> {
+    match &uri.tls {
+        Some(Tls::Enabled(options)) => Some(options),
+        _ => None,
+    }
+}
+
+/// Files that the driver would read at its first use.
+fn files(uri: &ConnectionString) -> Option<String> {
+    let tls = tls(uri)?;
+    let wrong = |option: &str, path: &Path, wanted: &[&str]| match std::fs::read(path) {
+        Err(error) => Some(format!("{option}: {} cannot be read: {error}", path.display())),
+        Ok(pem) => {
+            let pem = String::from_utf8_lossy(&pem);
+            let missing = wanted.iter().find(|wanted| !pem.contains(**wanted))?;
+            Some(format!("{option}: {} holds no {missing} in PEM", path.display()))
+        }
+    };
+    let ca = tls.ca_file_path.as_ref().and_then(|path| wrong("tlsCAFile", path, &["CERTIFICATE"]));
+    let own = tls.cert_key_file_path.as_ref();
+    ca.or_else(|| own.and_then(|path| wrong("tlsCertificateKeyFile", path, &["CERTIFICATE", "PRIVATE KEY"])))
+}
+
+/// The database: the one that is configured; else the one that the URI's path names, as every client has it; else the
+/// default. A path that names another one than what is configured must be there for another reason: to log in.
+pub fn choose_database(uri: &str, configured: Option<&str>, default: &str) -> Result<String, InvalidUri> {
+    let parsed = address::parse(uri)?;
+    let options = uri.rsplit_once('?').map_or("", |(_, options)| options).to_lowercase();
+    let is_source_named = options.split('&').any(|option| option.starts_with("authsource="));
+    // Of a URI with a user, MongoDB's tools take the path as the database that knows the user, too.
+    let is_for_login = parsed.credential.is_some() && !is_source_named;
+    let database = match (parsed.default_database.as_deref().filter(|path| !path.is_empty()), configured) {
+        (None, configured) => configured.unwrap_or(default),
+        (Some(path), Some(configured)) if path == configured || is_for_login => configured,
+        (Some(path), Some(configured)) => {
+            return Err(InvalidUri::new(format!(
+                "its path names the database {path:?}, and mongodb.database (MONGO_DB) is {configured:?}: leave one of \
+                 them out"
+            )));
+        }
+        (Some("admin"), None) if is_for_login => default,
+        (Some(path), None) => path,
+    };
+    if OWN_DATABASES.contains(&database) {
+        return Err(InvalidUri::new(format!(
+            "the database must not be {database}: it is MongoDB's own{}; name another in its path or in mongodb.database \
+             (MONGO_DB)",
+            if database == "local" { ", and is not replicated" } else { "" }
+        )));
+    }
+    if database.len() > 63 || database.contains(['/', '\\', '.', ' ', '"', '$', '\0']) {
+        return Err(InvalidUri::new(
+            "the database in its path may have 63 bytes and no space, /, \\, ., \" or $".to_owned(),
+        ));
+    }
+    Ok(database.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(uri: &str) -> String {
+        check(&address::parse(uri).unwrap()).map_or_else(|error| error.to_string(), |()| "taken".to_owned())
+    }
+
+    #[test]
+    fn options_that_cannot_work_are_refused_by_name() {
+        for (options, name) in [
+            ("directConnection=true", "directConnection"),
+            ("loadBalanced=true", "loadBalanced"),
+            ("replicaSet=", "replicaSet"),
+            ("maxPoolSize=0", "maxPoolSize"),
+            ("maxPoolSize=3&minPoolSize=4", "minPoolSize"),
+            ("maxConnecting=0", "maxConnecting"),
+            ("heartbeatFrequencyMS=499", "heartbeatFrequencyMS"),
+            ("serverSelectionTimeoutMS=0", "serverSelectionTimeoutMS"),
+            ("connectTimeoutMS=0", "connectTimeoutMS"),
+            ("w=1", "w must"),
+            ("w=0", "w must"),
+            ("journal=false", "journal"),
+            ("wtimeoutMS=5", "wtimeoutMS"),
+            ("readPreference=secondary", "readPreference"),
+            ("readPreference=nearest&maxStalenessSeconds=90", "readPreference"),
+            ("readConcernLevel=local", "readConcernLevel"),
+            ("readConcernLevel=available", "readConcernLevel"),
+            ("socketTimeoutMS=5", "socketTimeoutMS"),
+            ("waitQueueTimeoutMS=5", "waitQueueTimeoutMS"),
+            ("tlsCAFile=/nowhere/ca.pem", "/nowhere/ca.pem"),
+            ("tlsCAFile=/dev/null", "no CERTIFICATE"),
+            ("tlsCertificateKeyFile=/nowhere/own.pem", "/nowhere/own.pem"),
+        ] {
+            let told = refused(&format!("mongodb://a,b/?{options}"));
+            assert!(told.contains(name), "{options}: {told}");
+        }
+        let x509 = refused("mongodb://a/?authMechanism=MONGODB-X509&tls=true");
+        assert!(x509.contains("tlsCertificateKeyFile"), "{x509}");
+        let name = refused(&format!("mongodb://a/?appName={}", "x".repeat(129)));
+        assert!(name.contains("appName"), "{name}");
+        for options in [
+            "replicaSet=rs0&retryWrites=true&w=majority&journal=true&readPreference=primary&readConcernLevel=majority",
+            "maxPoolSize=5&minPoolSize=5&maxConnecting=1&heartbeatFrequencyMS=500&serverSelectionTimeoutMS=1&appName=x",
+            "tls=true&connectTimeoutMS=100&retryReads=false&localThresholdMS=5&maxIdleTimeMS=5&compressors",
+        ] {
+            let options = options.trim_end_matches("&compressors");
+            assert_eq!(refused(&format!("mongodb://a,b/?{options}")), "taken", "{options}");
+        }
+        assert_eq!(refused("mongodb://a/?directConnection=true"), "taken");
+    }
+
+    #[test]
+    fn the_database_of_the_path_is_used_or_refused() {
+        let choose = |uri: &str, configured| match choose_database(uri, configured, "featurestore") {
+            Ok(database) => database,
+            Err(error) => format!("refused: {error}"),
+        };
+        assert_eq!(choose("mongodb://h", None), "featurestore");
+        assert_eq!(choose("mongodb://h/", Some("risk")), "risk");
+        assert_eq!(choose("mongodb://h/credit", None), "credit");
+        assert_eq!(choose("mongodb://u:p@h/credit", None), "credit");
+        assert_eq!(choose("mongodb://h/credit", Some("credit")), "credit");
+        // It is where the user is known.
+        assert_eq!(choose("mongodb://u:p@h/admin", None), "featurestore");
+        assert_eq!(choose("mongodb://u:p@h/users", Some("risk")), "risk");
+        for (uri, configured, why) in [
+            ("mongodb://h/credit", Some("risk"), "leave one"),
+            ("mongodb://u:p@h/credit?authSource=admin", Some("risk"), "leave one"),
+            ("mongodb://h/admin", None, "MongoDB's own"),
+            ("mongodb://h/local", None, "not replicated"),
+            ("mongodb://h", Some("config"), "MongoDB's own"),
+            ("mongodb://u:p@h/local", None, "not replicated"),
+            ("mongodb://h/a.b", None, "database"),
+        ] {
+            let told = choose(uri, configured);
+            assert!(told.starts_with("refused") && told.contains(why), "{uri} {configured:?}: {told}");
+        }
+    }
+}

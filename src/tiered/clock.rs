@@ -1,0 +1,92 @@
+//! L2's clock as this server knows it. Records expire by it, whatever this machine's clock reads: L2 gives them their times.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::trouble::Trouble;
+use crate::{
+    record::{Clock, Millis},
+    store::TimeSeen,
+};
+
+/// A skew from which on people are to know of it.
+const NOTABLE: Duration = Duration::from_secs(1);
+
+/// This machine's clock, set by L2's.
+pub(super) struct L2Clock {
+    local: Clock,
+    /// How far L2's clock is ahead of this machine's, in ms.
+    ahead: AtomicI64,
+    logged: Mutex<Trouble>,
+}
+
+impl L2Clock {
+    pub(super) fn new(local: Clock) -> Self {
+        Self { local, ahead: AtomicI64::new(0), logged: Mutex::default() }
+    }
+
+    /// Now by L2's clock, as far as it is known.
+    pub(super) fn now(&self) -> Millis {
+        Millis(self.local.now().0.saturating_add(self.ahead.load(Relaxed)))
+    }
+
+    /// How far this machine's clock is ahead, in seconds.
+    pub(super) fn skew(&self) -> f64 {
+        -(self.ahead.load(Relaxed) as f64) / 1000.0
+    }
+
+    /// Takes what L2's clock read. What the journey alone explains is no difference.
+    pub(super) fn see(&self, seen: Option<TimeSeen>) {
+        let Some(TimeSeen { time, after, before }) = seen else { return };
+        let (local, now) = (self.local.now(), Instant::now());
+        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+        let journey = millis(before - after);
+        // This machine's clock in the middle of the journey.
+        let then = local.0.saturating_sub(millis(now - before)).saturating_sub(journey / 2);
+        let ahead = time.0.saturating_sub(then);
+        let is_known = ahead.abs() > journey / 2 + 2; // both clocks are cut off to milliseconds
+        let ahead = if is_known { ahead } else { 0 };
+        self.ahead.store(ahead, Relaxed);
+        self.log(ahead);
+    }
+
+    fn log(&self, ahead: i64) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if u128::from(ahead.unsigned_abs()) <= NOTABLE.as_millis() {
+            logged.is_over();
+        } else if logged.is_news("skew") {
+            let (skew, direction) = (ahead.unsigned_abs(), if ahead < 0 { "ahead of" } else { "behind" });
+            tracing::warn!(
+                "this server's clock is {skew} ms {direction} L2's: records expire by L2's clock; see to it that NTP runs on \
+                 both machines"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_difference_beyond_the_journey_sets_the_clock() {
+        let clock = L2Clock::new(Clock::new(|| Millis(100_000)));
+        let seen = |time: i64, journey: u64| {
+            let before = Instant::now();
+            clock.see(Some(TimeSeen { time: Millis(time), after: before - Duration::from_millis(journey), before }));
+            (clock.now().0, clock.skew())
+        };
+        assert_eq!(seen(160_000, 0), (160_000, -60.0));
+        assert_eq!(seen(40_000, 20), (40_010, 59.99), "L2's clock went on while its answer travelled");
+        assert_eq!(seen(99_960, 100), (100_000, 0.0), "the journey may be all of the difference");
+        clock.see(None);
+        assert_eq!(clock.now().0, 100_000);
+    }
+}

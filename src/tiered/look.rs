@@ -1,0 +1,82 @@
+//! A look into L1, and what it brought.
+
+use super::{
+    Tiered,
+    board::Board,
+    meter::Operation,
+    patience::{Brought, Load, value_bytes},
+    read::{Row, RowError, Tier},
+};
+use crate::{
+    cache::{CacheError, CacheKey, CacheValue, Epoch},
+    record::{RecordKey, State},
+};
+
+impl Tiered {
+    /// Looks into L1: one MGET. Rows that it lacks stay empty.
+    pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board<'_>) {
+        let l1_keys = CacheKey::all(epoch, keys);
+        let look = |by| self.cache.get(&l1_keys, by);
+        let brought = |found: &Vec<Result<Option<CacheValue>, CacheError>>| {
+            Brought::by(found, |value| value.as_ref().map_or(0, value_bytes))
+        };
+        let load = self.load(keys);
+        let Some(found) = board.patience.step_bringing(Operation::Get, load, brought, look).await else {
+            board.degraded = true;
+            return;
+        };
+        if self.brings && !self.hold_brought(keys, &found, board) {
+            return;
+        }
+        let (mut hits, mut negative_hits, mut failure, mut left_out) = (0, 0, None, 0);
+        for (row, found) in board.rows.iter_mut().zip(found) {
+            match found {
+                Ok(Some(value)) => {
+                    hits += 1;
+                    let state = State::from(value);
+                    negative_hits += usize::from(!matches!(state, State::Record(_)));
+                    *row = Some(Ok(Row { state, tier: Tier::L1 }));
+                }
+                Ok(None) => {}
+                Err(CacheError::LeftOut) => {
+                    left_out += 1;
+                    *row = Some(Err(RowError::LEFT_OUT));
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        board.left_out |= left_out > 0;
+        let before = self.l1_meter.read(hits, negative_hits, keys.len() - hits - left_out);
+        let hit = || keys.iter().zip(&board.rows).find(|(_, row)| matches!(row, Some(Ok(_)))).map(|(key, _)| key);
+        self.audit.hits(before, hits as u64, hit);
+        match failure {
+            None => self.trust.breaker.succeeded(),
+            Some(error) => {
+                board.degraded = true;
+                self.note_l1(&error);
+            }
+        }
+    }
+
+    /// What looking up these keys may bring.
+    fn load(&self, keys: &[RecordKey]) -> Load {
+        let load = Load::of(keys.len());
+        match keys.first().filter(|_| self.brings) {
+            Some(key) => load.with_bytes(keys.len().saturating_mul(self.sizes.of(&key.view).get())),
+            None => load,
+        }
+    }
+
+    /// Counts what an L1 of another process brought, and remembers how large it was. False: there is no room for it.
+    fn hold_brought(
+        &self,
+        keys: &[RecordKey],
+        found: &[Result<Option<CacheValue>, CacheError>],
+        board: &mut Board<'_>,
+    ) -> bool {
+        let sizes = found.iter().flatten().flatten().map(value_bytes).filter(|bytes| *bytes > 0);
+        let (records, bytes) = sizes.fold((0, 0), |(records, all), bytes| (records + 1, all + bytes));
+        keys.iter().take(1).for_each(|key| self.sizes.of(&key.view).saw(records, bytes));
+        board.hold(bytes)
+    }
+}

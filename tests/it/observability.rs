@@ -18,6 +18,7 @@ use crate::{
     harness::{
         binary::{Binary, SERVICE},
         client::*,
+        raw,
         server::{Pair, eventually},
         tls::{Authority, Secret},
         tools,
@@ -287,17 +288,20 @@ async fn what_alerts_wait_for_is_there_before_the_first_time_and_counted() {
         assert_eq!(count(&server, &format!("rpc_server_call_duration_seconds_count{{{labels}}}")).await, 0.0);
     }
 
-    // A stream has the only place.
     let mut client = server.client().await;
-    let (send, messages) = tokio::sync::mpsc::channel(1);
-    send.send(chunk(1, [record("a", [("n", double(1.0))])])).await.unwrap();
-    let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
-    let mut answers = client.bulk_upsert(messages).await.unwrap().into_inner();
-    assert_eq!(answers.message().await.unwrap().unwrap().written, 1);
+    put(&mut client, record("a", [("n", double(1.0))])).await;
+    // A call whose message is not complete has the only place.
+    let in_flight = async |calls: f64| count(&server, "featurestore_calls_in_flight").await == calls;
+    eventually("the place to be free", async || in_flight(0.0).await).await;
+    let raw = raw::connect(server.port, &h2::client::Builder::new()).await;
+    let mut send = raw.send.clone().ready().await.unwrap();
+    let (answer, mut body) = send.send_request(raw::head("UpsertFeatures").body(()).unwrap(), false).unwrap();
+    body.send_data(bytes::Bytes::from_static(&[0, 0, 0, 0, 100, 1]), false).unwrap();
+    eventually("the place to be taken", async || in_flight(1.0).await).await;
     let refused = client.get_features(get(["a"])).await.unwrap_err();
     assert_eq!((refused.code(), count(&server, shed).await), (tonic::Code::ResourceExhausted, 1.0));
-    drop((send, answers));
-    eventually("its place to be free", async || count(&server, "featurestore_calls_in_flight").await == 0.0).await;
+    drop((answer, body));
+    eventually("the place to be free again", async || in_flight(0.0).await).await;
 
     // Somebody put in by hand what no kind of value stands for.
     let documents = pair.mongod.unwrap().database(pair.database()).await.collection::<bson::Document>("features");

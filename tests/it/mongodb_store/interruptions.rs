@@ -110,7 +110,7 @@ async fn what_may_have_happened_is_unknown_and_what_did_not_is_unavailable() {
     // A server that refuses for good is neither: it is not an outage, and nothing happened.
     fail(&bench, "findAndModify", 1, code(72)).await;
     let error = bench.store.write(upsert("a", one(1)), soon()).await.unwrap_err();
-    assert!(matches!(error, StoreError::Internal(_)), "{error:?}");
+    assert!(matches!(error, StoreError::Refused(_)), "{error:?}");
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use super::{
     CacheError, L1Name, Lane, Layout, MARKER_TTL, Pipeline, RedisCache, Seen, TRIES, UNKNOWN,
     look::{self, Met},
+    refusal,
 };
 
 const NAME: &str = include_str!("../../scripts/name.lua");
@@ -80,7 +81,10 @@ async fn give(met: &Met, id: &str) -> Result<String, CacheError> {
     let Some(place) = &met.place else { return Ok(String::new()) };
     let mut pipeline = Pipeline::new();
     pipeline.cmd("EVAL").arg(NAME).arg(1).arg(&place.id).arg(&met.id).arg(id).arg(MARKER_TTL);
-    look::text_of(look::ask(&met.shared, pipeline, Lane::Swift).await?.swap_remove(0))
+    match look::text_of(look::ask(&met.shared, pipeline, Lane::Swift).await?.swap_remove(0)) {
+        Err(CacheError::Refused(why)) if refusal::is_full_or_not_now(&why) => Err(refusal::not_now(&why)),
+        given => given,
+    }
 }
 
 fn most_frequent<'a>(ids: impl Iterator<Item = &'a str>) -> Option<String> {

@@ -109,7 +109,9 @@ pub(super) struct Gathered {
 /// Reads all sources.
 pub(super) fn gather(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Gathered {
     let mut errors = Vec::new();
-    let defaults = from_toml(DEFAULTS, THE_DEFAULTS, &mut errors);
+    let mut defaults = from_toml(DEFAULTS, THE_DEFAULTS, &mut errors);
+    // A section of which all keys are optional is empty there, and is no key.
+    defaults.retain(|key, _| !OPTIONAL.iter().any(|optional| is_within(optional, key)));
     let mut settings = defaults.clone();
     let known: Vec<String> = settings.keys().cloned().chain(OPTIONAL.map(str::to_owned)).collect();
     // It may come from the environment too.
@@ -194,12 +196,15 @@ fn only_known(settings: Settings, known: &[String], errors: &mut Vec<String>) ->
         }
         is_known
     };
-    let is_empty_section = |key: &String, setting: &Setting| {
-        let holds = |of: &String| of.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
-        setting.text.is_empty() && known.iter().any(holds)
-    };
+    let is_empty_section =
+        |key: &String, setting: &Setting| setting.text.is_empty() && known.iter().any(|known| is_within(known, key));
     let settings = settings.into_iter().filter(|(key, setting)| !is_empty_section(key, setting));
     settings.filter(|(key, setting)| is_known(key, setting, errors)).collect()
+}
+
+/// Whether a key lies within a section.
+fn is_within(key: &str, section: &str) -> bool {
+    key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'))
 }
 
 fn from_toml(text: &str, source: &str, errors: &mut Vec<String>) -> Settings {

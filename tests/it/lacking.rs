@@ -78,8 +78,8 @@ async fn until_used(server: &Binary) {
     assert_eq!(metric(server, UNSUITABLE).await, 0.0);
 }
 
-/// How many new epochs a server made. The embedded store has no repairer, so a write that L1 did not see costs one when L1
-/// is used again.
+/// How many new epochs a server made. The first one is that in which it uses this L1 for the first time. The embedded store
+/// has no repairer, so a write that L1 did not see costs another one when L1 is used again.
 fn new_epochs(server: &Binary) -> usize {
     lines(server, &["new epoch, L1 starts cold"])
 }

@@ -294,13 +294,11 @@ async fn what_alerts_wait_for_is_there_before_the_first_time_and_counted() {
     let in_flight = async |calls: f64| count(&server, "featurestore_calls_in_flight").await == calls;
     eventually("the place to be free", async || in_flight(0.0).await).await;
     let raw = raw::connect(server.port, &h2::client::Builder::new()).await;
-    let mut send = raw.send.clone().ready().await.unwrap();
-    let (answer, mut body) = send.send_request(raw::head("UpsertFeatures").body(()).unwrap(), false).unwrap();
-    body.send_data(bytes::Bytes::from_static(&[0, 0, 0, 0, 100, 1]), false).unwrap();
+    let begun = raw.begin_only("GetFeatures", &get(["a"])).await;
     eventually("the place to be taken", async || in_flight(1.0).await).await;
     let refused = client.get_features(get(["a"])).await.unwrap_err();
     assert_eq!((refused.code(), count(&server, shed).await), (tonic::Code::ResourceExhausted, 1.0));
-    drop((answer, body));
+    drop(begun);
     eventually("the place to be free again", async || in_flight(0.0).await).await;
 
     // Somebody put in by hand what no kind of value stands for.

@@ -25,11 +25,7 @@ use deadpool_redis::{
         aio::MultiplexedConnection,
     },
 };
-use tokio::{
-    io::AsyncReadExt as _,
-    net::TcpStream,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{
     cause,
@@ -43,9 +39,6 @@ use crate::{
     trace::{self, Asked, Failed, Place},
 };
 
-/// How long a server may take to say unasked why it closes a connection, and how much of it is read.
-const WORDS: Duration = Duration::from_millis(200);
-const MAX_WORDS: u64 = 1 << 10;
 /// How the error of a wrong password begins.
 const NO_LOGIN: &str = "authentication failed";
 /// How long connecting may take before somebody asks why.
@@ -245,21 +238,13 @@ impl Connections {
         })
     }
 
-    /// Why connections break before anything was answered, where the server says it unasked: too many clients, protected
-    /// mode. Else the error as it is.
+    /// Why connections break before anything was answered, where it can be found out. Else the error as it is.
     pub(super) async fn explained(&self, error: CacheError) -> CacheError {
-        let CacheError::Unavailable(why) = &error else { return error };
-        let (true, ConnectionAddr::Tcp(host, port)) = (is_broken(why), self.server.addr()) else { return error };
-        let mut words = Vec::new();
-        let read = async {
-            let stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
-            stream.take(MAX_WORDS).read_to_end(&mut words).await.ok()
-        };
-        // What it has to say comes at once, and nothing comes from a server that waits for commands.
-        let _ = tokio::time::timeout(WORDS, read).await;
-        match String::from_utf8_lossy(&words).strip_prefix('-') {
-            Some(text) => refusal::not_now(text.lines().next().unwrap_or_default()),
-            None => error,
+        match &error {
+            CacheError::Unavailable(why) if is_broken(why) => {
+                cause::of_failure(&self.server).await.map_or(error, |why| CacheError::Unavailable(why.into()))
+            }
+            _ => error,
         }
     }
 

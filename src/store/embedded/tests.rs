@@ -37,7 +37,7 @@ fn upsert(key: &RecordKey, mode: WriteMode, version: &str) -> Write {
         mode,
         features: Default::default(),
         model_version: model_version.into(),
-        event_time: Some(Millis(7)),
+        event_time: None,
         lifetime: None,
     };
     let request_id = RequestId(format!("{:x}", rand::random::<u64>()).into());

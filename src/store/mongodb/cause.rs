@@ -58,8 +58,9 @@ fn of_set(host: &str, port: u16, server: &RawDocument, wanted: Option<&str>) -> 
     match server.get_str("setName") {
         Ok(name) if name == wanted => None,
         Ok(name) => Some(format!(
-            "the server at {host}:{port} is a member of the replica set {name:?}, and mongodb.uri asks for \
-             replicaSet={wanted}"
+            "the server at {host}:{port} is a member of the replica set {}, and mongodb.uri asks for \
+             replicaSet={wanted}",
+            name.escape_debug()
         )),
         Err(_) => Some(format!(
             "the server at {host}:{port} is no member of a replica set, and mongodb.uri asks for replicaSet={wanted}: take \

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
 use h2::client::Builder;
 use tonic::Code;
 
@@ -54,10 +53,7 @@ async fn a_client_with_the_readmes_service_config_balances_and_is_answered_by_an
 async fn hold_a_place(port: u16) {
     let raw = raw::connect(port, &Builder::new()).await;
     loop {
-        let mut send = raw.send.clone().ready().await.unwrap();
-        let request = raw::head("UpsertFeatures").body(()).unwrap();
-        let (answer, mut body) = send.send_request(request, false).unwrap();
-        body.send_data(Bytes::from_static(&[0, 0, 0, 0, 100, 1]), false).unwrap();
+        let (answer, _body, _last) = raw.begin_only("GetFeatures", &get(["a"])).await;
         let _ended = answer.await;
     }
 }

@@ -67,10 +67,7 @@ async fn a_request_that_is_begun_and_never_ended_does_not_keep_its_place() {
     let server = Binary::start(&[("FEATURESTORE_LIMITS_MAX_IN_FLIGHT", "1")]);
     server.until_serving().await;
     let raw = raw::connect(server.port, &Builder::new()).await;
-    let mut send = raw.send.clone().ready().await.unwrap();
-    let (answer, mut body) = send.send_request(raw::head("GetFeatures").body(()).unwrap(), false).unwrap();
-    let message = raw::framed(&get(["a"]));
-    body.send_data(message.slice(..3), false).unwrap();
+    let (answer, _body, _last) = raw.begin_only("GetFeatures", &get(["a"])).await;
     // Not seen by another call: that could take the only place itself just then.
     eventually("the place to be taken", async || another(&server, "calls_in_flight").await == 1.0).await;
     let mut client = server.client().await;

@@ -1,7 +1,10 @@
 //! gRPC by hand over HTTP/2, for what no gRPC client would do.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use h2::client::{Builder, ResponseFuture, SendRequest};
+use h2::{
+    SendStream,
+    client::{Builder, ResponseFuture, SendRequest},
+};
 use http::{HeaderMap, Request};
 use http_body_util::BodyExt as _;
 use prost::Message;
@@ -64,6 +67,17 @@ pub async fn packed<M: Message + 'static>(message: M) -> Bytes {
 }
 
 impl Raw {
+    /// Begins a call and sends its message without the last byte, so that the call keeps its place. The caller sends the
+    /// byte, lets go of the body, or waits until the server ends the call.
+    pub async fn begin_only(&self, method: &str, message: &impl Message) -> (ResponseFuture, SendStream<Bytes>, Bytes) {
+        let mut send = self.send.clone().ready().await.unwrap();
+        let (answer, mut body) = send.send_request(head(method).body(()).unwrap(), false).unwrap();
+        let mut message = framed(message);
+        let last = message.split_off(message.len() - 1);
+        body.send_data(message, false).unwrap();
+        (answer, body, last)
+    }
+
     /// Begins a call; Err: it was not sent.
     pub async fn begin(&self, method: &str, message: &impl Message) -> Result<ResponseFuture, h2::Error> {
         let mut send = self.send.clone().ready().await?;

@@ -63,10 +63,11 @@ async fn a_redis_that_loads_its_data_is_used_when_it_has_and_says_what_it_does_u
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_a_script_blocks_is_bypassed_and_used_again_without_a_new_epoch() {
+async fn a_redis_that_a_script_blocks_is_bypassed_and_used_again() {
     let redis = RedisServer::start_with(&["--busy-reply-threshold", "50"]);
     let server = serve(&redis.url());
     until_used(&server).await;
+    let before = new_epochs(&server);
     let blocked = Command::new("redis-cli")
         .args(["-h", "127.0.0.1", "-p", &redis.port().to_string(), "EVAL", "while true do end", "0"])
         .stdout(Stdio::null())
@@ -77,7 +78,8 @@ async fn a_redis_that_a_script_blocks_is_bypassed_and_used_again_without_a_new_e
     assert_eq!(redis.cli(&["SCRIPT", "KILL"]), "OK");
     blocked.wait().unwrap();
     until_used(&server).await;
-    assert!(new_epochs(&server) <= 1, "{}", server.log());
+    // The write that it was not told of.
+    assert!(new_epochs(&server) <= before + 1, "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

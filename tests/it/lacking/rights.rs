@@ -95,7 +95,8 @@ async fn all_rights_that_a_user_lacks_are_named_at_once_and_found_when_they_are_
     assert_eq!(metric(&server, UNSUITABLE).await, 1.0);
     grant(&redis, &ALL);
     until_used(&server).await;
-    assert!(new_epochs(&server) <= 1, "{}", server.log());
+    // The one in which L1 is used for the first time, and one for a write that L1 was not told of.
+    assert!(new_epochs(&server) <= 2, "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

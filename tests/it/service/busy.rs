@@ -1,12 +1,12 @@
 //! Calls beyond the bound are shed before any work; the health service never is.
 
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use h2::client::Builder;
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
     client::*,
+    raw,
     server::{Server, eventually},
 };
 
@@ -16,11 +16,11 @@ async fn a_call_beyond_the_bound_is_shed_with_when_to_try_again_and_health_is_st
     let mut client = server.client().await;
     let channel = Channel::from_shared(server.url()).unwrap().connect().await.unwrap();
     for is_abandoned in [false, true] {
-        // The only place is held by a stream as long as it is open, and not only until its answer begins.
-        let (send, messages) = mpsc::channel(1);
-        send.send(chunk(1, [record("A", [])])).await.unwrap();
-        let mut answers = client.bulk_upsert(ReceiverStream::new(messages)).await.unwrap().into_inner();
-        assert_eq!(answers.message().await.unwrap().unwrap().written, 1);
+        // A call keeps the only place from its beginning, however slowly its message arrives.
+        let raw = raw::connect(server.address.port(), &Builder::new()).await;
+        let (answer, mut body, last) = raw.begin_only("UpsertFeatures", &upsert(record("A", []))).await;
+        let is_shed = async || client.clone().info(InfoRequest {}).await.is_err();
+        eventually("the place to be taken", is_shed).await;
 
         let busy = [
             client.get_features(get(["A"])).await.unwrap_err(),
@@ -36,11 +36,10 @@ async fn a_call_beyond_the_bound_is_shed_with_when_to_try_again_and_health_is_st
         health.expect("health is never shed");
 
         if is_abandoned {
-            drop(answers);
-            drop(send);
+            drop((answer, body));
         } else {
-            drop(send);
-            assert!(answers.message().await.unwrap().is_none());
+            body.send_data(last, true).unwrap();
+            assert_eq!(raw::finish(answer).await.unwrap().0, Code::Ok);
         }
         let is_taken = async || client.clone().get_features(get(["A"])).await.is_ok();
         eventually("the place to be free again", is_taken).await;

@@ -42,7 +42,9 @@ impl RedisCache {
                 master.connections.lose();
                 Ok(None)
             }
-            met => met.map(Some),
+            // A server that refuses a connection may take it first, and close it with the first command.
+            Err(error) => Err(master.connections.explained(error).await),
+            Ok(met) => Ok(Some(met)),
         }
     }
 
@@ -57,10 +59,7 @@ impl RedisCache {
             Some(shared) if shared.ping().await.is_ok() => (shared, false),
             _ => {
                 master.connections.lose();
-                match master.connections.connect().await {
-                    Ok(shared) => (Arc::new(shared), true),
-                    Err(error) => return Err(master.connections.explained(error).await),
-                }
+                (Arc::new(master.connections.connect().await?), true)
             }
         };
         let mut pipeline = Pipeline::new();

@@ -161,7 +161,11 @@ impl Tiered {
             self.trust.lost();
             // Only a probe of the new epoch makes it usable again.
             if let Some(renewed) = self.renew_epoch_within_bounds().await {
-                tracing::warn!("L1 came back with what it held at an earlier time: it starts cold, in a new epoch");
+                tracing::warn!(
+                    epoch = %renewed.epoch,
+                    "L1 holds entries of an earlier time (Redis restarted with them, or a replica that was behind took over): \
+                     it starts cold, in a new epoch"
+                );
                 answer = self.cache.probe(renewed.epoch, renewed.l1.as_ref(), Instant::now() + PATIENCE).await;
             }
         }

@@ -93,7 +93,8 @@ impl RedisCache {
         let looks = join_all(looks).await;
         if let Some(place) = looks.iter().position(|look| *look == Ok(Probe::Restored)) {
             let address = self.shown(&layout.masters[place]);
-            tracing::warn!(address, %epoch, "Redis holds entries of an earlier time: it restarted with them, or a replica that was behind took over");
+            // The tiers log what becomes of it, and how often that is repeated.
+            tracing::debug!(address, %epoch, "Redis holds entries of an earlier time");
             return Ok(Probe::Restored);
         }
         looks.into_iter().collect::<Result<Vec<_>, _>>()?;

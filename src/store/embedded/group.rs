@@ -24,6 +24,8 @@ pub(super) struct Group<'a> {
     places: HashMap<RecordKey, usize, ahash::RandomState>,
     /// The highest revision that was ever given.
     highest: Revision,
+    /// Bytes of the records that it has read and made.
+    bytes: usize,
 }
 
 struct Touched {
@@ -38,12 +40,17 @@ struct Touched {
 
 impl<'a> Group<'a> {
     pub(super) fn new(engine: &'a Engine, rules: &'a WriteRules, clock: &'a Clock, highest: Revision) -> Self {
-        Self { engine, rules, clock, touched: Vec::new(), places: HashMap::default(), highest }
+        Self { engine, rules, clock, touched: Vec::new(), places: HashMap::default(), highest, bytes: 0 }
     }
 
     /// The highest revision that was given, here or before.
     pub(super) fn highest(&self) -> Revision {
         self.highest
+    }
+
+    /// Bytes of the records that it has read and made, all of which it holds until it is committed.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Does one write within the group, and answers with what stands then. It holds once the group is committed.
@@ -55,6 +62,7 @@ impl<'a> Group<'a> {
         if let Some(damage) = &touched.damage {
             let (stored, receipt) = over_damage(&write, clock.now(), rules, highest).ok_or_else(|| damage.clone())?;
             tracing::warn!(outcome = ?receipt.outcome, %damage, "a write takes the place of a damaged record");
+            self.bytes += size_of(&stored);
             (touched.stored, touched.changed, touched.damage) = (Some(stored), true, None);
             return Ok(self.answer(place, receipt));
         }
@@ -64,6 +72,7 @@ impl<'a> Group<'a> {
         }
         let (receipt, document) = apply(touched.stored.as_ref(), write, clock.now(), rules);
         if let Some(document) = document {
+            self.bytes += size_of(&document);
             touched.stored = Some(document);
             touched.changed = true;
         }
@@ -93,6 +102,7 @@ impl<'a> Group<'a> {
             Err(damage @ StoreError::Corrupt(_)) => (None, Some(damage.of_record(key))),
             Err(error) => return Err(error),
         };
+        self.bytes += stored.as_ref().map_or(0, size_of);
         let collect_at_before = stored.as_ref().and_then(|stored| stored.collect_at);
         let place = self.touched.len();
         self.touched.push(Touched { key: bytes, stored, collect_at_before, changed: false, damage });
@@ -125,6 +135,14 @@ impl<'a> Group<'a> {
             self.engine.put(changes, &key, envelope::encode(&stored, &key));
         }
         earliest
+    }
+}
+
+/// Bytes of the record, which are most of a document.
+fn size_of(document: &Document) -> usize {
+    match &document.content {
+        Content::Record(record) => record.as_bytes().len(),
+        Content::Tombstone(_) => 0,
     }
 }
 

@@ -13,14 +13,17 @@ use crate::{
 
 const CACHE_BYTES: u64 = 8 << 20;
 
-fn open(dir: &Path, clock: Clock) -> EmbeddedStore {
-    let rules = WriteRules {
+fn rules() -> WriteRules {
+    WriteRules {
         default_ttl: Duration::from_secs(3600),
         tombstone_ttl: Duration::from_secs(3600),
         max_features: 5,
         max_record_bytes: 1000,
-    };
-    EmbeddedStore::open(dir, CACHE_BYTES, rules, clock).unwrap()
+    }
+}
+
+fn open(dir: &Path, clock: Clock) -> EmbeddedStore {
+    EmbeddedStore::open(dir, CACHE_BYTES, rules(), clock).unwrap()
 }
 
 fn key(id: &str) -> RecordKey {
@@ -137,6 +140,44 @@ async fn a_damaged_record_is_replaced_or_deleted_at_a_revision_above_all_even_af
     for (key, before) in keys.iter().zip(read_before) {
         assert_eq!(read(&store, key).await.unwrap(), before);
     }
+}
+
+fn text(name: &str, bytes: usize, mode: WriteMode) -> Change {
+    let value = crate::proto::Value { kind: Some(crate::proto::value::Kind::StringVal("x".repeat(bytes))) };
+    Change::Upsert(Record {
+        mode,
+        features: [(crate::record::FeatureName::parse(name).unwrap(), value)].into_iter().collect(),
+        model_version: Default::default(),
+        event_time: None,
+        lifetime: None,
+    })
+}
+
+#[tokio::test]
+async fn merges_into_large_records_are_committed_in_parts_so_that_not_all_of_them_are_held() {
+    const LARGE: usize = 900_000;
+    let dir = tempfile::tempdir().unwrap();
+    let rules = WriteRules { max_record_bytes: 1 << 20, ..rules() };
+    let store = EmbeddedStore::open(dir.path(), CACHE_BYTES, rules, Clock::system()).unwrap();
+    let keys: Vec<RecordKey> = (0..60).map(|i| key(&i.to_string())).collect();
+    for key in &keys {
+        let large = Write { change: text("large", LARGE, WriteMode::Replace), ..delete(key) };
+        store.write(large, deadline()).await.unwrap();
+    }
+    let merges = keys.iter().map(|key| Write { change: text("small", 1, WriteMode::Merge), ..delete(key) });
+    let receipts = store.write_batch(merges.collect(), deadline()).await;
+    assert!(
+        receipts.iter().all(|receipt| receipt.as_ref().is_ok_and(|r| r.outcome == Outcome::Written)),
+        "{receipts:?}"
+    );
+    for key in &keys {
+        let State::Record(record) = read(&store, key).await.unwrap() else { panic!("{key:?} is gone") };
+        assert_eq!(record.decode().unwrap().features.len(), 2);
+    }
+    store.close().await;
+    let (_engine, commits, _highest) = Engine::open(dir.path(), CACHE_BYTES).unwrap();
+    let parts = commits - keys.len() as u64;
+    assert!((3..=12).contains(&parts), "{parts} parts of 54 MB that were read and 54 MB that were written");
 }
 
 /// Bytes of the engine's tables.

@@ -29,6 +29,9 @@ use crate::{
 
 /// A group is closed at so many jobs or so many writes, so that its callers do not wait long and its memory is bounded.
 const GROUP_WRITES: usize = 2048;
+/// Or at so many bytes of records. A batch that comes to more, as a thousand small merges into large records do, is committed
+/// in parts, and answered when all of them are.
+const GROUP_BYTES: usize = 16 << 20;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// After so many sweeps without a commit it is idle; a pause between the batches of a load is none.
 const IDLE_SWEEPS: u32 = 5;
@@ -100,6 +103,7 @@ impl Writer {
         let mut epoch = EpochState::clone(&epoch_before);
         let mut answers = Vec::new();
         let mut size = 0;
+        let mut earlier_parts = EarlierParts::default();
         let mut flow = ControlFlow::Continue(());
 
         let mut next = Some(first);
@@ -113,7 +117,14 @@ impl Writer {
                 }
                 Some(Work::Batch(writes, reply)) => {
                     size += writes.len();
-                    let receipts = writes.into_iter().map(|write| Ok(group.write(write)?.0)).collect();
+                    let mut receipts = Vec::with_capacity(writes.len());
+                    for write in writes {
+                        if group.bytes() >= GROUP_BYTES {
+                            let next = Group::new(&engine, &rules, &clock, group.highest());
+                            earlier_parts.note(self.commit(std::mem::replace(&mut group, next), None));
+                        }
+                        receipts.push(group.write(write).map(|(receipt, _)| receipt));
+                    }
                     answers.push(Answer::Receipts(reply, receipts));
                 }
                 Some(Work::RenewEpoch(seen, reply)) => {
@@ -138,10 +149,12 @@ impl Writer {
                 Some(Work::Close) => flow = ControlFlow::Break(()),
                 None => {} // its caller gave it up
             }
-            next = if size < GROUP_WRITES { jobs.try_recv().ok() } else { None };
+            let has_room = size < GROUP_WRITES && group.bytes() < GROUP_BYTES;
+            next = if has_room { jobs.try_recv().ok() } else { None };
         }
 
         let done = self.commit(group, (epoch != *epoch_before).then_some(epoch));
+        let done = earlier_parts.and(done);
         for answer in answers {
             answer.send(done.clone().err());
         }
@@ -223,6 +236,31 @@ impl Writer {
             ),
         }
         let _ = self.halt.set("an earlier commit failed; restart the server".into());
+    }
+}
+
+/// What became of the parts of a group that were committed before its last one.
+#[derive(Default)]
+struct EarlierParts {
+    are_some_done: bool,
+    failure: Option<StoreError>,
+}
+
+impl EarlierParts {
+    fn note(&mut self, done: Result<(), StoreError>) {
+        match done {
+            Ok(()) => self.are_some_done = true,
+            Err(error) => _ = self.failure.get_or_insert(error),
+        }
+    }
+
+    /// What became of the whole group, of which `last` was the last part. All of it is answered alike, so where one part
+    /// was committed and another one was not, nobody is told that nothing happened.
+    fn and(self, last: Result<(), StoreError>) -> Result<(), StoreError> {
+        match self.failure.map_or(last, Err) {
+            Err(StoreError::Unavailable(why)) if self.are_some_done => Err(StoreError::OutcomeUnknown(why)),
+            done => done,
+        }
     }
 }
 

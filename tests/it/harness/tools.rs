@@ -27,6 +27,15 @@ pub async fn python(script: &str, args: &[&str]) -> Option<Ended> {
     Some(run(python, args).await)
 }
 
+/// Runs a script of tests/node; None: its packages are not there.
+pub async fn node(script: &str, args: &[&str]) -> Option<Ended> {
+    let packages = tool("NODE_PACKAGES", false)?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node").join(script);
+    let assigned = format!("NODE_PATH={packages}");
+    let args = [assigned.as_str(), "node", script.to_str().unwrap()].into_iter().chain(args.iter().copied());
+    Some(run("env", args).await)
+}
+
 /// Runs grpcurl; None: it is not there.
 pub async fn grpcurl(args: &[&str]) -> Option<Ended> {
     Some(run(tool("GRPCURL", false)?, args.iter().copied()).await)

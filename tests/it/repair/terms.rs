@@ -3,7 +3,7 @@
 use super::*;
 use crate::harness::{
     binary::{Binary, run},
-    redis::RedisServer,
+    proxy::{Line, Proxy},
 };
 
 async fn backends() -> (Pair, ByHand) {
@@ -109,14 +109,14 @@ async fn when_the_records_are_dropped_l1_starts_cold() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_cannot_reach_l1_resigns() {
     let pair = Pair::real();
-    let mut lost = RedisServer::start();
-    let url = lost.url();
-    // Two servers that share the lease, each with its own way to Redis.
+    let way = Proxy::to(pair.redis.as_ref().unwrap().port()).await;
+    let url = format!("redis://127.0.0.1:{}", way.port());
+    // Two servers that share the lease and the Redis, each with its own way to it.
     let cut_off = pair.serve_with(&[("REDIS_URL", &url)]).await;
     until_leads(&cut_off).await;
     let server = pair.serve().await;
     assert!(!server.tiered.repairs().reading().leading);
-    lost.kill();
+    way.set(Line::Cut);
     until_leads(&server).await;
     assert!(!cut_off.tiered.repairs().reading().leading);
     let (mut client, hand) = (server.client().await, ByHand::of(&pair).await);

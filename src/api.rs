@@ -173,6 +173,26 @@ impl Api {
         }
     }
 
+    async fn upsert(&self, request: Request<UpsertFeaturesRequest>) -> Result<UpsertFeaturesResponse, Failure> {
+        let arrived = Arrival::of(&request);
+        let (place, held) = (request.extensions().get::<InFlight>().cloned(), received(&request));
+        let write = convert::upsert(request.into_inner(), &self.0.limits)?;
+        let unfolded = self.hold_unfolded(place.as_ref(), std::slice::from_ref(&write)).await?;
+        let held = (held, unfolded);
+        let writing = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert_holding(held, write));
+        writing.await.and_then(|answer| convert::upsert_response(answer, &self.0.limits))
+    }
+
+    async fn delete(&self, request: Request<DeleteFeaturesRequest>) -> Result<DeleteFeaturesResponse, Failure> {
+        let arrived = Arrival::of(&request);
+        let held = received(&request);
+        let mut deletes = convert::delete(request.into_inner(), &self.0.limits)?;
+        let writes = std::mem::take(&mut deletes.writes);
+        let deleting = async { Ok::<_, Failure>(self.0.tiered.delete_holding(held, writes).await) };
+        let answer = within(arrived.deadline(self.0.deadlines.write), deleting).await;
+        answer.and_then(|answer| convert::delete_response(deletes, answer, &self.0.limits))
+    }
+
     /// From now on Info says that the server is shutting down.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
@@ -225,17 +245,10 @@ impl FeatureStoreService for Api {
         &self,
         request: Request<UpsertFeaturesRequest>,
     ) -> Result<Response<UpsertFeaturesResponse>, Status> {
-        let arrived = Arrival::of(&request);
-        let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
-        let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
-        let (place, held) = (request.extensions().get::<InFlight>().cloned(), received(&request));
-        let write = convert::upsert(request.into_inner(), &self.0.limits)?;
-        let unfolded = self.hold_unfolded(place.as_ref(), std::slice::from_ref(&write)).await?;
-        let held = (held, unfolded);
-        let writing = within(arrived.deadline(self.0.deadlines.write), self.0.tiered.upsert_holding(held, write));
-        let answer = writing.await.and_then(|answer| convert::upsert_response(answer, &self.0.limits));
-        let answer = answer.map_err(Status::from);
-        audit::wrote(access.as_ref(), &view, 1, answer.as_ref().map(audit::Count::from));
+        let access = self.let_in(&request, &request.get_ref().feature_view)?;
+        let attempt = audit::Attempt::of(access, &request.get_ref().feature_view, 1);
+        let answer = self.upsert(request).await.map_err(Status::from);
+        attempt.ended(answer.as_ref().map(audit::Count::from));
         answer.map(Response::new)
     }
 
@@ -255,18 +268,11 @@ impl FeatureStoreService for Api {
         &self,
         request: Request<DeleteFeaturesRequest>,
     ) -> Result<Response<DeleteFeaturesResponse>, Status> {
-        let arrived = Arrival::of(&request);
-        let access = self.let_in(&request, &request.get_ref().feature_view)?.cloned();
-        let view = access.as_ref().map(|_| request.get_ref().feature_view.clone()).unwrap_or_default();
+        let access = self.let_in(&request, &request.get_ref().feature_view)?;
         let asked = request.get_ref().entity_ids.len();
-        let held = received(&request);
-        let mut deletes = convert::delete(request.into_inner(), &self.0.limits)?;
-        let writes = std::mem::take(&mut deletes.writes);
-        let deleting = async { Ok::<_, Failure>(self.0.tiered.delete_holding(held, writes).await) };
-        let answer = within(arrived.deadline(self.0.deadlines.write), deleting).await;
-        let answer = answer.and_then(|answer| convert::delete_response(deletes, answer, &self.0.limits));
-        let answer = answer.map_err(Status::from);
-        audit::wrote(access.as_ref(), &view, asked, answer.as_ref().map(audit::Count::from));
+        let attempt = audit::Attempt::of(access, &request.get_ref().feature_view, asked);
+        let answer = self.delete(request).await.map_err(Status::from);
+        attempt.ended(answer.as_ref().map(audit::Count::from));
         answer.map(Response::new)
     }
 

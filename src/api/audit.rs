@@ -52,14 +52,42 @@ impl Count {
     }
 }
 
-/// Tells of a write of so many records. One that failed may have happened, so it is told too.
-pub(super) fn wrote(access: Option<&Access>, view: &str, records: usize, became: Result<Count, &Status>) {
-    let Some(access) = access else { return };
-    let (rpc, caller) = (access.rpc(), access.caller().name());
-    let view = if view.is_empty() { DEFAULT_VIEW } else { view };
-    let code = became.map_or_else(|status| status.code(), |_| Code::Ok);
-    let Count { written, deleted, skipped, failed } = became.unwrap_or_default();
-    tracing::info!(
-        target: AUDIT, rpc, caller, feature_view = view, records, written, deleted, skipped, failed, ?code, "write"
-    );
+/// A write that was let in. It leaves one line when it ends, and also where its client gave the call up before that: the write
+/// may have happened, as it is detached from its call.
+pub(super) struct Attempt(Option<Asked>);
+
+struct Asked {
+    access: Access,
+    view: String,
+    records: usize,
+}
+
+impl Attempt {
+    /// A write of so many records to this feature view. `access` is None where nobody asks whose it is, and then there is
+    /// no line.
+    pub(super) fn of(access: Option<&Access>, view: &str, records: usize) -> Self {
+        let view = if view.is_empty() { DEFAULT_VIEW } else { view };
+        Self(access.map(|access| Asked { access: access.clone(), view: view.to_owned(), records }))
+    }
+
+    /// Logs what became of it.
+    pub(super) fn ended(mut self, became: Result<Count, &Status>) {
+        let code = became.as_ref().map_or_else(|status| status.code(), |_| Code::Ok);
+        self.log(became.unwrap_or_default(), code);
+    }
+
+    fn log(&mut self, count: Count, code: Code) {
+        let Some(Asked { access, view, records }) = self.0.take() else { return };
+        let (rpc, caller) = (access.rpc(), access.caller().name());
+        let Count { written, deleted, skipped, failed } = count;
+        tracing::info!(
+            target: AUDIT, rpc, caller, feature_view = view, records, written, deleted, skipped, failed, ?code, "write"
+        );
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.log(Count::default(), Code::Cancelled);
+    }
 }

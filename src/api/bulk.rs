@@ -38,21 +38,23 @@ type Answer = Result<BulkUpsertResponse, Status>;
 /// A chunk, and the bytes that it came as: they are given back once it is answered and written, whichever is last.
 type Received = (Result<Checked, Status>, Option<Arc<Share>>);
 
-/// A chunk that was checked while the one before it was written; and the feature view that it named, maybe none.
+/// A chunk that was checked while the one before it was written; the feature view that it named, maybe none; and how many
+/// records it has.
 struct Checked {
     named: String,
+    records: usize,
     chunk: Result<Chunk, Failure>,
 }
 
 impl Checked {
     /// `view`: of the chunk before, for those that name none.
     fn of(request: BulkUpsertRequest, view: &mut Option<FeatureView>, limits: &Limits) -> Self {
-        let named = request.feature_view.clone();
+        let (named, records) = (request.feature_view.clone(), request.records.len());
         let chunk = convert::chunk(request, view.as_ref(), limits);
         if let Ok(chunk) = &chunk {
             *view = Some(chunk.view.clone());
         }
-        Self { named, chunk }
+        Self { named, records, chunk }
     }
 }
 
@@ -144,17 +146,28 @@ async fn write(
         };
         let Some((checked, share)) = next else { return };
         let answer = match checked {
-            Ok(Checked { named, chunk }) => match let_in(access.as_mut(), &named, view.as_ref()).and(chunk) {
-                Ok(chunk) => {
-                    let view = view.insert(chunk.view.clone());
-                    let records = chunk.entity_ids.len();
-                    let answer =
-                        write_chunk(&api, chunk, share.clone(), arrived, place.as_ref()).await.map_err(Status::from);
-                    audit::wrote(access.as_ref(), view.as_str(), records, answer.as_ref().map(audit::Count::from));
-                    answer
+            Ok(Checked { named, records, chunk }) => {
+                let named = match &*named {
+                    "" => view.as_ref().map_or(DEFAULT_VIEW, FeatureView::as_str),
+                    named => named,
+                };
+                match let_in(access.as_mut(), named) {
+                    Ok(()) => {
+                        let attempt = audit::Attempt::of(access.as_ref(), named, records);
+                        let answer = match chunk {
+                            Ok(chunk) => {
+                                view = Some(chunk.view.clone());
+                                write_chunk(&api, chunk, share.clone(), arrived, place.as_ref()).await
+                            }
+                            Err(failure) => Err(failure),
+                        };
+                        let answer = answer.map_err(Status::from);
+                        attempt.ended(answer.as_ref().map(audit::Count::from));
+                        answer
+                    }
+                    Err(failure) => Err(failure.into()),
                 }
-                Err(failure) => Err(failure.into()),
-            },
+            }
             Err(said) => Err(status::reworded(&said, api.0.limits.max_request_bytes).unwrap_or(said)),
         };
         let ended = answer.is_err();
@@ -184,12 +197,8 @@ async fn silent_for_too_long(api: &Api) -> Failure {
 }
 
 /// Each chunk for itself: it may name another feature view, and since the stream began the token may have been taken back.
-fn let_in(access: Option<&mut Access>, named: &str, last: Option<&FeatureView>) -> Result<(), Failure> {
+fn let_in(access: Option<&mut Access>, view: &str) -> Result<(), Failure> {
     let Some(access) = access else { return Ok(()) };
-    let view = match named {
-        "" => last.map_or(DEFAULT_VIEW, FeatureView::as_str),
-        named => named,
-    };
     Ok(access.check_again(view)?)
 }
 

@@ -1,4 +1,4 @@
-//! How much memory a write's message takes once it is decoded, told from its bytes before anything is built: an empty record
+//! How much memory the message of a read or a write takes once it is decoded, told from its bytes before anything is built: an empty record
 //! is two bytes on the wire and some hundred here, and so are an empty text of a list, or a number in an object.
 //!
 //! The figures are upper bounds for what the decoder builds, vectors that grow by doubling included. What takes about as much
@@ -8,7 +8,7 @@ use std::any::TypeId;
 
 use prost::encoding::{self, WireType};
 
-use super::{BulkUpsertRequest, DeleteFeaturesRequest, UpsertFeaturesRequest};
+use super::{BulkUpsertRequest, DeleteFeaturesRequest, GetFeaturesRequest, UpsertFeaturesRequest};
 
 /// A record without features, and what is made of it until it is answered: its write, its keys, its result.
 const RECORD: usize = 1536;
@@ -24,6 +24,12 @@ const FIELD: usize = 128;
 const ELEMENT: usize = 96;
 /// An entity id of a delete.
 const ID: usize = 512;
+/// An entity id or a feature name of a read.
+const NAME: usize = 96;
+/// A revision of a read that is asked for.
+const REVISION: usize = 160;
+/// The message of a read that is shorter is not looked at: what it can become is little, and most reads are short.
+const SHORT_READ: usize = 16 << 10;
 /// Objects within objects are decoded to this depth only.
 const MAX_DEPTH: usize = 100;
 
@@ -33,6 +39,7 @@ pub(super) fn of<T: 'static>(message: &[u8]) -> usize {
         of if of == TypeId::of::<BulkUpsertRequest>() => bulk_upsert(message),
         of if of == TypeId::of::<UpsertFeaturesRequest>() => upsert_features(message),
         of if of == TypeId::of::<DeleteFeaturesRequest>() => delete_features(message),
+        of if of == TypeId::of::<GetFeaturesRequest>() => get_features(message),
         _ => 0,
     }
 }
@@ -50,6 +57,19 @@ fn upsert_features(message: &[u8]) -> usize {
 /// Of a `DeleteFeaturesRequest`.
 fn delete_features(message: &[u8]) -> usize {
     fields(message).filter(|(tag, _)| *tag == 2).count() * ID
+}
+
+/// Of a `GetFeaturesRequest`.
+fn get_features(message: &[u8]) -> usize {
+    if message.len() < SHORT_READ {
+        return 0;
+    }
+    let of_field = |(tag, _)| match tag {
+        2 | 3 => NAME,
+        7 => REVISION,
+        _ => 0,
+    };
+    fields(message).map(of_field).sum()
 }
 
 fn record(body: &[u8]) -> usize {

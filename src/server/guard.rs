@@ -182,7 +182,7 @@ where
             request.extensions_mut().insert(place.clone());
         }
         let is_packed = is_packed(request.headers());
-        let unpacked = (is_packed || is_write).then(|| {
+        let unpacked = (is_packed || is_write || is_read).then(|| {
             let place = place.clone();
             Unpacked::new(is_packed, move |bytes| match place.receive(bytes) {
                 true => Ok(()),

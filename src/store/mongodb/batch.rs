@@ -23,8 +23,9 @@ use crate::{
     store::{Outcome, Receipt, StoreError, Write, WriteRules},
 };
 
-/// A command may have 16 MiB; this leaves room for what is around the writes.
-pub(super) const MAX_COMMAND_BYTES: usize = 15 * 1024 * 1024;
+/// A command may have 16 MiB, and one write alone may come near that. Several writes go by smaller commands, one after another:
+/// while a command is sent, this process holds it several times.
+pub(super) const MAX_COMMAND_BYTES: usize = 2 << 20;
 /// Far below the server's 100,000, so that one command does not hold a connection for long.
 const MAX_COMMAND_WRITES: usize = 1000;
 
@@ -154,7 +155,7 @@ pub(super) async fn write_chunk(
 impl Item {
     /// Sent first at `first_sent`, by L2's clock.
     pub(super) fn new(index: usize, write: Write, outline: &Outline, first_sent: bson::DateTime) -> Self {
-        let (on_nothing, bytes) = (outline.on_nothing, outline.bytes + statement::STAGES_BYTES);
+        let (on_nothing, bytes) = (outline.on_nothing, outline.bytes + statement::USUAL_STAGES_BYTES);
         Self { index, write, on_nothing, bytes, first_sent, may_be_done: false, failure: None }
     }
 
@@ -202,8 +203,9 @@ async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instan
     let answer = connection
         .run(Command::new("update", super::FEATURES).of_many(items.len()), Lane::Users, deadline, |prepared, left| {
             // Made only now that there is a place to send it from, so that few are made at a time.
-            let statements: Vec<_> = items.iter().map(|item| item.update(rules)).collect();
-            let command = statement::command(super::FEATURES, &statements, left);
+            let room = items.iter().map(|item| item.bytes).sum();
+            let statements = items.iter().map(|item| item.update(rules));
+            let command = statement::command(super::FEATURES, room, statements, left);
             async move { prepared.database.run_raw_command(command?).await }
         })
         .await?;

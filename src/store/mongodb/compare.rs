@@ -245,8 +245,9 @@ async fn send_some(
     }
     let command = Command::new("update", FEATURES).of_many(attempts.len());
     let answer = connection.run(command, Lane::Users, deadline, |prepared, left| {
-        let statements: Vec<_> = attempts.iter().map(|(attempt, _)| attempt.statement()).collect();
-        let command = statement::command(FEATURES, &statements, left);
+        let room = attempts.iter().map(|(attempt, _)| attempt.bytes()).sum();
+        let statements = attempts.iter().map(|(attempt, _)| attempt.statement());
+        let command = statement::command(FEATURES, room, statements, left);
         async move { prepared.database.run_raw_command(command?).await }
     });
     let answer = answer.await?;

@@ -17,6 +17,8 @@ pub(super) const SMALL: usize = 16 << 10;
 
 /// What the stages of a statement take at most, beside what they are given.
 pub(super) const STAGES_BYTES: usize = 10 << 10;
+/// And what they usually take.
+pub(super) const USUAL_STAGES_BYTES: usize = 5 << 10;
 
 /// Features that a statement brings, and how large they are as BSON.
 #[derive(Clone, Copy)]
@@ -118,10 +120,12 @@ impl Statement<'_> {
     }
 }
 
-/// The command that makes several updates, each of another document and in any order.
-pub(super) fn command(
+/// The command that makes several updates, each of another document and in any order; `room`: about how many bytes they take.
+/// Each statement is made when its turn comes, as a tree of a thousand small ones takes more memory than all of their bytes.
+pub(super) fn command<'a>(
     collection: &str,
-    statements: &[Statement<'_>],
+    room: usize,
+    statements: impl Iterator<Item = Statement<'a>>,
     time: Duration,
 ) -> Result<RawDocumentBuf, bson::error::Error> {
     let head = doc! {
@@ -130,8 +134,7 @@ pub(super) fn command(
         "writeConcern": { "w": "majority", "j": true },
         "maxTimeMS": i64::try_from(time.as_millis()).unwrap_or(i64::MAX),
     };
-    let given: usize = statements.iter().filter_map(|statement| statement.given).map(|given| given.bytes()).sum();
-    let mut bytes = Vec::with_capacity(given + statements.len() * STAGES_BYTES + 256);
+    let mut bytes = Vec::with_capacity(room + 256);
     bytes.extend_from_slice(&head.to_vec()?);
     bytes.pop(); // its end, which comes later
     let updates = bytes.begin_array(b"updates");

@@ -20,7 +20,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 
 use super::{messages::Messages, streams::Life};
@@ -31,6 +31,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// How long a request may take to arrive, and on a stream each message, from its first byte on: its client sends the next one
 /// when it has something. What counts is the time that the server waits for the client.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// That time is counted in so many ticks, each from when the one before was seen to be over. So what a busy server is late in
+/// looking at what came is no time of the client's.
+const TICKS: u32 = 40;
 /// Parts of a request that are too small to be counted one by one.
 const UNCOUNTED: usize = 4 << 10;
 /// What an answer costs beside its bytes, roughly: small ones count for something too.
@@ -51,6 +54,8 @@ pin_project! {
         stream: Option<Box<Arriving>>,
         // Only once something was waited for.
         timeout: Option<Pin<Box<Sleep>>>,
+        // Those of the timeout that are over.
+        ticks: u32,
     }
 }
 
@@ -77,7 +82,7 @@ impl<B> Receiving<B> {
     /// `stream`: the request is one.
     pub(super) fn new(body: B, call: InFlight, stream: Option<Arc<Life>>) -> Self {
         let stream = stream.map(|life| Box::new(Arriving::new(life)));
-        Self { body, call, uncounted: 0, stream, timeout: None }
+        Self { body, call, uncounted: 0, stream, timeout: None, ticks: 0 }
     }
 }
 
@@ -99,8 +104,13 @@ where
                     return Poll::Pending;
                 }
             }
-            let timeout = this.timeout.get_or_insert_with(|| Box::pin(tokio::time::sleep(ARRIVAL_TIMEOUT)));
-            ready!(timeout.as_mut().poll(cx));
+            let tick = || Instant::now() + ARRIVAL_TIMEOUT / TICKS;
+            let timeout = this.timeout.get_or_insert_with(|| Box::pin(sleep_until(tick())));
+            while *this.ticks < TICKS {
+                ready!(timeout.as_mut().poll(cx));
+                *this.ticks += 1;
+                timeout.as_mut().reset(tick());
+            }
             let too_slow = status::request_too_slow();
             if let Some(stream) = this.stream {
                 stream.life.fail(too_slow.clone());
@@ -110,7 +120,7 @@ where
         if let (Some(stream), Some(Ok(frame))) = (this.stream, &frame) {
             stream.life.go_on();
             if frame.data_ref().is_some_and(|bytes| stream.messages.take(bytes)) {
-                *this.timeout = None;
+                (*this.timeout, *this.ticks) = (None, 0);
             }
         }
         if let Some(Ok(frame)) = &frame {
@@ -281,6 +291,8 @@ impl Buf for Counted {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use futures_util::StreamExt as _;
     use http_body_util::{BodyExt as _, Full};
     use tokio_util::sync::CancellationToken;
@@ -361,6 +373,19 @@ mod tests {
     async fn a_request_that_is_not_whole_in_time_is_ended() {
         let (after, code) = ended(Receiving::new(arriving(Vec::new()), call(), None)).await;
         assert_eq!((after.as_secs(), code), (ARRIVAL_TIMEOUT.as_secs(), tonic::Code::DeadlineExceeded));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_server_is_late_is_no_time_of_the_client() {
+        let second = Duration::from_secs(1);
+        let mut body = Receiving::new(arriving(vec![(31 * second, &b"x"[..])]), call(), None);
+        for _ in 0..2 {
+            let waits =
+                poll_fn(|cx| Poll::Ready(hyper::body::Body::poll_frame(Pin::new(&mut body), cx).is_pending())).await;
+            assert!(waits);
+            tokio::time::advance(15 * second).await;
+        }
+        assert!(body.frame().await.unwrap().is_ok());
     }
 
     #[tokio::test(start_paused = true)]

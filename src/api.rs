@@ -233,10 +233,13 @@ impl FeatureStoreService for Api {
         };
         let now = needed.judged_at().map_or_else(|| self.0.tiered.now(), |at| at.max(self.0.tiered.now()));
         rows::check_time(&answer, deadline, arrived.is_clients(deadline))?;
-        let (mut response, bytes) = rows::response(read, answer, now, most)?;
+        let (mut response, bytes, held) = rows::response(read, answer, now, most)?;
         if let Some(connection) = connection.filter(|_| bytes > UNCOUNTED) {
-            let share = Share::try_take(&connection, bytes).ok_or_else(Failure::too_many_bytes)?;
-            response.held = Held::by(share);
+            // What the rows hold is there until they are encoded.
+            let held = held.beside_connection();
+            let until = deadline.min(self.0.tiered.room_by());
+            let share = Share::take_by(&connection, bytes, until).await.ok_or_else(Failure::too_many_bytes)?;
+            response.held = Held::by(share, held);
         }
         Ok(Response::new(response))
     }

@@ -3,15 +3,24 @@
 //!
 //! What is counted is told where it is counted: `server::bytes`, `bulk` and, of what reads hold, `tiered`.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{
+    sync::{Mutex, OwnedSemaphorePermit},
+    time::{Instant, sleep, timeout_at},
+};
 
 /// The part of all bytes that one connection may hold.
 pub const CONNECTION_PART: usize = 4;
+
+/// How often the first of those who wait for room looks whether there is some.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Bytes in flight over all connections.
 #[derive(Debug)]
@@ -19,12 +28,14 @@ pub struct ByteBudget {
     max: usize,
     held: AtomicUsize,
     refused: AtomicU64,
+    /// Those who wait for room get it in their order, so that who needs much is not passed by for ever.
+    line: Mutex<()>,
 }
 
 impl ByteBudget {
     /// At most so many.
     pub fn new(max: usize) -> Self {
-        Self { max, held: AtomicUsize::new(0), refused: AtomicU64::new(0) }
+        Self { max, held: AtomicUsize::new(0), refused: AtomicU64::new(0), line: Mutex::default() }
     }
 
     /// Bytes that are held now.
@@ -107,11 +118,43 @@ impl ConnectionBytes {
     }
 
     fn try_take(&self, part: Part, bytes: usize) -> bool {
+        let fits = self.takes(part, bytes);
+        if !fits {
+            self.all.refused.fetch_add(1, Relaxed);
+        }
+        fits
+    }
+
+    /// The same, but nobody is refused by it.
+    fn takes(&self, part: Part, bytes: usize) -> bool {
         self.part(part).fetch_add(bytes, Relaxed);
         let all = self.all.held.fetch_add(bytes, Relaxed) + bytes;
         let fits = self.held() <= self.max && all <= self.all.max;
         if !fits {
             self.give_back(part, bytes);
+        }
+        fits
+    }
+
+    /// The same as `try_take`, but waits for what others hold, until then at most. What is too much for the connection itself is
+    /// refused at once: whoever waited for that would keep all others waiting.
+    async fn take_by(&self, part: Part, bytes: usize, until: Instant) -> bool {
+        let has_room = || self.held() + bytes <= self.max;
+        let waiting = async {
+            let _first = self.all.line.lock().await;
+            while has_room() {
+                if self.takes(part, bytes) {
+                    return true;
+                }
+                sleep(LOOK).await;
+            }
+            false
+        };
+        let fits = match self.all.line.try_lock().is_ok_and(|_| self.takes(part, bytes)) {
+            true => true,
+            false => has_room() && timeout_at(until, waiting).await.unwrap_or(false),
+        };
+        if !fits {
             self.all.refused.fetch_add(1, Relaxed);
         }
         fits
@@ -136,6 +179,12 @@ impl Share {
     pub fn try_take(of: &Arc<ConnectionBytes>, bytes: usize) -> Option<Self> {
         let part = Part::Answer;
         of.try_take(part, bytes).then(|| Self { of: of.clone(), part, bytes })
+    }
+
+    /// The same, but waits until then at most for what others hold.
+    pub async fn take_by(of: &Arc<ConnectionBytes>, bytes: usize, until: Instant) -> Option<Self> {
+        let part = Part::Answer;
+        of.take_by(part, bytes, until).await.then(|| Self { of: of.clone(), part, bytes })
     }
 
     /// Takes bytes of requests that came before anybody asked for them: at most so many, and no more than half of what the
@@ -222,6 +271,49 @@ impl Holding {
             self.bytes += bytes;
         }
         fits
+    }
+
+    /// The same as `add`, but waits until then at most for what others hold.
+    #[must_use]
+    pub async fn add_by(&mut self, bytes: usize, until: Instant) -> bool {
+        let Some(of) = &self.of else { return true };
+        let fits = bytes == 0 || of.take_by(Part::Request, bytes, until).await;
+        if fits {
+            self.bytes += bytes;
+        }
+        fits
+    }
+
+    /// Holds bytes that somebody else holds too, and soon does not: only what the connection may hold bounds them.
+    #[must_use]
+    pub fn take_over(&mut self, bytes: usize) -> bool {
+        let Some(of) = &self.of else { return true };
+        let fits = of.held() + bytes <= of.max;
+        if fits {
+            of.take(Part::Request, bytes);
+            self.bytes += bytes;
+        } else {
+            of.all.refused.fetch_add(1, Relaxed);
+        }
+        fits
+    }
+
+    /// How many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Holds the same among all bytes only, and no longer among those of its connection: for the moment in which both what a read
+    /// brought and what is made of it are there.
+    pub fn beside_connection(mut self) -> Self {
+        let bytes = self.bytes;
+        let beside = self.of.as_ref().map(|of| {
+            let beside = ConnectionBytes::with_part(of.all.clone(), usize::MAX);
+            beside.take(Part::Request, bytes);
+            Arc::new(beside)
+        });
+        let _ = self.set(0);
+        Self { bytes: if beside.is_some() { bytes } else { 0 }, of: beside }
     }
 
     /// Holds so many bytes from now on; false: they are too many more, and it holds what it did.
@@ -335,6 +427,44 @@ mod tests {
         drop((read, shared));
         assert_eq!((all.held(), all.refused()), (0, 4));
         assert!(Holding::default().add(usize::MAX), "nobody counts");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_room_gets_it_in_turn_and_is_refused_when_the_time_is_over() {
+        let all = Arc::new(ByteBudget::new(400));
+        let holding = || Holding::of(Arc::new(ConnectionBytes::new(all.clone())));
+        let second = Duration::from_secs(1);
+        let (mut large, mut small, mut late) = (holding(), holding(), holding());
+        let others = Holding::of_all(&all);
+        let giving_back = async |mut others: Holding| {
+            assert!(others.add(390));
+            sleep(second).await;
+            assert!(others.set(350));
+            sleep(second).await;
+            drop(others);
+        };
+        let began = Instant::now();
+        let waiting = async {
+            let large = async {
+                assert!(large.add_by(60, began + 10 * second).await);
+                began.elapsed().as_secs()
+            };
+            let small = async {
+                assert!(small.add_by(20, began + 10 * second).await);
+                began.elapsed().as_secs()
+            };
+            tokio::join!(large, small, late.add_by(20, began + second / 2))
+        };
+        let ((), ended) = tokio::join!(giving_back(others), waiting);
+        assert_eq!(ended, (2, 2, false), "the small one is behind the large one");
+        assert_eq!((all.held(), all.refused()), (80, 1));
+        assert!(!large.add_by(41, Instant::now() + second).await, "its own connection holds the others");
+        assert_eq!(began.elapsed().as_secs(), 2, "it does not wait for that");
+        assert!(large.take_over(40) && !large.take_over(1));
+        let beside = large.beside_connection();
+        assert_eq!((beside.bytes(), all.held()), (100, 120));
+        drop((beside, small, late));
+        assert_eq!(all.held(), 0);
     }
 
     #[test]

@@ -90,6 +90,8 @@ const SILENT_L2_TTL: Duration = Duration::from_secs(5 * 60);
 
 /// How many reads of L2 may wait for each that is made: with a quarter of their deadline, a herd is shed soon.
 const WAITING_READS: usize = 16;
+/// Which part of a read's time it may wait for such a place, or for room.
+const PATIENCE_PART: u32 = 4;
 /// Between two words of the log about what each call meets anew.
 const WORDS: Duration = Duration::from_secs(1);
 
@@ -176,8 +178,11 @@ impl Tiered {
     /// Puts `cache` in front of `store`. Nothing is trusted before [`watch`](Self::watch) has looked at both.
     pub fn new(cache: Arc<dyn Cache>, store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Arc<Self> {
         let exclusive = store.info().exclusive;
-        let l2_reads =
-            Lane::new(settings.max_l2_reads, settings.max_l2_reads * WAITING_READS, settings.read_deadline / 4);
+        let l2_reads = Lane::new(
+            settings.max_l2_reads,
+            settings.max_l2_reads * WAITING_READS,
+            settings.read_deadline / PATIENCE_PART,
+        );
         let pace = Pace::new(settings.l1_slow);
         let writes = Lane::new(settings.max_writes, 0, Duration::ZERO);
         let trust = Trust::new(exclusive, clock.clone());
@@ -280,6 +285,11 @@ impl Tiered {
     /// Counts what work for several calls holds.
     fn holding(&self) -> Holding {
         self.bytes.get().map_or_else(Holding::default, Holding::of_all)
+    }
+
+    /// Until when a read waits for room, if it finds none now: as long as for a place among the reads of L2.
+    pub fn room_by(&self) -> Instant {
+        Instant::now() + self.settings.read_deadline / PATIENCE_PART
     }
 
     /// A call's time for L1.

@@ -285,7 +285,7 @@ impl World {
         assert!(keys.iter().map(|key| key.entity_id.as_str().as_bytes()).eq(request.entity_ids.iter()));
         let rows = keys.iter().map(|key| Ok(Row { state: self.state(key), tier: Tier::L2 })).collect();
         let answer = ReadAnswer { rows, ..ReadAnswer::default() };
-        let (response, bytes) = rows::response(read, answer, self.now, usize::MAX).expect("nothing failed");
+        let (response, bytes, _) = rows::response(read, answer, self.now, usize::MAX).expect("nothing failed");
         let wire = response.encode_to_vec();
         assert_eq!(wire.len(), bytes);
         assert_eq!(wire.len(), response.encoded_len());

@@ -11,6 +11,7 @@ use super::{
     matrix,
 };
 use crate::{
+    in_flight::Holding,
     proto::{EncodedRow, GetFeaturesResponse, RowStatus, SharedText, Source},
     record::{
         Millis, State,
@@ -37,14 +38,14 @@ pub(super) fn check_time(answer: &ReadAnswer, deadline: Instant, is_clients: boo
     if refused { Err(Failure::deadline()) } else { Ok(()) }
 }
 
-/// Builds the response, and tells its size. Fails where no row could be answered for want of L2, and where it would be larger
+/// Builds the response, and tells its size and what counts the records that it is made of. Fails where no row could be answered for want of L2, and where it would be larger
 /// than clients are told to expect: then it is not built to its end.
 pub(super) fn response(
     read: Read,
     answer: ReadAnswer,
     now: Millis,
     most: usize,
-) -> Result<(GetFeaturesResponse, usize), Failure> {
+) -> Result<(GetFeaturesResponse, usize, Holding), Failure> {
     let ReadAnswer { rows, degraded, is_kept, refused, held } = answer;
     match refused {
         None => {}
@@ -84,8 +85,7 @@ pub(super) fn response(
             response.encoded_len()
         }
     };
-    drop(held);
-    if bytes > most { Err(Failure::response_too_large(bytes, most)) } else { Ok((response, bytes)) }
+    if bytes > most { Err(Failure::response_too_large(bytes, most)) } else { Ok((response, bytes, held)) }
 }
 
 /// L2's error where no row at all could be read, so that clients' retry policies work. What cannot be read however

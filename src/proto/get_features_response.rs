@@ -10,7 +10,7 @@ use prost::{
 };
 
 use super::{EncodedRow, FeatureMatrix};
-use crate::in_flight::Share;
+use crate::in_flight::{Holding, Share};
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GetFeaturesResponse {
@@ -22,11 +22,12 @@ pub struct GetFeaturesResponse {
 
 /// Counts what an answer has until it is encoded: where its client does not read, it waits for that.
 #[derive(Clone, Debug, Default)]
-pub struct Held(#[expect(dead_code, reason = "held, not read")] Option<Arc<Share>>);
+pub struct Held(#[expect(dead_code, reason = "held, not read")] Option<Arc<(Share, Holding)>>);
 
 impl Held {
-    pub fn by(share: Share) -> Self {
-        Self(Some(Arc::new(share)))
+    /// By its own bytes, and by those of the records that it is made of.
+    pub fn by(share: Share, records: Holding) -> Self {
+        Self(Some(Arc::new((share, records))))
     }
 }
 

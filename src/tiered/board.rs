@@ -1,5 +1,7 @@
 //! The rows of a read, or of a flight, as they come in; and what they hold meanwhile.
 
+use tokio::time::Instant;
+
 use super::{
     Refused,
     patience::L1Patience,
@@ -32,6 +34,31 @@ impl<'a> Board<'a> {
             self.refused = Some(Refused::NoRoom);
         }
         fits
+    }
+
+    /// The same, but waits until then at most for what others hold.
+    pub(super) async fn hold_by(&mut self, bytes: usize, until: Instant) -> bool {
+        let fits = self.held.add_by(bytes, until).await;
+        if !fits {
+            self.refused = Some(Refused::NoRoom);
+        }
+        fits
+    }
+
+    /// Counts what somebody else still counts too.
+    pub(super) fn take_over(&mut self, bytes: usize) -> bool {
+        let fits = self.held.take_over(bytes);
+        if !fits {
+            self.refused = Some(Refused::NoRoom);
+        }
+        fits
+    }
+
+    /// Counts no more than these from now on.
+    pub(super) fn hold_only(&mut self, bytes: usize) {
+        if self.held.bytes() > bytes {
+            let _fewer_always_fit = self.held.set(bytes);
+        }
     }
 
     /// Prepares hits for waiting for others. What was brought lets go of the buffers that it is part of. Of what L1 in this

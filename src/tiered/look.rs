@@ -8,9 +8,12 @@ use super::{
     read::{Row, RowError, Tier},
 };
 use crate::{
-    cache::{CacheError, CacheKey, CacheValue, Epoch},
+    cache::{BATCH_BYTES, CacheError, CacheKey, CacheValue, Epoch},
     record::{RecordKey, State},
 };
+
+/// Less than this is counted only when it has come.
+const UNEXPECTED: usize = 64 << 10;
 
 impl Tiered {
     /// Looks into L1: one MGET. Rows that it lacks stay empty.
@@ -21,10 +24,17 @@ impl Tiered {
             Brought::by(found, |value| value.as_ref().map_or(0, value_bytes))
         };
         let load = self.load(keys);
+        // What it is expected to bring has its room before it comes.
+        let (held, expected) = (board.held.bytes(), load.bytes().min(BATCH_BYTES + load.bytes() / keys.len().max(1)));
+        if expected > UNEXPECTED && !Box::pin(board.hold_by(expected, self.room_by())).await {
+            return;
+        }
         let Some(found) = board.patience.step_bringing(Operation::Get, load, brought, look).await else {
+            board.hold_only(held);
             board.degraded = true;
             return;
         };
+        board.hold_only(held);
         if self.brings && !self.hold_brought(keys, &found, board) {
             return;
         }

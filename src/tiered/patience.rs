@@ -35,6 +35,11 @@ impl Load {
         Self { bytes, ..self }
     }
 
+    /// Of those bytes.
+    pub(super) fn bytes(self) -> usize {
+        self.bytes
+    }
+
     /// What it may add to a step.
     pub(super) fn time(self) -> Duration {
         let of_keys = PER_KEY.saturating_mul(u32::try_from(self.keys).unwrap_or(u32::MAX));

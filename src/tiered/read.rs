@@ -243,7 +243,8 @@ impl Tiered {
             board.degraded |= landed.degraded;
             board.patience.at_most(landed.l1_time);
             match &landed.row {
-                Ok(row) if !board.hold(row.bytes()) => return,
+                // The flight counts it until all of its passengers do, so nobody waits for that.
+                Ok(row) if !board.take_over(row.bytes()) => return,
                 Err(RowError::NoRoom) => board.refused = Some(Refused::NoRoom),
                 Err(error) => board.left_out |= error.is_left_out(),
                 Ok(_) => {}
@@ -312,7 +313,7 @@ impl Tiered {
         // What it is expected to bring has its room before it comes, once as L2's reply and once as records.
         let expected = size.map_or(0, |size| size.get().saturating_mul(keys.len()).min(READ_BYTES + size.get()));
         let mut reply = self.holding();
-        if !reply.add(2 * expected) {
+        if !reply.add_by(2 * expected, deadline.min(self.room_by())).await {
             return None;
         }
         let started = Instant::now();
@@ -332,8 +333,9 @@ impl Tiered {
         if let Some(state) = of_l2().find(|state| state.is_err()).or(of_l2().next()) {
             self.note_l2(state, deadline.saturating_duration_since(started));
         }
+        let fits = held.take_over(bytes);
         drop(reply);
-        held.add(bytes).then_some(states)
+        fits.then_some(states)
     }
 
     /// Holds rows to `min_revisions`: what is older is read once more at linearizable, then it is an error.

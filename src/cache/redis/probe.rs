@@ -25,7 +25,7 @@ pub(super) use self::{abilities::Abilities, settings::Settings};
 use self::{
     abilities::Subject,
     look::{Met, field, text},
-    marker::{Marker, Memory, Verified, judge},
+    marker::{Marker, Memory, Present, Verified, judge},
 };
 use super::{
     RedisCache,
@@ -100,8 +100,12 @@ impl RedisCache {
         looks.into_iter().collect::<Result<Vec<_>, _>>()?;
         for (master, met) in layout.masters.iter().zip(met) {
             let Some(met) = met else { continue };
-            let verified = Verified { by: met.present.identity, beat: met.present.now };
-            seen.masters.insert(self.name(master), verified);
+            let Present { identity, now, .. } = met.present;
+            let verified = seen.masters.entry(self.name(master)).or_insert_with(|| Verified::new(identity.clone()));
+            if verified.by != identity {
+                *verified = Verified::new(identity);
+            }
+            verified.again(met.place.as_ref().map(|place| &*place.marker), now);
             master.connections.trust(met.shared);
         }
         let is_there = |address: &str| layout.masters.iter().any(|master| self.shown(master) == address);
@@ -111,9 +115,9 @@ impl RedisCache {
         Ok(Probe::Intact)
     }
 
-    fn memory<'a>(&self, master: &Master, seen: &'a Seen) -> Memory<'a> {
+    fn memory<'a>(&self, master: &Master, met: &Met, seen: &'a Seen) -> Memory<'a> {
         match seen.masters.get(&self.name(master)) {
-            Some(verified) => Memory::This(verified),
+            Some(verified) => verified.at(met.place.as_ref().map(|place| &*place.marker)),
             None if seen.masters.is_empty() => Memory::Nothing,
             None => Memory::OtherServers,
         }
@@ -128,11 +132,10 @@ impl RedisCache {
         seen: &Seen,
     ) -> Result<Probe, CacheError> {
         let Some(met) = met else { return Ok(Probe::Intact) };
-        let memory = self.memory(master, seen);
+        let memory = self.memory(master, met, seen);
         let Some(place) = &met.place else {
             // It can hold only what is just moving here, and nowhere a marker.
-            let is_known = matches!(memory, Memory::This(verified) if verified.by == met.present.identity);
-            return match met.present.holds_keys && !is_known {
+            return match met.present.holds_keys && !memory.knows(&met.present.identity) {
                 true => Err(CacheError::Unavailable("a master without slots holds keys".into())),
                 false => Ok(Probe::Intact),
             };

@@ -6,7 +6,8 @@
 //! the order, so data that holds a beat holds all that was acknowledged before it.
 //!
 //! - This process has itself verified this run and this history: the server has been the master ever since, unless its
-//!   marker is older than that: then it was set back to an earlier time.
+//!   marker is older than what this process saw in the same place: then it was set back to an earlier time. Another place says
+//!   nothing of that: while a slot of a cluster comes and goes, the marker lies in it, and nobody renews the one before.
 //! - The marker is of this run and this history, and the beat is younger than 20 s: the same. Who looks for the first time and
 //!   finds an older beat cannot tell whether the server was left alone, or set back to an earlier time as a whole.
 //! - The marker is of the history that this server's own goes on from, was written while this server ran, and the beat is
@@ -17,6 +18,8 @@
 //!   with it, and one that was lagging holds one that is too old; so does a master of old that took on somebody's old data
 //!   before it became a master again: its run is the same but its history is not. Where there is doubt the data is old: a
 //!   cold cache is always correct.
+
+use std::collections::HashMap;
 
 use crate::cache::Probe;
 
@@ -69,11 +72,30 @@ pub(super) struct Present {
     pub(super) holds_keys: bool,
 }
 
-/// What this process verified of a server, and when by that server's clock, ms.
+/// What this process verified of a server.
 #[derive(Clone, Debug)]
 pub(super) struct Verified {
     pub(super) by: Identity,
-    pub(super) beat: i64,
+    /// When, by that server's clock, ms; by the key of the marker that it looked at.
+    beats: HashMap<String, i64>,
+}
+
+impl Verified {
+    pub(super) fn new(by: Identity) -> Self {
+        Self { by, beats: HashMap::new() }
+    }
+
+    /// Again, with its marker there; None: it has no place for one.
+    pub(super) fn again(&mut self, marker: Option<&str>, now: i64) {
+        if let Some(marker) = marker {
+            self.beats.insert(marker.to_owned(), now);
+        }
+    }
+
+    /// As far as it matters where the marker lies there.
+    pub(super) fn at(&self, marker: Option<&str>) -> Memory<'_> {
+        Memory::This { by: &self.by, beat: marker.and_then(|marker| self.beats.get(marker)).copied() }
+    }
 }
 
 /// What this process remembers of an epoch.
@@ -83,16 +105,23 @@ pub(super) enum Memory<'a> {
     Nothing,
     /// It verified the epoch, but never this server.
     OtherServers,
-    /// What it last verified here.
-    This(&'a Verified),
+    /// What it last verified here, and when with the marker where it lies now; None: it lay elsewhere all the time.
+    This { by: &'a Identity, beat: Option<i64> },
+}
+
+impl Memory<'_> {
+    /// Whether this process verified this run and this history itself.
+    pub(super) fn knows(self, identity: &Identity) -> bool {
+        matches!(self, Self::This { by, .. } if by == identity)
+    }
 }
 
 /// What a server's marker (None: there is none) and this process's memory say of its data.
 pub(super) fn judge(present: &Present, marker: Option<&Marker>, memory: Memory<'_>) -> Probe {
     let is_intact = match marker {
         // Eviction may take a marker, and FLUSHALL does; but nothing that this process saw here can be younger than it.
-        Some(marker) if is_known(memory, present) => !is_older(marker, memory),
-        None if is_known(memory, present) => true,
+        Some(marker) if memory.knows(&present.identity) => !is_older(marker, memory),
+        None if memory.knows(&present.identity) => true,
         // Who looks here for the first time cannot tell what became of it while nobody did.
         Some(marker) if marker.by == present.identity => is_young(present, marker),
         Some(marker) => goes_on_from(present, marker),
@@ -101,19 +130,15 @@ pub(super) fn judge(present: &Present, marker: Option<&Marker>, memory: Memory<'
         None => match memory {
             Memory::Nothing => true,
             Memory::OtherServers => present.previous.is_none(),
-            Memory::This(_) => false,
+            Memory::This { .. } => false,
         },
     };
     if is_intact { Probe::Intact } else { Probe::Restored }
 }
 
-fn is_known(memory: Memory<'_>, present: &Present) -> bool {
-    matches!(memory, Memory::This(verified) if verified.by == present.identity)
-}
-
 /// Whether a marker is older than what this process itself saw there.
 fn is_older(marker: &Marker, memory: Memory<'_>) -> bool {
-    matches!(memory, Memory::This(verified) if marker.beat < verified.beat - MAX_STEP)
+    matches!(memory, Memory::This { beat: Some(beat), .. } if marker.beat < beat - MAX_STEP)
 }
 
 /// Whether somebody looked here shortly ago.
@@ -162,17 +187,37 @@ mod tests {
     }
 
     fn verified(run: &str, history: &str, age: i64) -> Verified {
-        Verified { by: identity(run, history), beat: NOW - age }
+        let mut verified = Verified::new(identity(run, history));
+        verified.again(Some("here"), NOW - age);
+        verified
+    }
+
+    fn this(verified: &Verified) -> Memory<'_> {
+        verified.at(Some("here"))
     }
 
     #[test]
     fn who_was_the_master_all_the_time_is_intact_for_who_knows_it() {
         let (known, old) = (verified("r1", "h1", 1 << 40), marker("r1", "h1", 1 << 40));
-        assert_eq!(judge(&present(), Some(&old), Memory::This(&known)), Probe::Intact, "whatever the age");
+        assert_eq!(judge(&present(), Some(&old), this(&known)), Probe::Intact, "whatever the age");
         let known = verified("r1", "h1", 500);
-        assert_eq!(judge(&present(), Some(&marker("r1", "h1", 900)), Memory::This(&known)), Probe::Intact);
-        let set_back = judge(&present(), Some(&marker("r1", "h1", 3_000)), Memory::This(&known));
+        assert_eq!(judge(&present(), Some(&marker("r1", "h1", 900)), this(&known)), Probe::Intact);
+        let set_back = judge(&present(), Some(&marker("r1", "h1", 3_000)), this(&known));
         assert_eq!(set_back, Probe::Restored, "the whole machine, to an earlier time");
+    }
+
+    #[test]
+    fn what_was_seen_in_another_place_says_nothing_of_a_marker() {
+        let mut known = verified("r1", "h1", 9_000);
+        let left_behind = marker("r1", "h1", 9_000);
+        // A slot came with its marker, and has gone again.
+        known.again(Some("in the slot that came"), NOW - 500);
+        assert_eq!(judge(&present(), Some(&left_behind), this(&known)), Probe::Intact, "nobody renewed it meanwhile");
+        let arrived = judge(&present(), Some(&marker("r5", "h5", 9_000)), known.at(Some("in a slot that came later")));
+        assert_eq!(arrived, Probe::Intact, "another server wrote it last");
+        let set_back = judge(&present(), Some(&marker("r1", "h1", 11_000)), this(&known));
+        assert_eq!(set_back, Probe::Restored, "older than it was in the same place");
+        assert_eq!(judge(&present(), Some(&left_behind), Memory::Nothing), Probe::Intact);
     }
 
     #[test]
@@ -207,12 +252,12 @@ mod tests {
 
     #[test]
     fn what_this_process_knows_counts_where_the_marker_is_gone() {
-        let (this, other) = (verified("r1", "h1", 500), verified("r0", "h0", 500));
+        let (known, other) = (verified("r1", "h1", 500), verified("r0", "h0", 500));
         for (memory, holds_keys, expected) in [
             (Memory::Nothing, true, Probe::Intact),
-            (Memory::This(&this), true, Probe::Intact),
-            (Memory::This(&other), true, Probe::Restored),
-            (Memory::This(&other), false, Probe::Intact),
+            (this(&known), true, Probe::Intact),
+            (this(&other), true, Probe::Restored),
+            (this(&other), false, Probe::Intact),
             (Memory::OtherServers, true, Probe::Restored),
             (Memory::OtherServers, false, Probe::Intact),
         ] {
@@ -222,7 +267,7 @@ mod tests {
         let never_promoted = Present { previous: None, ..present() };
         assert_eq!(judge(&never_promoted, None, Memory::OtherServers), Probe::Intact, "a new master of a cluster");
         let moved = marker("r5", "h5", 0);
-        assert_eq!(judge(&present(), Some(&moved), Memory::This(&this)), Probe::Intact, "a slot moved here");
+        assert_eq!(judge(&present(), Some(&moved), this(&known)), Probe::Intact, "a slot moved here");
         assert_eq!(judge(&present(), Some(&moved), Memory::OtherServers), Probe::Restored);
     }
 }

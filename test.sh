@@ -34,6 +34,8 @@ done
 export REQUIRE_BACKENDS="${REQUIRE_BACKENDS:-1}"
 # A failed test's message says what was wrong; the runtime's frames after it only push it out of a log's end.
 export RUST_BACKTRACE=0
+# Most tests wait for servers most of the time: with as many threads as a small machine has cores they take twice as long.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-4}"
 # The developer's own Redis and MongoDB are none of the tests' business.
 for name in $(compgen -e); do
   case $name in FEATURESTORE_* | REDIS_* | MONGO_* | OTEL_*) unset "$name" ;; esac

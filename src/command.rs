@@ -1,5 +1,6 @@
 //! The subcommands.
 
+mod memory;
 mod signals;
 
 use std::{
@@ -99,6 +100,10 @@ impl Command {
             print!("{DEFAULTS}");
             return ExitCode::SUCCESS;
         }
+        let is_server = matches!(self.action, None | Some(Action::Serve)) && !self.print_config;
+        if is_server {
+            memory::give_back_soon();
+        }
         let environment = match environment() {
             Ok(environment) => environment,
             Err(error) => return bad_config(&error),
@@ -107,7 +112,6 @@ impl Command {
             Ok(loaded) => loaded,
             Err(errors) => return bad_config(&errors),
         };
-        let is_server = matches!(self.action, None | Some(Action::Serve)) && !self.print_config;
         if !is_server && !effective.warnings.is_empty() {
             say(&lines("featurestore: warning: ", &effective.warnings.join("\n")));
         }

@@ -136,8 +136,8 @@ impl ConnectionBytes {
         fits
     }
 
-    /// The same as `try_take`, but waits for what others hold, until then at most. What is too much for the connection itself is
-    /// refused at once: whoever waited for that would keep all others waiting.
+    /// The same as `try_take`, but waits for what others hold, until then at most. What is too much for the connection itself
+    /// is refused at once: whoever waited for that would keep all others waiting.
     async fn take_by(&self, part: Part, bytes: usize, until: Instant) -> bool {
         let has_room = || self.held() + bytes <= self.max;
         let waiting = async {
@@ -303,8 +303,8 @@ impl Holding {
         self.bytes
     }
 
-    /// Holds the same among all bytes only, and no longer among those of its connection: for the moment in which both what a read
-    /// brought and what is made of it are there.
+    /// Holds the same among all bytes only, and no longer among those of its connection: for the moment in which both what a
+    /// read brought and what is made of it are there.
     pub fn beside_connection(mut self) -> Self {
         let bytes = self.bytes;
         let beside = self.of.as_ref().map(|of| {

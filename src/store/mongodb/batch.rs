@@ -23,8 +23,8 @@ use crate::{
     store::{Outcome, Receipt, StoreError, Write, WriteRules},
 };
 
-/// A command may have 16 MiB, and one write alone may come near that. Several writes go by smaller commands, one after another:
-/// while a command is sent, this process holds it several times.
+/// A command may have 16 MiB, and one write alone may come near that. Several writes go by smaller commands, one after
+/// another: while a command is sent, this process holds it several times.
 pub(super) const MAX_COMMAND_BYTES: usize = 2 << 20;
 /// Far below the server's 100,000, so that one command does not hold a connection for long.
 const MAX_COMMAND_WRITES: usize = 1000;

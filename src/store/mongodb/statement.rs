@@ -8,8 +8,8 @@ use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use super::encode::{self, Sink, Size};
 use crate::record::encoding::EncodedFeatures;
 
-/// The most bytes that a record's features, their kinds and its model version may have as BSON: what a document of 16 MiB has
-/// room for beside its id and its latest requests.
+/// The most bytes that a record's features, their kinds and its model version may have as BSON: what a document of 16 MiB
+/// has room for beside its id and its latest requests.
 pub const MAX_DOCUMENT_BYTES: usize = (16 << 20) - (128 << 10);
 
 /// Up to this size the features of a record may be sent as a tree.
@@ -120,8 +120,8 @@ impl Statement<'_> {
     }
 }
 
-/// The command that makes several updates, each of another document and in any order; `room`: about how many bytes they take.
-/// Each statement is made when its turn comes, as a tree of a thousand small ones takes more memory than all of their bytes.
+/// The command that makes several updates, each of another document and in any order; `room`: about how many bytes they
+/// take. Each statement is made when its turn comes, as a tree of a thousand small ones takes more memory than all of their bytes.
 pub(super) fn command<'a>(
     collection: &str,
     room: usize,

@@ -1,23 +1,37 @@
 //! Sending spans to a collector, as the `OTEL_*` variables say.
 
+mod variables;
+
 use std::{
     fmt::Display,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
 };
 
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use opentelemetry::{InstrumentationScope, KeyValue, trace::TracerProvider as _};
-use opentelemetry_otlp::SpanExporter;
+use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
+use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig, Identity};
+use opentelemetry_otlp::{Compression, SpanExporter, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,
-    resource::{EnvResourceDetector, TelemetryResourceDetector},
-    trace::{Sampler as EachOne, SdkTracerProvider, SpanData},
+    resource::TelemetryResourceDetector,
+    trace::{
+        BatchConfigBuilder, BatchSpanProcessor, Sampler as EachOne, SdkTracerProvider, SpanData, TracerProviderBuilder,
+    },
 };
+use tracing::subscriber::{NoSubscriber, with_default};
 
+use self::variables::Variables;
 use crate::trace::{Sampler, Traces};
 
 /// Of the semantic conventions.
 const SCHEMA: &str = "https://opentelemetry.io/schemas/1.45.0";
+/// Beyond it nobody waits, in milliseconds.
+const LONGEST: u64 = 24 * 3600 * 1000;
+/// Spans that wait.
+const LONGEST_QUEUE: u64 = 1 << 20;
 
 /// Sends spans in batches, from a thread of its own; sends the last ones when it is dropped.
 pub(super) struct Exporter {
@@ -26,36 +40,77 @@ pub(super) struct Exporter {
 }
 
 impl Exporter {
-    /// None: nobody said where to, or that nothing be sent.
+    /// None: nobody said where to, or that nothing be sent. What is wrong is told by the variables' names.
     pub(super) fn from_environment() -> Result<Option<Self>, String> {
-        let is_off = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
-            || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none");
-        // The one for traces wins over that for everything.
-        let winner = |names: [&'static str; 2]| names.into_iter().find_map(|name| Some((name, variable(name)?)));
-        let endpoint = winner(["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]);
-        let Some((name, endpoint)) = endpoint.filter(|_| !is_off) else { return Ok(None) };
-        let wrong = |what: &dyn Display| format!("{name}: must be as http://host:4317 or https://host:4317: {what}");
-        // Without one nothing would ever be sent. Not shown as it is: there may be a password in it.
-        let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
-        if !matches!(scheme.as_deref(), Some("http" | "https")) {
-            return Err(wrong(&"the scheme is missing, or another one"));
+        // The command has refused what is no UTF-8.
+        let environment = std::env::vars_os();
+        let environment =
+            environment.filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+        let mut variables = Variables::of(environment);
+        let made = Self::of(&mut variables);
+        for warning in variables.finish()? {
+            tracing::warn!("{warning}");
         }
-        let exporter = SpanExporter::builder().with_tonic().build().map_err(|error| wrong(&error))?;
-        match winner(["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]) {
-            Some((name, protocol)) if protocol != "grpc" => {
-                tracing::warn!("{name}: {protocol} is not spoken: spans go by grpc, mostly to port 4317");
+        Ok(made)
+    }
+
+    /// None also where something is wrong, which the variables know then.
+    fn of(variables: &mut Variables) -> Option<Self> {
+        if variables.is_true("OTEL_SDK_DISABLED") {
+            return None;
+        }
+        let exporter = variables.text("OTEL_TRACES_EXPORTER");
+        if exporter.as_ref().is_some_and(|exporter| exporter.eq_ignore_ascii_case("none")) {
+            return None;
+        }
+        let endpoint = variables.exporter("ENDPOINT");
+        if let Some(exporter) = exporter {
+            if !exporter.eq_ignore_ascii_case("otlp") {
+                let what = format!("{exporter:?} is not known here: there are otlp and none, and otlp is used");
+                variables.warn("OTEL_TRACES_EXPORTER", what);
+            } else if endpoint.is_none() {
+                let what = "nothing is traced, as OTEL_EXPORTER_OTLP_ENDPOINT does not say where to";
+                variables.warn("OTEL_TRACES_EXPORTER", what);
             }
-            _ => {}
         }
-        let (name, arg) = (variable("OTEL_TRACES_SAMPLER"), variable("OTEL_TRACES_SAMPLER_ARG"));
-        let (sampler, wrong) = Sampler::parse(name.as_deref(), arg.as_deref());
-        if let Some(wrong) = wrong {
-            tracing::warn!("{wrong}");
+        let (name, endpoint) = endpoint?;
+        let place = Endpoint::parse(&name, &endpoint, variables);
+        // Read whatever becomes of the rest, so that one start tells of every error.
+        let (headers, tls) = (headers(variables), tls(variables, place.as_ref().is_some_and(|place| place.is_tls)));
+        let timeout = variables.exporter_number("TIMEOUT", 1..=LONGEST).map(Duration::from_millis);
+        let compression = compression(variables);
+        if let Some((name, protocol)) = variables.exporter("PROTOCOL")
+            && protocol != "grpc"
+        {
+            variables.warn(&name, format!("{protocol} is not spoken: spans go by grpc, mostly to port 4317"));
         }
-        // Only what our sampler has picked ever becomes a span.
-        let provider =
-            SdkTracerProvider::builder().with_sampler(EachOne::AlwaysOn).with_batch_exporter(Told::new(exporter));
-        Ok(Some(Self { provider: provider.with_resource(resource()).build(), sampler }))
+        let (sampler, batches, resource) = (sampler(variables), batches(variables), resource(variables));
+        let limits = ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_EVENT_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT"];
+        let limits = limits.map(|name| variables.number(name, 0..=u64::from(u32::MAX)).map(|limit| limit as u32));
+        variables.warn_of_unknown();
+        let place = place?;
+        // The SDK reads the environment too, and complains about values with line ends that are not used.
+        with_default(NoSubscriber::new(), || {
+            let mut exporter = SpanExporter::builder().with_tonic().with_endpoint(place.url).with_metadata(headers?);
+            exporter = match tls? {
+                Some(tls) => exporter.with_tls_config(tls),
+                None => exporter,
+            };
+            exporter = timeout.into_iter().fold(exporter, |exporter, timeout| exporter.with_timeout(timeout));
+            exporter = compression.into_iter().fold(exporter, |exporter, kind| exporter.with_compression(kind));
+            let exporter = match exporter.build() {
+                Ok(exporter) => exporter,
+                Err(error) => {
+                    variables.wrong(&name, format!("spans cannot be sent there: {error}"));
+                    return None;
+                }
+            };
+            let processor = BatchSpanProcessor::builder(Told::new(exporter)).with_batch_config(batches.build()).build();
+            // Only what our sampler has picked ever becomes a span.
+            let provider = SdkTracerProvider::builder().with_sampler(EachOne::AlwaysOn).with_span_processor(processor);
+            let provider = limited(provider, limits).with_resource(resource);
+            Some(Self { provider: provider.build(), sampler })
+        })
     }
 
     pub(super) fn traces(&self) -> Traces {
@@ -63,6 +118,154 @@ impl Exporter {
         let tracer = self.provider.tracer_with_scope(scope.with_schema_url(SCHEMA).build());
         Traces::new(tracer, self.sampler)
     }
+}
+
+/// Where the collector is.
+struct Endpoint {
+    /// Scheme, host and port.
+    url: String,
+    is_tls: bool,
+}
+
+impl Endpoint {
+    /// The text is never shown: there may be a password in it.
+    fn parse(name: &str, text: &str, variables: &mut Variables) -> Option<Self> {
+        let mut wrong = |what: &dyn Display| {
+            variables.wrong(name, format!("must be as http://host:4317 or https://host:4317: {what}"));
+            None
+        };
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return wrong(&"the scheme is missing, or another one");
+        };
+        let scheme = scheme.to_ascii_lowercase();
+        if !matches!(scheme.as_str(), "http" | "https") {
+            return wrong(&"the scheme is missing, or another one");
+        }
+        if rest.contains('@') {
+            return wrong(
+                &"a user and a password do not belong into it, as gRPC sends none of them: put what the collector asks for \
+                  into OTEL_EXPORTER_OTLP_HEADERS, as authorization=Basic%20...",
+            );
+        }
+        let uri = format!("{scheme}://{rest}").parse::<Uri>().ok();
+        let parts = uri.as_ref().and_then(|uri| Some((uri.authority()?.as_str(), uri.host()?, uri.port_u16(), uri)));
+        let Some((authority, host, port, uri)) = parts else {
+            return wrong(&"what follows the scheme is no host and port");
+        };
+        let is_port = authority == host || port.is_some_and(|port| port > 0);
+        if host.is_empty() || !is_port {
+            return wrong(&"what follows the scheme is no host and port");
+        }
+        if !matches!(uri.path_and_query().map(|path| path.as_str()), None | Some("/")) {
+            variables.warn(name, "the path in it is not used, as gRPC has a path of its own");
+        }
+        Some(Self { url: format!("{scheme}://{authority}"), is_tls: scheme == "https" })
+    }
+}
+
+/// What is sent with each batch. None: it cannot be sent.
+fn headers(variables: &mut Variables) -> Option<MetadataMap> {
+    let Some((name, text)) = variables.exporter("HEADERS") else { return Some(MetadataMap::new()) };
+    let pairs = match Variables::pairs(&text) {
+        Ok(pairs) => pairs,
+        Err(why) => {
+            variables.wrong(&name, why);
+            return None;
+        }
+    };
+    let mut headers = HeaderMap::new();
+    for (at, (header, value)) in pairs.into_iter().enumerate() {
+        // Without the value, which is mostly a secret, and the name, which is one where somebody mixed them up.
+        match (HeaderName::from_bytes(header.as_bytes()), HeaderValue::from_str(&value)) {
+            (Ok(header), Ok(value)) => _ = headers.append(header, value),
+            _ => {
+                let why =
+                    format!("the entry number {} is no header: its name or its value holds what none may", at + 1);
+                variables.wrong(&name, why);
+                return None;
+            }
+        }
+    }
+    Some(MetadataMap::from_headers(headers))
+}
+
+/// Some(None): it is not used. None: a file of it is missing.
+#[allow(clippy::option_option, reason = "what is wrong is no setting, and is not the absence of one")]
+fn tls(variables: &mut Variables, is_tls: bool) -> Option<Option<ClientTlsConfig>> {
+    const CERTIFICATE: &str = "BEGIN CERTIFICATE";
+    let files = [("CERTIFICATE", CERTIFICATE), ("CLIENT_CERTIFICATE", CERTIFICATE), ("CLIENT_KEY", "PRIVATE KEY")];
+    let files = files.map(|(option, wanted)| variables.exporter(option).map(|(name, path)| (name, path, wanted)));
+    if !is_tls {
+        for (name, ..) in files.into_iter().flatten() {
+            variables.warn(&name, "is not used, as the endpoint does not begin with https");
+        }
+        return Some(None);
+    }
+    let mut read = |(name, path, wanted): (String, String, &str)| match std::fs::read(&path) {
+        Ok(pem) if String::from_utf8_lossy(&pem).contains(wanted) => Some((name, pem)),
+        Ok(_) => {
+            variables.wrong(&name, format!("{path} holds no {wanted} in PEM"));
+            None
+        }
+        Err(error) => {
+            variables.wrong(&name, format!("{path} cannot be read: {error}"));
+            None
+        }
+    };
+    let wanted = files.iter().flatten().count();
+    let [ca, certificate, key] = files.map(|file| file.and_then(&mut read));
+    if [&ca, &certificate, &key].into_iter().flatten().count() < wanted {
+        return None;
+    }
+    let tls = match ca {
+        Some((_, pem)) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
+        None => ClientTlsConfig::new().with_enabled_roots(),
+    };
+    match (certificate, key) {
+        (Some((_, certificate)), Some((_, key))) => Some(Some(tls.identity(Identity::from_pem(certificate, key)))),
+        (None, None) => Some(Some(tls)),
+        (Some((name, _)), None) | (None, Some((name, _))) => {
+            variables
+                .wrong(&name, "a certificate of our own needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY");
+            None
+        }
+    }
+}
+
+fn compression(variables: &mut Variables) -> Option<Compression> {
+    let (name, text) = variables.exporter("COMPRESSION")?;
+    match text.to_ascii_lowercase().as_str() {
+        "gzip" => Some(Compression::Gzip),
+        "none" => None,
+        _ => {
+            variables.warn(&name, format!("{text:?} is not known here: there are gzip and none, and none is used"));
+            None
+        }
+    }
+}
+
+fn sampler(variables: &mut Variables) -> Sampler {
+    let (name, arg) = (variables.text("OTEL_TRACES_SAMPLER"), variables.text("OTEL_TRACES_SAMPLER_ARG"));
+    let (sampler, wrong) = Sampler::parse(name.as_deref(), arg.as_deref());
+    variables.warn_all(wrong);
+    sampler
+}
+
+/// How spans wait for their batch.
+fn batches(variables: &mut Variables) -> BatchConfigBuilder {
+    let queue = variables.number("OTEL_BSP_MAX_QUEUE_SIZE", 1..=LONGEST_QUEUE).unwrap_or(2048);
+    let delay = variables.number("OTEL_BSP_SCHEDULE_DELAY", 1..=LONGEST).unwrap_or(5000);
+    let batch = variables.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 1..=queue).unwrap_or(512.min(queue));
+    let config = BatchConfigBuilder::default().with_max_queue_size(queue as usize);
+    config.with_scheduled_delay(Duration::from_millis(delay)).with_max_export_batch_size(batch as usize)
+}
+
+/// With the bounds of a span's attributes, events and links.
+fn limited(provider: TracerProviderBuilder, limits: [Option<u32>; 3]) -> TracerProviderBuilder {
+    let [attributes, events, links] = limits;
+    let provider = attributes.into_iter().fold(provider, TracerProviderBuilder::with_max_attributes_per_span);
+    let provider = events.into_iter().fold(provider, TracerProviderBuilder::with_max_events_per_span);
+    links.into_iter().fold(provider, TracerProviderBuilder::with_max_links_per_span)
 }
 
 impl Drop for Exporter {
@@ -106,16 +309,24 @@ impl opentelemetry_sdk::trace::SpanExporter for Told {
 }
 
 /// Who we are; what `OTEL_RESOURCE_ATTRIBUTES` says wins, and `OTEL_SERVICE_NAME` over that.
-fn resource() -> Resource {
+fn resource(variables: &mut Variables) -> Resource {
+    const ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
     let ours = [
         KeyValue::new("service.name", "featurestore"),
         KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
         KeyValue::new("service.instance.id", random_uuid()),
     ];
-    let resource = Resource::builder_empty().with_attributes(ours);
-    let resource =
-        resource.with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())]);
-    match variable("OTEL_SERVICE_NAME") {
+    let resource = Resource::builder_empty().with_attributes(ours).with_detector(Box::new(TelemetryResourceDetector));
+    let attributes = match variables.text(ATTRIBUTES).map(|text| Variables::pairs(&text)) {
+        Some(Ok(attributes)) => attributes,
+        Some(Err(why)) => {
+            variables.warn(ATTRIBUTES, format!("{why}, so nothing of it is used"));
+            Vec::new()
+        }
+        None => Vec::new(),
+    };
+    let resource = resource.with_attributes(attributes.into_iter().map(|(name, value)| KeyValue::new(name, value)));
+    match variables.text("OTEL_SERVICE_NAME") {
         Some(name) => resource.with_service_name(name).build(),
         None => resource.build(),
     }
@@ -128,7 +339,61 @@ fn random_uuid() -> String {
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
-/// Empty is unset, as the specification has it.
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(text: &str) -> (Option<String>, String) {
+        let mut variables = Variables::default();
+        let url = Endpoint::parse("NAME", text, &mut variables).map(|endpoint| endpoint.url);
+        let told = variables.finish().map_or_else(|wrong| wrong, |warnings| warnings.join("\n"));
+        (url, told)
+    }
+
+    #[test]
+    fn an_endpoint_is_a_scheme_a_host_and_a_port_and_is_never_shown() {
+        for (text, url) in [
+            ("http://h:4317", "http://h:4317"),
+            ("HTTPS://h/", "https://h"),
+            ("http://[::1]:4317", "http://[::1]:4317"),
+        ] {
+            assert_eq!(endpoint(text), (Some(url.to_owned()), String::new()), "{text}");
+        }
+        let (url, told) = endpoint("http://h:4317/v1/canary");
+        assert!(url.unwrap() == "http://h:4317" && told.contains("path") && !told.contains("canary"), "{told}");
+        for text in [
+            "canary:4317",
+            "grpc://canary:4317",
+            "http://",
+            "http://:4317",
+            "http://u:canary@h:4317",
+            "http://u:can/canary@h:4317",
+            "http://canary h:4317",
+            "http://canary:port",
+            "http://canary:0",
+            "http://canary:99999",
+            "http://canary:",
+        ] {
+            let (url, told) = endpoint(text);
+            assert!(url.is_none() && told.starts_with("NAME: must be as http://host:4317"), "{text}: {told}");
+            assert!(!told.contains("canary"), "{told}");
+        }
+    }
+
+    #[test]
+    fn headers_that_cannot_be_sent_are_refused_without_their_values() {
+        let read = |text: &str| {
+            let pair = ("OTEL_EXPORTER_OTLP_HEADERS".to_owned(), text.to_owned());
+            let mut variables = Variables::of([pair]);
+            let headers = headers(&mut variables).map(MetadataMap::into_headers);
+            (headers, variables.finish().map_or_else(|wrong| wrong, |_| String::new()))
+        };
+        let (sent, told) = read("authorization=Basic%20canary,x-more=a=b\n");
+        assert_eq!((sent.unwrap()["authorization"].to_str().unwrap(), told.as_str()), ("Basic canary", ""));
+        for text in ["canary", "a=b,canary", "can ary=x", "a=canary%0A", "a=canary%2"] {
+            let (sent, told) = read(text);
+            assert!(sent.is_none() && told.starts_with("OTEL_EXPORTER_OTLP_HEADERS: "), "{text}: {told}");
+            assert!(!told.contains("canary"), "{told}");
+        }
+    }
 }

@@ -51,12 +51,19 @@ impl Sampler {
     /// As the two variables say; what they say wrong falls back to everything that callers do not leave out, and is told.
     pub fn parse(name: Option<&str>, arg: Option<&str>) -> (Self, Option<String>) {
         let everything = Self { parent_based: true, share: 1.0 };
-        let Some(name) = name.map(str::trim).filter(|name| !name.is_empty()) else { return (everything, None) };
+        let unused = |name: &str| {
+            arg.map(|_| format!("OTEL_TRACES_SAMPLER_ARG: is not used, as the sampler {name} takes no argument"))
+        };
+        let Some(given) = name.map(str::trim).filter(|name| !name.is_empty()) else {
+            return (everything, unused("parentbased_always_on"));
+        };
+        let name = given.to_ascii_lowercase();
+        let name = name.as_str();
         let (parent_based, kind) = name.strip_prefix("parentbased_").map_or((false, name), |kind| (true, kind));
         let sampler = |share| Self { parent_based, share };
         match kind {
-            "always_on" => (sampler(1.0), None),
-            "always_off" => (sampler(0.0), None),
+            "always_on" => (sampler(1.0), unused(name)),
+            "always_off" => (sampler(0.0), unused(name)),
             "traceidratio" => {
                 let share = arg.map_or(Ok(1.0), |arg| arg.trim().parse().map_err(|_| arg));
                 match share {
@@ -70,7 +77,7 @@ impl Sampler {
             }
             _ => {
                 let wrong = format!(
-                    "OTEL_TRACES_SAMPLER: {name:?} is not known here; parentbased_always_on is used. There are always_on, \
+                    "OTEL_TRACES_SAMPLER: {given:?} is not known here; parentbased_always_on is used. There are always_on, \
                      always_off, traceidratio, and the same with parentbased_ before"
                 );
                 (everything, Some(wrong))
@@ -155,6 +162,11 @@ mod tests {
             );
         }
         assert_eq!(Sampler::parse(Some(""), None).1, None);
+        for name in [None, Some("always_on"), Some("parentbased_always_off")] {
+            let told = Sampler::parse(name, Some("0.1")).1.unwrap();
+            assert!(told.starts_with("OTEL_TRACES_SAMPLER_ARG: is not used"), "{told}");
+        }
+        assert_eq!(Sampler::parse(Some("ALWAYS_OFF"), None), (Sampler { parent_based: false, share: 0.0 }, None));
         assert_eq!(Sampler::parse(Some("traceidratio"), None), (Sampler { parent_based: false, share: 1.0 }, None));
     }
 }

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use opentelemetry_proto::tonic::trace::v1::{span::SpanKind, status::StatusCode};
-use tonic::Request;
+use tonic::{Request, transport::Identity};
 
 use crate::harness::{
     binary::{Binary, run},
+    certificates::{Certificates, text},
     client::*,
     collector::{Collector, Seen},
     process::free_port,
@@ -303,4 +304,113 @@ async fn an_endpoint_without_a_scheme_is_an_error_and_another_protocol_is_told()
     let server = Binary::start(&[settings[0], ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]);
     server.until_serving().await;
     assert!(!server.log().contains("is not spoken"), "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_variables_say_is_taken_without_line_ends_and_sent_with_each_batch() {
+    let collector = Collector::start().await;
+    let endpoint = format!(" {}\n", collector.endpoint());
+    let settings = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "\n"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Basic%20canary\n"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip\n"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc\n"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "20000\n"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "3600000\n"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1\n"),
+        ("OTEL_TRACES_EXPORTER", "otlp\n"),
+        ("OTEL_TRACES_SAMPLER", "always_on\r\n"),
+        ("OTEL_SDK_DISABLED", "false\n"),
+        ("OTEL_SERVICE_NAME", "shop\n"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=b%2Cc,service.instance.id=7\n"),
+    ];
+    let server = Binary::start(&settings);
+    server.until_serving().await;
+    let mut client = server.client().await;
+    for trace in 1..=2 {
+        client.get_features(traced(trace, false, get(["a"]))).await.unwrap();
+    }
+    drop(client);
+    let log = stop(server);
+    assert!(!log.contains("WARN") && !log.contains("canary"), "{log}");
+    assert_eq!(collector.spans().len(), 2);
+    let resource = collector.resource();
+    assert_eq!(["service.name", "service.instance.id", "a"].map(|name| resource[name].as_str()), ["shop", "7", "b,c"]);
+    // A batch of one span each, as the variable says.
+    let sent = [Some("Basic canary".to_owned()), Some("gzip".to_owned())];
+    assert_eq!(collector.headers(), [sent.clone(), sent]);
+
+    let off =
+        [("OTEL_SDK_DISABLED", "true\n"), ("OTEL_TRACES_EXPORTER", "none\n"), ("OTEL_TRACES_SAMPLER", "always_off\n")];
+    for setting in off {
+        let collector = Collector::start().await;
+        let server = start(&collector, &[setting]).await;
+        server.until_serving().await;
+        server.client().await.get_features(traced(1, true, get(["a"]))).await.unwrap();
+        stop(server);
+        assert!(collector.spans().is_empty(), "{setting:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_sent_is_refused_by_its_name_and_without_the_secret() {
+    let (endpoint, headers) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS");
+    let there = (endpoint, "https://127.0.0.1:1");
+    for (settings, name) in [
+        (&[(endpoint, "http://u:canary@127.0.0.1:4317\n")][..], endpoint),
+        (&[(endpoint, "http://u:can ary@127.0.0.1:4317")], endpoint),
+        (&[(endpoint, "http://u:canary@127.0.0.1:\n4317")], endpoint),
+        (&[(endpoint, "http://canary h:4317")], endpoint),
+        (&[(endpoint, "http://canary:0")], endpoint),
+        (&[there, (headers, "canary")], headers),
+        (&[there, (headers, "authorization=canary%0A")], headers),
+        (&[there, (headers, "a=canary\nb=canary")], headers),
+        (&[there, ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem")], "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+        (&[there, ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/dev/null")], "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+    ] {
+        let output =
+            run(&["serve"], &[settings, &[("FEATURESTORE_LISTEN", "127.0.0.1:0"), ("RUST_LOG", "trace")]].concat());
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
+        assert_eq!(output.status.code(), Some(64), "{settings:?}: {said}");
+        assert!(said.contains(&format!("featurestore: {name}: ")), "{settings:?}: {said}");
+        assert!(!said.contains("canary") && !said.contains("can ary"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_known_of_the_variables_is_told() {
+    let collector = Collector::start().await;
+    let settings = [
+        ("OTEL_TRACES_SAMPLER", "sometimes"),
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
+        ("OTEL_SDK_DISABLED", "yes"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "many"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a"),
+        ("OTEL_PROPAGATORS", "b3"),
+    ];
+    let server = start(&collector, &settings).await;
+    server.until_serving().await;
+    let log = server.log();
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN") && line.contains("OTEL_")).collect();
+    assert_eq!(warnings.len(), settings.len(), "{log}");
+    for (name, _) in settings {
+        assert!(warnings.iter().any(|line| line.contains(name)), "{name}: {log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_with_tls_is_known_by_its_certificate() {
+    let certificates = Certificates::new();
+    let [certificate, key] = [certificates.certificate(), certificates.key()].map(|path| std::fs::read(path).unwrap());
+    let collector = Collector::start_with(Identity::from_pem(certificate, key)).await;
+    let ca = certificates.ca();
+    let server = start(&collector, &[("OTEL_EXPORTER_OTLP_CERTIFICATE", text(&ca))]).await;
+    server.until_serving().await;
+    server.client().await.get_features(traced(1, true, get(["a"]))).await.unwrap();
+    stop(server);
+    assert_eq!(collector.spans().len(), 1);
 }

@@ -15,16 +15,25 @@ use opentelemetry_proto::tonic::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    codec::CompressionEncoding,
+    transport::{Identity, Server, ServerTlsConfig},
+};
 
 pub struct Collector {
     port: u16,
+    scheme: &'static str,
     received: Received,
     serving: JoinHandle<()>,
 }
 
 #[derive(Clone, Default)]
-struct Received(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
+struct Received {
+    requests: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    /// What came with each of them: `authorization` and `grpc-encoding`.
+    headers: Arc<Mutex<Vec<[Option<String>; 2]>>>,
+}
 
 /// One span, as a person would look at it.
 #[derive(Clone, Debug)]
@@ -43,13 +52,23 @@ pub struct Seen {
 
 impl Collector {
     pub async fn start() -> Self {
+        Self::start_at("http", Server::builder()).await
+    }
+
+    /// The same, with TLS.
+    pub async fn start_with(identity: Identity) -> Self {
+        let tls = ServerTlsConfig::new().identity(identity);
+        Self::start_at("https", Server::builder().tls_config(tls).unwrap()).await
+    }
+
+    async fn start_at(scheme: &'static str, mut server: Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (port, received) = (listener.local_addr().unwrap().port(), Received::default());
-        let service = TraceServiceServer::new(received.clone());
+        let service = TraceServiceServer::new(received.clone()).accept_compressed(CompressionEncoding::Gzip);
         let serving = tokio::spawn(async move {
-            Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            server.add_service(service).serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
-        Self { port, received, serving }
+        Self { port, scheme, received, serving }
     }
 
     /// What a server that sends its spans here, when it ends and not before, needs to be told.
@@ -59,17 +78,22 @@ impl Collector {
 
     /// Where it takes spans.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
     }
 
     /// Everything that was sent, as it came.
     pub fn received(&self) -> Vec<ExportTraceServiceRequest> {
-        self.received.0.lock().unwrap().clone()
+        self.received.requests.lock().unwrap().clone()
+    }
+
+    /// What came with each request: `authorization` and `grpc-encoding`.
+    pub fn headers(&self) -> Vec<[Option<String>; 2]> {
+        self.received.headers.lock().unwrap().clone()
     }
 
     /// Forgets everything that was sent, and says how many spans that were.
     pub fn take(&self) -> usize {
-        let received = std::mem::take(&mut *self.received.0.lock().unwrap());
+        let received = std::mem::take(&mut *self.received.requests.lock().unwrap());
         let scopes = received.iter().flat_map(|request| &request.resource_spans).flat_map(|spans| &spans.scope_spans);
         scopes.map(|scope| scope.spans.len()).sum()
     }
@@ -102,7 +126,9 @@ impl TraceService for Received {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        self.0.lock().unwrap().push(request.into_inner());
+        let header = |name| request.metadata().get(name).map(|value| value.to_str().unwrap().to_owned());
+        self.headers.lock().unwrap().push(["authorization", "grpc-encoding"].map(header));
+        self.requests.lock().unwrap().push(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }

@@ -65,7 +65,7 @@ impl App {
             tombstone_ttl: config.tombstone_ttl,
             read_deadline: config.deadlines.read,
             write_deadline: config.deadlines.write,
-            max_l2_reads: max_l2_reads(config),
+            max_l2_reads: max_l2_reads(config, &*store),
             // A bulk stream has a place of its own, and writes a chunk at a time.
             max_writes: config.max_in_flight.saturating_add(MAX_BULK_STREAMS),
             repair: RepairSettings::default(),
@@ -110,9 +110,17 @@ fn gate(config: &Config) -> Result<Option<Arc<Gate>>, StartError> {
 }
 
 /// As configured, but writes keep connections to MongoDB of their own.
-fn max_l2_reads(config: &Config) -> usize {
-    let connections = config.mongodb.as_ref().map_or(u32::MAX, |mongodb| mongodb.max_pool_size);
-    config.max_l2_reads.min((connections as usize / 4 * 3).max(1))
+fn max_l2_reads(config: &Config, store: &dyn Store) -> usize {
+    let Some(connections) = store.pool().map(|pool| pool.max) else { return config.max_l2_reads };
+    let most = (connections / 4 * 3).max(1);
+    if config.max_l2_reads > most {
+        tracing::info!(
+            "l2.max_reads is {}, and {most} are used: three quarters of the {connections} connections to MongoDB \
+             (mongodb.max_pool_size, or maxPoolSize in the URI)",
+            config.max_l2_reads
+        );
+    }
+    config.max_l2_reads.min(most)
 }
 
 /// Makes a new epoch in the configured L2, whatever stands there: what every L1 holds is worthless then. It holds for the
@@ -228,21 +236,55 @@ fn store(config: &Config, rules: WriteRules, clock: &Clock) -> Result<Arc<dyn St
     };
     #[cfg(feature = "mongodb")]
     {
-        use crate::store::mongodb::{MongoConfig, MongoStore, choose_database};
+        use crate::store::mongodb::{MongoConfig, MongoStore, choose_database, warnings};
         let wrong = |error: &dyn std::fmt::Display| StartError::Config(format!("mongodb.uri: {error}"));
         let database = choose_database(&mongodb.uri, mongodb.database.as_deref(), &mongodb.default_database);
         let database = database.map_err(|error| wrong(&error))?;
-        let store = MongoStore::new(MongoConfig {
-            max_pool: mongodb.max_pool_size,
-            max_connecting: mongodb.max_connecting,
-            server_selection_timeout: mongodb.server_selection_timeout,
-            ..MongoConfig::new(&mongodb.uri, &database, rules)
-        });
-        Ok(Arc::new(store.map_err(|error| wrong(&error))?))
+        let pool = (mongodb.max_pool_size.value, mongodb.max_pool_size.is_set);
+        let connecting = (mongodb.max_connecting.value, mongodb.max_connecting.is_set);
+        let timeout = (mongodb.server_selection_timeout.value, mongodb.server_selection_timeout.is_set);
+        let settings = MongoConfig::new(&mongodb.uri, &database, rules).with_settings(pool, connecting, timeout);
+        let store = MongoStore::new(settings.map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))?;
+        for warning in warnings(&mongodb.uri).map_err(|error| wrong(&error))? {
+            tracing::warn!("mongodb.uri: {warning}");
+        }
+        Ok(Arc::new(store))
     }
     #[cfg(not(feature = "mongodb"))]
     {
         let _ = mongodb;
         Err(StartError::Config("mongodb.uri: this binary was built without MongoDB (feature mongodb)".to_owned()))
+    }
+}
+
+#[cfg(all(test, feature = "mongodb"))]
+mod tests {
+    use super::*;
+    use crate::config::Flags;
+
+    fn open(uri: &str, settings: &[(&str, &str)]) -> Result<(Config, Arc<dyn Store>), String> {
+        let settings = settings.iter().copied().chain([("MONGO_URI", uri)]);
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let (config, _) = Config::load(&Flags::default(), settings).unwrap();
+        let store = store(&config, rules(&config), &Clock::system()).map_err(|error| error.to_string())?;
+        Ok((config, store))
+    }
+
+    #[tokio::test]
+    async fn reads_of_l2_leave_a_quarter_of_the_pool_whichever_place_names_its_size() {
+        const SIZE: &str = "FEATURESTORE_MONGODB_MAX_POOL_SIZE";
+        for (options, settings, reads) in [
+            ("", &[][..], 48),
+            ("maxPoolSize=8", &[], 6),
+            ("", &[(SIZE, "8")], 6),
+            ("maxPoolSize=8", &[(SIZE, "8")], 6),
+            ("maxPoolSize=1", &[], 1),
+            ("maxPoolSize=8", &[("FEATURESTORE_L2_MAX_READS", "5")], 5),
+        ] {
+            let (config, store) = open(&format!("mongodb://h/?{options}"), settings).unwrap();
+            assert_eq!(max_l2_reads(&config, &*store), reads, "{options} {settings:?}");
+        }
+        let told = open("mongodb://h/?maxPoolSize=8", &[(SIZE, "64")]).err().unwrap();
+        assert!(told.contains("maxPoolSize=8") && told.contains("mongodb.max_pool_size says 64"), "{told}");
     }
 }

@@ -33,7 +33,7 @@ const LONGEST_TTL: Duration = Duration::from_secs(365_250 * 24 * 3600);
 /// L1's entries must be gone before the marker that vouches for them, which Redis keeps for 7 days.
 const LONGEST_L1_TTL: Duration = Duration::from_secs(6 * 24 * 3600);
 /// Shorter deadlines nothing can meet; longer ones nobody waits for.
-const DEADLINES: RangeInclusive<Duration> = MS..=HOUR;
+const DEADLINES: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
 const CACHES: RangeInclusive<usize> = 64 << 10..=1 << 40;
 /// Clients count a message's bytes in 31 bits.
 const MESSAGES: RangeInclusive<usize> = 1 << 10..=1 << 30;
@@ -139,11 +139,20 @@ pub struct Mongodb {
     /// The database where nothing names one.
     pub default_database: String,
     /// Connections to each server at most.
-    pub max_pool_size: u32,
+    pub max_pool_size: Said<u32>,
     /// Connections opened at once.
-    pub max_connecting: u32,
+    pub max_connecting: Said<u32>,
     /// How long an operation waits for a server.
-    pub server_selection_timeout: Duration,
+    pub server_selection_timeout: Said<Duration>,
+}
+
+/// A setting that the URI may have as an option, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said<T> {
+    /// What is configured, or the default.
+    pub value: T,
+    /// Whether somebody has set it, though perhaps to its default.
+    pub is_set: bool,
 }
 
 impl std::fmt::Debug for Redis {
@@ -170,11 +179,9 @@ impl Config {
         flags: &Flags,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<(Self, Effective), ConfigErrors> {
-        let mut gathered = sources::gather(flags, environment);
-        let notices = std::mem::take(&mut gathered.notices);
-        let mut parser = Parser::new(gathered);
+        let mut parser = Parser::new(sources::gather(flags, environment));
         let config = Self::parse(&mut parser);
-        let warnings = parser.warnings();
+        let (warnings, notices) = (parser.warnings(), parser.notices());
         let effective = Effective { shown: parser.shown(), warnings, notices };
         parser.finish()?;
         Ok((config, effective))

@@ -2,7 +2,10 @@
 
 use std::{net::Ipv6Addr, path::PathBuf, time::Duration};
 
-use super::{DAY, HOUR, Mongodb, Redis, Tls, parse::Parser};
+use super::{DAY, Mongodb, Redis, SECOND, Said, Tls, parse::Parser};
+
+/// What the URI may have as an option, too.
+const OF_A_MONGODB: [&str; 3] = ["mongodb.max_pool_size", "mongodb.max_connecting", "mongodb.server_selection_timeout"];
 
 pub(super) fn tls(p: &mut Parser) -> Option<Tls> {
     let reload_interval = p.duration("tls.reload_interval", Duration::from_millis(10)..=30 * DAY);
@@ -26,6 +29,10 @@ pub(super) fn tls(p: &mut Parser) -> Option<Tls> {
                     "tls.client_ca_file",
                     "needs tls.cert_file and tls.key_file: without TLS no client shows a certificate",
                 );
+            }
+            if p.is_changed("tls.reload_interval") {
+                let why = "is set, but there are no files to look at: set tls.cert_file and tls.key_file too";
+                p.wrong("tls.reload_interval", why);
             }
             None
         }
@@ -95,9 +102,10 @@ fn host_of_url(p: &mut Parser, host: &str) -> String {
 
 /// What only makes sense with a Redis must not be taken and not be used: somebody believes that there is one.
 fn refuse_without_redis(p: &mut Parser) {
-    const OF_A_REDIS: [&str; 7] = [
+    const OF_A_REDIS: [&str; 8] = [
         "redis.port",
         "redis.db",
+        "redis.connections",
         "redis.username",
         "redis.password",
         "redis.ca_file",
@@ -115,9 +123,11 @@ fn refuse_without_redis(p: &mut Parser) {
 pub(super) fn mongodb(p: &mut Parser) -> Option<Mongodb> {
     let default_database = p.text("mongodb.database");
     let database = p.is_set("mongodb.database").then(|| default_database.clone());
+    let [is_pool_set, is_connecting_set, is_timeout_set] = OF_A_MONGODB.map(|key| p.is_set(key));
     let max_pool_size = p.count("mongodb.max_pool_size", 1..=10_000) as u32;
     let max_connecting = p.count("mongodb.max_connecting", 1..=1000) as u32;
-    let server_selection_timeout = p.duration("mongodb.server_selection_timeout", Duration::from_millis(10)..=HOUR);
+    let timeouts = Duration::from_millis(10)..=60 * SECOND;
+    let server_selection_timeout = p.duration("mongodb.server_selection_timeout", timeouts);
     if database.as_ref().is_some_and(|name| name.len() > 63 || name.contains(['/', '\\', '.', ' ', '"', '$', '\0'])) {
         p.wrong("mongodb.database", "may have 63 bytes and no space, /, \\, ., \" or $");
     }
@@ -129,11 +139,19 @@ pub(super) fn mongodb(p: &mut Parser) -> Option<Mongodb> {
     }
     let is_uri_set = p.is_set("mongodb.uri");
     let Some(uri) = p.optional("mongodb.uri") else {
-        if !is_uri_set && p.is_changed("mongodb.database") {
-            let why = "is set, but nothing says where MongoDB is: set mongodb.uri (MONGO_URI) too";
-            p.wrong("mongodb.database", why);
+        for key in ["mongodb.database"].into_iter().chain(OF_A_MONGODB) {
+            if !is_uri_set && p.is_changed(key) {
+                p.wrong(key, "is set, but nothing says where MongoDB is: set mongodb.uri (MONGO_URI) too");
+            }
         }
         return None;
     };
-    Some(Mongodb { uri, database, default_database, max_pool_size, max_connecting, server_selection_timeout })
+    Some(Mongodb {
+        uri,
+        database,
+        default_database,
+        max_pool_size: Said { value: max_pool_size, is_set: is_pool_set },
+        max_connecting: Said { value: max_connecting, is_set: is_connecting_set },
+        server_selection_timeout: Said { value: server_selection_timeout, is_set: is_timeout_set },
+    })
 }

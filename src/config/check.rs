@@ -10,6 +10,7 @@ pub(super) fn check(config: &Config, p: &mut Parser) {
     check_addresses(config, p);
     check_limits(config, p);
     check_times(config, p);
+    check_embedded(config, p);
     if config.l1_wait_replicas > 0 && config.redis.is_none() {
         p.wrong("l1.wait_replicas", "needs an L1 in Redis (redis.url), as only that has replicas");
     }
@@ -51,6 +52,26 @@ fn check_addresses(config: &Config, p: &mut Parser) {
     }
 }
 
+/// What is only for a tier in this process, and a tier is elsewhere.
+fn check_embedded(config: &Config, p: &mut Parser) {
+    if config.redis.is_some() && p.is_changed("l1.memory") {
+        p.wrong(
+            "l1.memory",
+            "is set, but L1 is in Redis: leave it out, or leave out redis.url and redis.host (Redis has maxmemory)",
+        );
+    }
+    if config.mongodb.is_none() {
+        return;
+    }
+    if p.is_changed("l2.cache") {
+        p.wrong("l2.cache", "is set, but L2 is in MongoDB: leave it out, or leave out mongodb.uri");
+    }
+    // The image sets it, whatever L2 is.
+    if p.is_set("data_dir") {
+        p.note("data_dir is not used, as L2 is in MongoDB (mongodb.uri)");
+    }
+}
+
 fn check_limits(config: &Config, p: &mut Parser) {
     let limits = &config.limits;
     let largest = limits.max_request_bytes.max(limits.max_response_bytes);
@@ -83,5 +104,11 @@ fn check_times(config: &Config, p: &mut Parser) {
     }
     if config.default_ttl > config.limits.max_ttl {
         p.wrong("ttl.default", "must not be above limits.max_ttl");
+    }
+    if config.l1_slow >= config.l1_timeout {
+        p.note(format_args!(
+            "l1.slow ({:?}) has no effect, as it is not below l1.timeout ({:?}): no call waits that long for L1",
+            config.l1_slow, config.l1_timeout
+        ));
     }
 }

@@ -13,16 +13,27 @@ pub(super) struct Parser {
     defaults: Settings,
     errors: Vec<String>,
     warnings: Vec<String>,
+    notices: Vec<String>,
 }
 
 impl Parser {
-    pub(super) fn new(Gathered { settings, defaults, errors, warnings, notices: _ }: Gathered) -> Self {
-        Self { settings, defaults, errors, warnings }
+    pub(super) fn new(Gathered { settings, defaults, errors, warnings, notices }: Gathered) -> Self {
+        Self { settings, defaults, errors, warnings, notices }
     }
 
     /// Takes the warnings.
     pub(super) fn warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
+    }
+
+    /// Takes the notices.
+    pub(super) fn notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// What is left out, and is right to be set all the same.
+    pub(super) fn note(&mut self, notice: impl Display) {
+        self.notices.push(notice.to_string());
     }
 
     /// What is probably not as it was meant.

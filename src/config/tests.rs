@@ -247,12 +247,46 @@ fn settings_of_a_backend_that_nothing_names_are_refused() {
         ("REDIS_DB", "3", "redis.db"),
         ("REDIS_PORT", "6380", "redis.port"),
         ("FEATURESTORE_REDIS_CA_FILE", "/ca.pem", "redis.ca_file"),
+        ("FEATURESTORE_REDIS_CONNECTIONS", "4", "redis.connections"),
         ("MONGO_DB", "risk", "mongodb.database"),
+        ("FEATURESTORE_MONGODB_MAX_POOL_SIZE", "8", "mongodb.max_pool_size"),
+        ("FEATURESTORE_MONGODB_MAX_CONNECTING", "4", "mongodb.max_connecting"),
+        ("FEATURESTORE_MONGODB_SERVER_SELECTION_TIMEOUT", "3s", "mongodb.server_selection_timeout"),
+        ("FEATURESTORE_TLS_RELOAD_INTERVAL", "1s", "tls.reload_interval"),
     ] {
         let told = load(&[(name, value)]).unwrap_err();
         assert!(told.starts_with(&format!("{key}: is set, but")) && !told.contains("canary"), "{told}");
     }
     load(&[("REDIS_PORT", "6379"), ("REDIS_DB", "0"), ("MONGO_DB", "featurestore")]).unwrap();
+    load(&[("FEATURESTORE_MONGODB_MAX_POOL_SIZE", "64"), ("FEATURESTORE_TLS_RELOAD_INTERVAL", "30s")]).unwrap();
+}
+
+#[test]
+fn settings_of_a_tier_in_the_process_are_refused_where_the_tier_is_elsewhere() {
+    let (redis, mongodb) = (("REDIS_URL", "redis://h"), ("MONGO_URI", "mongodb://h"));
+    let (memory, cache) = (("FEATURESTORE_L1_MEMORY", "1MiB"), ("FEATURESTORE_L2_CACHE", "1MiB"));
+    load(&[memory, cache]).unwrap();
+    load(&[redis, cache]).unwrap();
+    load(&[mongodb, memory]).unwrap();
+    load(&[redis, mongodb, ("FEATURESTORE_L1_MEMORY", "256MiB"), ("FEATURESTORE_L2_CACHE", "256MiB")]).unwrap();
+    for (there, setting, key) in [(redis, memory, "l1.memory"), (mongodb, cache, "l2.cache")] {
+        let told = load(&[there, setting]).unwrap_err();
+        assert!(told.starts_with(&format!("{key}: is set, but")), "{told}");
+    }
+}
+
+#[test]
+fn what_has_no_effect_and_is_set_all_the_same_is_a_line_at_the_start() {
+    let notices = |environment: &[(&str, &str)]| {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(&Flags::default(), environment).unwrap().1.notices.join("\n")
+    };
+    let (mongodb, folder) = (("MONGO_URI", "mongodb://h"), ("FEATURESTORE_DATA_DIR", "/data"));
+    assert_eq!(notices(&[mongodb]) + &notices(&[folder]), "");
+    assert!(notices(&[mongodb, folder]).contains("data_dir is not used"));
+    let told = notices(&[("FEATURESTORE_L1_TIMEOUT", "20ms")]);
+    assert!(told.contains("l1.slow") && told.contains("l1.timeout"), "{told}");
+    assert_eq!(notices(&[("FEATURESTORE_L1_TIMEOUT", "21ms")]), "");
 }
 
 #[test]
@@ -290,7 +324,7 @@ const BOUNDS: [(&str, &str, &str, &str); 30] = [
     ("tls.reload_interval", "9ms", "10ms", "30days"),
     ("mongodb.max_pool_size", "0", "1", "10000"),
     ("mongodb.max_connecting", "0", "1", "1000"),
-    ("mongodb.server_selection_timeout", "9ms", "10ms", "1h"),
+    ("mongodb.server_selection_timeout", "9ms", "10ms", "1min"),
     ("l1.ttl", "999ms", "1s", "6days"),
     ("l1.timeout", "999us", "1ms", "1min"),
     ("l1.slow", "999us", "1ms", "1min"),
@@ -310,9 +344,9 @@ const BOUNDS: [(&str, &str, &str, &str); 30] = [
     ("limits.max_bytes_in_flight", "4095", "4KiB", "1TiB"),
     ("limits.max_connections", "0", "1", "1000000"),
     ("limits.max_ttl", "999ms", "1s", "1000years"),
-    ("deadlines.read", "0s", "1ms", "1h"),
-    ("deadlines.strong", "999us", "1ms", "1h"),
-    ("deadlines.write", "999us", "1ms", "1h"),
+    ("deadlines.read", "9ms", "10ms", "1h"),
+    ("deadlines.strong", "9ms", "10ms", "1h"),
+    ("deadlines.write", "9ms", "10ms", "1h"),
     ("drain.timeout", "0s", "1ms", "1day"),
 ];
 

@@ -41,7 +41,7 @@ use bson::doc;
 use tokio::time::Instant;
 
 pub use address::InvalidUri;
-pub use options::choose_database;
+pub use options::{choose_database, warnings};
 pub use statement::MAX_DOCUMENT_BYTES;
 
 use self::{
@@ -65,7 +65,8 @@ const FEATURES: &str = "features";
 /// The collection of what the servers share besides.
 const META: &str = "meta";
 
-/// Where MongoDB is, and how it is used. Where the URI has an option for the same thing, the URI wins.
+/// Where MongoDB is, and how it is used. Where the URI has an option for the same thing, that is used; `with_settings` refuses
+/// what contradicts it.
 #[derive(Clone)]
 pub struct MongoConfig {
     /// A connection string; may hold credentials.
@@ -123,7 +124,7 @@ impl MongoStore {
     /// collections and has their index made.
     pub fn new(config: MongoConfig) -> Result<Self, InvalidUri> {
         let uri = address::parse(&config.uri)?;
-        options::check(&uri)?;
+        options::check(&uri, config.max_pool)?;
         let (identity, size) = (Identity::default(), TypicalSize::new(read::UNSEEN_BYTES));
         Ok(Self { connection: Connection::new(config, uri), identity, size })
     }

@@ -41,7 +41,9 @@ pub(crate) async fn run(bench: Arc<Bench>, l1: L1) -> Result<(), String> {
         bench.leave_out(&names(l1), NO_REDIS);
         return Ok(());
     };
-    settings.push(("FEATURESTORE_L1_MEMORY", L1_BYTES.to_owned()));
+    if matches!(l1, L1::Memory) {
+        settings.push(("FEATURESTORE_L1_MEMORY", L1_BYTES.to_owned()));
+    }
     let server = Server::start(&bench.folder()?.join("data"), settings).await?;
     server.load(&SET, 0..SET.entities, false).await?;
     server.until_answered_by(Source::L1, &Set { entities: HOT, ..SET }).await?;

@@ -15,20 +15,48 @@ impl InvalidUri {
     }
 }
 
+/// Options of other drivers, or of builds of this one, and what is told of them.
+const NOT_HERE: [(&str, &str); 8] = [
+    ("compressors", "compression is not supported"),
+    ("zlibCompressionLevel", "compression is not supported"),
+    ("proxyHost", "proxies are not supported"),
+    ("proxyPort", "proxies are not supported"),
+    ("proxyUsername", "proxies are not supported"),
+    ("proxyPassword", "proxies are not supported"),
+    ("tlsAllowInvalidHostnames", "the name in MongoDB's certificate is always looked at"),
+    ("tlsCertificateKeyFilePassword", "a key with a password is not supported"),
+];
+
+/// The driver's words for them say that there is no such option, and that there is one of that name.
+fn unsupported(uri: &str) -> Option<InvalidUri> {
+    let options =
+        uri.rsplit_once('?')?.1.split('&').map(|option| option.split_once('=').map_or(option, |(name, _)| name));
+    let mut found = options.filter_map(|name| NOT_HERE.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)));
+    let (name, why) = found.next()?;
+    Some(InvalidUri(format!("{why}, so leave out its option {name}")))
+}
+
 /// Parses a connection string; no server and no DNS is asked.
 pub(super) fn parse(uri: &str) -> Result<ConnectionString, InvalidUri> {
+    if let Some(unsupported) = unsupported(uri) {
+        return Err(unsupported);
+    }
     ConnectionString::parse(uri).map_err(|error| {
         // The driver quotes what it cannot parse, which may be a part of the password, so its words are shown only for
-        // a URI that holds no secret: what stands left of the last @ is cut off and the rest parsed again.
+        // a URI that holds no secret: what stands left of the last @ is replaced and all of it parsed again.
         let Some((scheme, rest)) = uri.split_once("://") else {
             return InvalidUri("it must begin with mongodb:// or mongodb+srv://".to_owned());
         };
         let reason = match rest.rsplit_once('@') {
             None => reason(rest, &error),
-            Some((_, open)) => match ConnectionString::parse(format!("{scheme}://{open}")) {
-                Ok(_) => "user name and password must be percent-encoded".to_owned(),
-                Err(error) => reason(open, &error),
-            },
+            Some((who, open)) => {
+                let has_password = who.split_once(':').is_some_and(|(_, password)| !password.is_empty());
+                let who = if has_password { "user:password" } else { "user" };
+                match ConnectionString::parse(format!("{scheme}://{who}@{open}")) {
+                    Ok(_) => "user name and password must be percent-encoded".to_owned(),
+                    Err(error) => reason(open, &error),
+                }
+            }
         };
         InvalidUri(reason)
     })
@@ -80,7 +108,15 @@ mod tests {
             ("mongodb://user:hun/ter2@host/", "percent-encoded"),
             ("mongodb://user:hunter2@host:port/", "port"),
             ("mongodb://user:hunter2@host/?maxPoolSize=many", "maxPoolSize"),
-            ("mongodb://host/?tlsCertificateKeyFilePassword=hunter2&maxPoolSize=many", "secrets"),
+            ("mongodb://host/?authMechanismProperties=TOKEN:hunter2&maxPoolSize=many", "secrets"),
+            ("mongodb://host/?tlsCertificateKeyFilePassword=hunter2&tls=true", "not supported"),
+            (
+                "mongodb://user:hunter2@host/?compressors=zstd",
+                "compression is not supported, so leave out its option compressors",
+            ),
+            ("mongodb://user:hunter2@host/?w=majority&Compressors=zlib", "compression is not supported"),
+            ("mongodb://user:hunter2@host/?zlibCompressionLevel=3", "compression is not supported"),
+            ("mongodb://host/?proxyHost=hunter2", "proxies are not supported"),
         ] {
             let text = parse(uri).unwrap_err().to_string().to_lowercase();
             assert!(text.contains(&reason.to_lowercase()), "{uri}: {text}");

@@ -69,7 +69,7 @@ pub(super) fn describe(code: i32, named: &str) -> String {
     let is_name = !named.is_empty() && named.len() <= 64 && named.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let name = name(code).or(is_name.then_some(named));
     let hint = match code {
-        13 => "; the user of mongodb.uri lacks a right, see docs/operations.md",
+        13 => "; the user of mongodb.uri lacks a right, see docs/security.md",
         11000 => "; another index of the collection, or its collation, forbids it",
         121 => "; a validator of the collection forbids it",
         14031 => "; MongoDB has no room on its disk",

@@ -216,13 +216,14 @@ async fn memory_stays_within(pair: &Pair, limits: usize) {
     let bytes = [IN_FLIGHT, L1, L2_CACHE].map(|bytes| format!("{bytes}"));
     let more = [
         ("FEATURESTORE_LIMITS_MAX_BYTES_IN_FLIGHT", bytes[0].as_str()),
-        ("FEATURESTORE_L1_MEMORY", bytes[1].as_str()),
-        ("FEATURESTORE_L2_CACHE", bytes[2].as_str()),
         ("FEATURESTORE_DEADLINES_READ", "100s"),
         ("FEATURESTORE_DEADLINES_STRONG", "100s"),
         ("FEATURESTORE_DEADLINES_WRITE", "100s"),
     ];
-    let server = Binary::start(&[&pair.settings()[..], &more[..]].concat());
+    let of_the_process = [("FEATURESTORE_L1_MEMORY", bytes[1].as_str()), ("FEATURESTORE_L2_CACHE", bytes[2].as_str())];
+    let is_in_the_process = pair.redis.is_none() && pair.mongod.is_none();
+    let of_the_process = if is_in_the_process { &of_the_process[..] } else { &[] };
+    let server = Binary::start(&[&pair.settings()[..], &more[..], of_the_process].concat());
     server.until_serving().await;
     let idle = server.memory();
     fill(&mut server.client().await).await;

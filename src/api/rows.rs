@@ -38,8 +38,10 @@ pub(super) fn check_time(answer: &ReadAnswer, deadline: Instant, is_clients: boo
     if refused { Err(Failure::deadline()) } else { Ok(()) }
 }
 
-/// Builds the response, and tells its size and what counts the records that it is made of. Fails where no row could be answered for want of L2, and where it would be larger
-/// than clients are told to expect: then it is not built to its end.
+/// Builds the response, and tells its size and what counts the records that it is made of. Fails where no row could be
+/// answered for want of L2, and where it would be larger than clients are told to expect: then it is not built to its end.
+// As a part of its caller, which is large, it would have what it calls for each row not inlined: 100 instructions a row.
+#[inline(never)]
 pub(super) fn response(
     read: Read,
     answer: ReadAnswer,
@@ -111,6 +113,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Of several that hold, the first in this order.
+    #[inline]
     pub(super) fn status(&self, record: &StoredRecord) -> Result<RowStatus, Corrupt> {
         Ok(if record.is_expired(self.now) {
             RowStatus::Expired

@@ -136,6 +136,7 @@ impl StoredRecord {
     }
 
     /// Both segments, which stand side by side.
+    #[inline(always)]
     pub fn into_segments(mut self) -> Bytes {
         self.0.advance(HEADER_BYTES);
         self.0

@@ -153,11 +153,19 @@ impl Api {
         failure::unreadable_records()
     }
 
-    /// Takes the bytes that writes become on their way to L2. What is too much now is waited for, a moment.
+    /// Takes the bytes that writes become on their way to L2, and for one write what is expected to come back with its answer.
+    /// What is too much now is waited for, a moment.
     async fn hold_unfolded(&self, place: Option<&InFlight>, writes: &[Write]) -> Result<Option<Share>, Failure> {
         const PATIENCE: Duration = Duration::from_millis(500);
         let bytes = match place {
-            Some(_) => self.0.tiered.store().unfolds_to(writes),
+            Some(_) => {
+                let answer = match writes {
+                    [write] if write.needs_stored() => self.0.tiered.expected_answer(&write.key.view),
+                    // A batch brings no records back.
+                    _ => 0,
+                };
+                self.0.tiered.store().unfolds_to(writes) + answer
+            }
             None => 0,
         };
         let Some(place) = place.filter(|_| bytes > 0) else { return Ok(None) };

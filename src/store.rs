@@ -25,7 +25,7 @@ pub use request::{Operation, repeated};
 use crate::{
     cache::{Epoch, L1Name},
     metrics::PoolReading,
-    record::{Millis, Record, RecordKey, Revision, State},
+    record::{Millis, Record, RecordKey, Revision, State, WriteMode},
 };
 
 /// How many bytes of records one read brings at most, beside its last record.
@@ -61,6 +61,14 @@ pub struct Write {
     pub if_revision: Option<Revision>,
     /// What to do.
     pub change: Change,
+}
+
+impl Write {
+    /// Whether what is stored has to be looked at, so that it may come back with the answer.
+    pub fn needs_stored(&self) -> bool {
+        let is_merge = matches!(&self.change, Change::Upsert(record) if record.mode == WriteMode::Merge);
+        is_merge || self.if_revision.is_some()
+    }
 }
 
 /// What a write does to its record.

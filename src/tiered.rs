@@ -59,7 +59,7 @@ use crate::{
     cache::{Cache, CacheError, CacheValue, Fill},
     in_flight::{ByteBudget, Holding},
     metrics::Counter,
-    record::{Clock, Millis, State},
+    record::{Clock, FeatureView, Millis, State},
     store::{Severity, Store, StoreError},
     trace,
 };
@@ -237,6 +237,18 @@ impl Tiered {
     /// Now by L2's clock, as far as it is known: what expiry is judged by.
     pub fn now(&self) -> Millis {
         self.clock.now()
+    }
+
+    /// How many bytes the answer to one write takes that needs the stored record, by how large records of its feature view were
+    /// lately. Small ones are not counted.
+    pub fn expected_answer(&self, view: &FeatureView) -> usize {
+        // MongoDB's answer, its BSON as the driver has it, the record made of it, and L1's copy.
+        const COPIES: usize = 4;
+        const UNCOUNTED: usize = 16 << 10;
+        // What is larger is still let in one by one.
+        const MOST: usize = 16 << 20;
+        let bytes = self.sizes.of(view).get();
+        if bytes > UNCOUNTED { (COPIES * bytes).min(MOST) } else { 0 }
     }
 
     /// How far this server's clock is ahead of L2's, in seconds; behind it where negative.

@@ -113,13 +113,19 @@ struct Values {
 
 impl Values {
     /// Adds what stands in a cell, rounded at most once: a float64 between an integer and a float32 would round it twice.
+    #[inline]
     fn push(&mut self, cell: Cell) {
-        match (cell, self.single) {
-            (Cell::Number(number), true) => self.bytes.extend_from_slice(&narrow(number).to_le_bytes()),
-            (Cell::Number(number), false) => self.bytes.extend_from_slice(&number.to_le_bytes()),
-            (Cell::Integer(number), true) => self.bytes.extend_from_slice(&(number as f32).to_le_bytes()),
-            (Cell::Integer(number), false) => self.bytes.extend_from_slice(&(number as f64).to_le_bytes()),
-            (Cell::Null | Cell::NotNumeric | Cell::Missing, _) => self.push(Cell::Number(f64::NAN)),
+        let number = match cell {
+            Cell::Number(number) => number,
+            Cell::Integer(number) if self.single => {
+                return self.bytes.extend_from_slice(&(number as f32).to_le_bytes());
+            }
+            Cell::Integer(number) => number as f64,
+            Cell::Null | Cell::NotNumeric | Cell::Missing => f64::NAN,
+        };
+        match self.single {
+            true => self.bytes.extend_from_slice(&narrow(number).to_le_bytes()),
+            false => self.bytes.extend_from_slice(&number.to_le_bytes()),
         }
     }
 }

@@ -130,6 +130,9 @@ impl Tiered {
                 return Err(error.into());
             }
         };
+        if let Some(record) = state.record() {
+            self.sizes.of(&keys[0].view).saw(1, record.as_bytes().len());
+        }
         let told = self.conclude(&prepared, &keys, slice::from_ref(&state), &mut patience).await;
         let cached = self.own_up(&keys, &told).await.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
         tell(&keys[0], &receipt, cached);

@@ -24,8 +24,8 @@ use crate::{
     store::{Receipt, RequestId, StoreError, Write},
 };
 
-/// How many records are read and worked out at a time.
-const AT_ONCE: usize = 32;
+/// How many records are read and worked out at a time. Each may be as large as a document can be.
+const AT_ONCE: usize = 8;
 
 /// The answer to one write, with its place in the batch.
 type Answer = (usize, Result<(Receipt, State), StoreError>);

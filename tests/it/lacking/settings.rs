@@ -49,7 +49,8 @@ async fn a_redis_whose_memory_is_always_full_is_named_and_starts_no_new_epochs()
         assert_eq!(metric(&server, &problem("memory_full")).await, 1.0, "{policy}");
         assert_eq!(redis.cli(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
         until_used(&server).await;
-        assert!(new_epochs(&server) <= 1, "{policy}: {}", server.log());
+        // The one in which L1 is used for the first time, and one for a write that L1 was not told of.
+        assert!(new_epochs(&server) <= 2, "{policy}: {}", server.log());
         // Full later: hits go on, and it is shown.
         assert_eq!(redis.cli(&["CONFIG", "SET", "maxmemory", "1"]), "OK");
         eventually("it to be shown", async || metric(&server, &problem("memory_full")).await == 1.0).await;

@@ -86,10 +86,10 @@ impl EncodedRow {
     }
 
     /// With encoded field 3 of the features that were asked for by name, and encoded field 10 of the names that the record lacks.
-    pub fn with_projected(mut self, features: Bytes, missing: Bytes) -> Self {
+    pub fn with_projected(mut self, features: Bytes, missing: Option<Bytes>) -> Self {
         self.len += features.len() as u32;
         self.projected = features;
-        if !missing.is_empty() {
+        if let Some(missing) = missing {
             self.len += missing.len() as u32;
             self.rare.get_or_insert_default().missing_features = missing;
         }

@@ -50,7 +50,7 @@ fn read_all(
     record: &StoredRecord,
     names: &[FeatureName],
     projection: &Projection,
-    row: Result<(Bytes, Bytes), Corrupt>,
+    row: Result<(Bytes, Option<Bytes>), Corrupt>,
     places: &mut Places,
 ) {
     let snapshot = record.decode();
@@ -69,7 +69,7 @@ fn read_all(
     let mut filtered = snapshot.clone();
     filtered.features.retain(|name, _| names.contains(name));
     assert_eq!(features, StoredRecord::encode(&filtered).into_features());
-    let missing = projection::missing_names(&missing);
+    let missing = projection::missing_names(&missing.unwrap_or_default());
     for name in names {
         let is_missing = !snapshot.features.contains_key(name);
         assert_eq!(missing.iter().filter(|missed| **missed == name.as_str()).count(), usize::from(is_missing));

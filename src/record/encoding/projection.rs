@@ -58,8 +58,8 @@ impl Projection {
     }
 
     /// The encoded features of `record` that are wanted, and the wanted names that it lacks, as they were asked for: encoded too,
-    /// as field 10 of FeatureRow.
-    pub fn apply(&self, record: &StoredRecord, scratch: &mut Scratch) -> Result<(Bytes, Bytes), Corrupt> {
+    /// as field 10 of FeatureRow. None: it lacks none.
+    pub fn apply(&self, record: &StoredRecord, scratch: &mut Scratch) -> Result<(Bytes, Option<Bytes>), Corrupt> {
         let Scratch { copied, places, .. } = scratch;
         // What an unreadable record may have left is no other's.
         copied.clear();
@@ -68,7 +68,7 @@ impl Projection {
             Some(())
         };
         if places.step(record, &self.wanted, copy).is_some() {
-            return Ok((scratch.take_row(), Bytes::new()));
+            return Ok((scratch.take_row(), None));
         }
         copied.clear();
         let mut missing = Vec::new();
@@ -78,7 +78,7 @@ impl Projection {
         };
         places.search(record, &self.wanted, copy, |wanted| missing.push(wanted))?;
         if missing.is_empty() {
-            return Ok((scratch.take_row(), Bytes::new()));
+            return Ok((scratch.take_row(), None));
         }
         missing.sort_by_key(|wanted| wanted.place);
         let mut encoded = Vec::new();
@@ -91,7 +91,7 @@ impl Projection {
         if encoded != scratch.missing {
             scratch.missing = encoded.into();
         }
-        Ok((scratch.take_row(), scratch.missing.clone()))
+        Ok((scratch.take_row(), Some(scratch.missing.clone())))
     }
 }
 

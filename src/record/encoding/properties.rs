@@ -134,7 +134,7 @@ proptest! {
                 lacked.push(name);
             }
         }
-        prop_assert_eq!(projection::missing_names(&missing), lacked);
+        prop_assert_eq!(projection::missing_names(&missing.unwrap_or_default()), lacked);
     }
 
     /// Neither where the records have the same features nor where they have others.

@@ -19,7 +19,7 @@ async fn epochs_come_to_rest_while_many_write() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let epochs = |server: &Binary| server.log().matches("new epoch, L1 starts cold").count();
     // The first one is that in which this Redis is used for the first time.
-    let before: Vec<usize> = world.servers.iter().map(|server| epochs(server)).collect();
+    let before: Vec<usize> = world.servers.iter().map(epochs).collect();
     world.redis_lines[0].set(Line::Cut);
     tokio::time::sleep(Duration::from_millis(300)).await;
     world.redis_lines[0].set(Line::Pass);

@@ -1,6 +1,7 @@
 //! The standard protobuf codec, but for two things. A message's buffer has its size before it is encoded: the stock encoder
 //! lets it grow by doubling, which copies a batch of rows several times. And what a message becomes is counted before it is
-//! decoded: what came packed as what it is when it is unpacked, and a write as what the decoder makes of it (`unfolded`).
+//! decoded: what came packed as what it is when it is unpacked, and a read or a write as what the decoder makes of it
+//! (`unfolded`).
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
@@ -109,7 +110,7 @@ impl<U: Message + Default + 'static> Decoder for CountedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // A message stands in one piece. Reads that came plain have no count here.
+        // A message stands in one piece. Calls that bring little, and came plain, have no count here.
         UNPACKED.try_with(|unpacked| unpacked.count::<U>(buf.chunk(), buf.remaining())).unwrap_or(Ok(()))?;
         self.0.decode(buf)
     }

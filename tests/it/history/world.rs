@@ -24,6 +24,8 @@ pub const RECOVERY: Duration = Duration::from_secs(120);
 pub enum Tiers {
     /// Redis over a replica set of one node, with lines that break.
     OneNode,
+    /// Redis over a MongoDB without a replica set. It has no changes to follow, so no server repairs L1.
+    Standalone,
     /// Redis over a replica set of three nodes.
     ThreeNodes,
     /// The pair that lives in one process.
@@ -56,6 +58,7 @@ impl World {
         let redis = (tiers != Tiers::Embedded).then(|| block_in_place(RedisServer::start));
         let mongo = match tiers {
             Tiers::OneNode => Mongo::One(block_in_place(Mongod::replica_set)),
+            Tiers::Standalone => Mongo::One(block_in_place(Mongod::standalone)),
             Tiers::ThreeNodes => Mongo::Three(block_in_place(MongodSet::start)),
             Tiers::Embedded => Mongo::None,
         };

@@ -181,6 +181,23 @@ impl Api {
         }
     }
 
+    /// Checks a read and takes it apart. Not within the call's future, which would hold the request to its end.
+    fn begin_read(
+        &self,
+        request: Request<GetFeaturesRequest>,
+    ) -> Result<(Arrival, Option<Arc<ConnectionBytes>>, convert::Read), Status> {
+        let arrived = Arrival::of(&request);
+        self.let_in(&request, &request.get_ref().feature_view)?;
+        let connection = request.extensions().get::<InFlight>().map(|call| call.connection().clone());
+        let read = convert::read(request.into_inner(), &self.0.limits, |consistency| {
+            arrived.deadline(match consistency {
+                Consistency::Cached => self.0.deadlines.read,
+                Consistency::Strong => self.0.deadlines.strong,
+            })
+        })?;
+        Ok((arrived, connection, read))
+    }
+
     async fn upsert(&self, request: Request<UpsertFeaturesRequest>) -> Result<UpsertFeaturesResponse, Failure> {
         let arrived = Arrival::of(&request);
         let (place, held) = (request.extensions().get::<InFlight>().cloned(), received(&request));
@@ -218,15 +235,7 @@ impl FeatureStoreService for Api {
         &self,
         request: Request<GetFeaturesRequest>,
     ) -> Result<Response<GetFeaturesResponse>, Status> {
-        let arrived = Arrival::of(&request);
-        self.let_in(&request, &request.get_ref().feature_view)?;
-        let connection = request.extensions().get::<InFlight>().map(|call| call.connection().clone());
-        let read = convert::read(request.into_inner(), &self.0.limits, |consistency| {
-            arrived.deadline(match consistency {
-                Consistency::Cached => self.0.deadlines.read,
-                Consistency::Strong => self.0.deadlines.strong,
-            })
-        })?;
+        let (arrived, connection, read) = self.begin_read(request)?;
         let deadline = read.request.deadline;
         let most = self.0.limits.max_response_bytes;
         let mut needed = Needed::of(&read, &self.0.tiered, most, connection.clone());
@@ -246,7 +255,8 @@ impl FeatureStoreService for Api {
             // What the rows hold is there until they are encoded.
             let held = held.beside_connection();
             let until = deadline.min(self.0.tiered.room_by());
-            let share = Share::take_by(&connection, bytes, until).await.ok_or_else(Failure::too_many_bytes)?;
+            let share = Box::pin(Share::take_by(&connection, bytes, until)).await;
+            let share = share.ok_or_else(Failure::too_many_bytes)?;
             response.held = Held::by(share, held);
         }
         Ok(Response::new(response))

@@ -24,7 +24,7 @@ pub(super) struct Needed<'a> {
     most: usize,
     connection: Option<Arc<ConnectionBytes>>,
     /// Only for those who keep anything.
-    work: Option<Work>,
+    work: Option<Box<Work>>,
 }
 
 /// What the records of a read share.
@@ -67,7 +67,7 @@ impl Work {
 impl Keep for Needed<'_> {
     fn keep(&mut self, record: &StoredRecord) -> Result<StoredRecord, Corrupt> {
         let shape = &self.read.shape;
-        let work = self.work.get_or_insert_with(|| Work::of(shape, self.tiered.now()));
+        let work = self.work.get_or_insert_with(|| Work::of(shape, self.tiered.now()).into());
         work.now = work.now.max(self.tiered.now());
         if Judge::of(self.read, work.now).status(record)? != RowStatus::Found {
             return Ok(record.without_features());

@@ -11,6 +11,7 @@ use crate::{in_flight::Holding, record::State, store::READ_BYTES};
 
 /// Rows of distinct keys as they come in.
 pub(super) struct Board<'a> {
+    /// None before L1 was asked; from then on one a key.
     pub(super) rows: Vec<Option<Result<Row, RowError>>>,
     pub(super) degraded: bool,
     /// Of the call that they are for.
@@ -24,7 +25,14 @@ pub(super) struct Board<'a> {
 
 impl<'a> Board<'a> {
     pub(super) fn new(rows: usize, patience: L1Patience<'a>, held: Holding) -> Self {
-        Self { rows: vec![None; rows], degraded: false, patience, held, left_out: false, refused: None }
+        Self { rows: Vec::with_capacity(rows), degraded: false, patience, held, left_out: false, refused: None }
+    }
+
+    /// Gives each of so many keys a row that is still to come, where L1 was not asked or did not answer.
+    pub(super) fn has_rows_for(&mut self, keys: usize) {
+        if self.rows.len() != keys {
+            self.rows.resize(keys, None);
+        }
     }
 
     /// Counts what was brought. False: there is no room for it, so it must be let go.

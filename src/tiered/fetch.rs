@@ -82,6 +82,7 @@ impl Tiered {
         if let (L1Use::Trusted(epoch), true) = (l1, look_first) {
             self.look(epoch, keys, &mut board).await;
         }
+        board.has_rows_for(keys.len());
         if board.refused.is_some() {
             return (vec![Landed::failed(RowError::NoRoom); keys.len()], Holding::default());
         }

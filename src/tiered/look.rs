@@ -16,7 +16,7 @@ use crate::{
 const UNEXPECTED: usize = 64 << 10;
 
 impl Tiered {
-    /// Looks into L1: one MGET. Rows that it lacks stay empty.
+    /// Looks into L1: one MGET. Rows that it lacks stay empty; there are none at all if it did not answer.
     pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board<'_>) {
         let l1_keys = CacheKey::all(epoch, keys);
         let look = |by| self.cache.get(&l1_keys, by);
@@ -24,37 +24,43 @@ impl Tiered {
             Brought::by(found, |value| value.as_ref().map_or(0, value_bytes))
         };
         let load = self.load(keys);
-        // What it is expected to bring has its room before it comes.
-        let (held, expected) = (board.held.bytes(), load.bytes().min(BATCH_BYTES + load.bytes() / keys.len().max(1)));
-        if expected > UNEXPECTED && !Box::pin(board.hold_by(expected, self.room_by())).await {
-            return;
+        let held = board.held.bytes();
+        if load.bytes() > 0 {
+            // What it is expected to bring has its room before it comes.
+            let expected = load.bytes().min(BATCH_BYTES + load.bytes() / keys.len());
+            if expected > UNEXPECTED && !Box::pin(board.hold_by(expected, self.room_by())).await {
+                return;
+            }
         }
         let Some(found) = board.patience.step_bringing(Operation::Get, load, brought, look).await else {
             board.hold_only(held);
             board.degraded = true;
             return;
         };
-        board.hold_only(held);
-        if self.brings && !self.hold_brought(keys, &found, board) {
-            return;
-        }
-        let (mut hits, mut negative_hits, mut failure, mut left_out) = (0, 0, None, 0);
-        for (row, found) in board.rows.iter_mut().zip(found) {
-            match found {
-                Ok(Some(value)) => {
-                    hits += 1;
-                    let state = State::from(value);
-                    negative_hits += usize::from(!matches!(state, State::Record(_)));
-                    *row = Some(Ok(Row { state, tier: Tier::L1 }));
-                }
-                Ok(None) => {}
-                Err(CacheError::LeftOut) => {
-                    left_out += 1;
-                    *row = Some(Err(RowError::LEFT_OUT));
-                }
-                Err(error) => failure = Some(error),
+        if self.brings {
+            board.hold_only(held);
+            if !self.hold_brought(keys, &found, board) {
+                return;
             }
         }
+        let (mut hits, mut negative_hits, mut failure, mut left_out) = (0, 0, None, 0);
+        board.rows.extend(found.into_iter().map(|found| match found {
+            Ok(Some(value)) => {
+                hits += 1;
+                let state = State::from(value);
+                negative_hits += usize::from(!matches!(state, State::Record(_)));
+                Some(Ok(Row { state, tier: Tier::L1 }))
+            }
+            Ok(None) => None,
+            Err(CacheError::LeftOut) => {
+                left_out += 1;
+                Some(Err(RowError::LEFT_OUT))
+            }
+            Err(error) => {
+                failure = Some(error);
+                None
+            }
+        }));
         board.left_out |= left_out > 0;
         let before = self.l1_meter.read(hits, negative_hits, keys.len() - hits - left_out);
         let hit = || keys.iter().zip(&board.rows).find(|(_, row)| matches!(row, Some(Ok(_)))).map(|(key, _)| key);

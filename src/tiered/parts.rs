@@ -88,6 +88,7 @@ impl Tiered {
         board: &mut Board<'_>,
     ) {
         let mut kept = Kept { rows: vec![None; keys.len()], keep, bytes: 0, features: 0 };
+        board.has_rows_for(keys.len());
         let first_try = std::mem::take(&mut board.rows);
         let mut to_do = VecDeque::from(kept.take(0..keys.len(), first_try));
         let mut most = usize::MAX;
@@ -104,7 +105,7 @@ impl Tiered {
             let places: Vec<usize> = to_do.drain(..count).collect();
             let part: Vec<RecordKey> = places.iter().map(|place| keys[*place].clone()).collect();
             let part_mins: Vec<Revision> = places.iter().filter_map(|place| mins.get(*place).copied()).collect();
-            (board.rows, board.left_out) = (vec![None; count], false);
+            board.left_out = false;
             Box::pin(self.read_once(&part, &part_mins, request, board)).await;
             let left_out = kept.take(places.into_iter(), std::mem::take(&mut board.rows));
             // Others may have read them together with more, and left out all of these.

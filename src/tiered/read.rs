@@ -166,6 +166,7 @@ impl Tiered {
             Consistency::Cached => self.read_cached(keys, mins, request.deadline, board).await,
             Consistency::Strong => {
                 let all = (0..keys.len()).collect();
+                board.has_rows_for(keys.len());
                 Box::pin(self.read_l2(keys, all, ReadConcern::Linearizable, request.deadline, board)).await;
             }
         }
@@ -191,6 +192,7 @@ impl Tiered {
             }
             L1Use::Untrusted(_) | L1Use::Paused(_) | L1Use::Bypassed => board.degraded = true,
         }
+        board.has_rows_for(keys.len());
         for (i, row) in board.rows.iter_mut().enumerate() {
             match row {
                 Some(Ok(hit)) if self.satisfies(&hit.state, at_least(i)) => {}
@@ -360,7 +362,8 @@ impl Tiered {
     /// tombstones are kept may have been collected: then absence answers it.
     fn satisfies(&self, state: &State, at_least: Revision) -> bool {
         let kept = Duration::as_millis(&self.settings.tombstone_ttl) as i64;
-        state.revision() >= at_least
+        at_least == Revision::default()
+            || state.revision() >= at_least
             || (*state == State::Absent && at_least.0 / 1000 < self.clock.now().0.saturating_sub(kept))
     }
 

@@ -1,4 +1,4 @@
-//! The tour of the README, on real Redis and MongoDB, looked at from three sides: through the API, in Redis, in MongoDB.
+//! The tour of docs/tour.md, on real Redis and MongoDB, looked at from three sides: through the API, in Redis, in MongoDB.
 
 use std::{
     sync::{

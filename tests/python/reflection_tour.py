@@ -1,4 +1,4 @@
-"""Takes the README's tour with a client that knows nothing but reflection: no generated code, no proto file.
+"""Takes the tour of docs/tour.md with a client that knows nothing but reflection: no generated code, no proto file.
 
 The steps can be named one by one, so that a test can empty a cache or stop a server between them. Any surprise ends
 the program with exit code 1 and says what it was.

@@ -1,4 +1,4 @@
-//! The service config that the README gives to clients, in the hands of a real gRPC client.
+//! The service config that docs/api.md gives to clients, in the hands of a real gRPC client.
 
 use std::path::Path;
 
@@ -13,15 +13,15 @@ use crate::harness::{
     tools,
 };
 
-/// The README's JSON, which names the retry policy.
+/// The JSON of docs/api.md that names the retry policy.
 fn service_config() -> String {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let mut blocks = readme.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next());
-    blocks.find(|block| block.contains("retryPolicy")).expect("the README has a retry policy").to_owned()
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/api.md")).unwrap();
+    let mut blocks = text.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.find(|block| block.contains("retryPolicy")).expect("docs/api.md has a retry policy").to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_with_the_readmes_service_config_balances_and_is_answered_by_another_server_when_one_sheds() {
+async fn a_client_with_the_documented_service_config_balances_and_is_answered_by_another_server_when_one_sheds() {
     let pair = Pair::real();
     let full = pair.serve_with(&[("FEATURESTORE_LIMITS_MAX_IN_FLIGHT", "1")]).await;
     let other = pair.serve().await;

@@ -22,7 +22,7 @@ use crate::{
 /// Of a read of many, and of a bulk chunk.
 const BATCH: usize = 100;
 const CHUNK: usize = 50;
-/// As the README's service config begins.
+/// As the service config of docs/api.md begins.
 const BACKOFF: Duration = Duration::from_millis(50);
 /// More than the servers' deadlines.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -1,5 +1,5 @@
 //! `/metrics`: all that is counted anywhere, written down for Prometheus. The names are those of OpenTelemetry's semantic
-//! conventions 1.45 where there is one. README.md has the table of them.
+//! conventions 1.45 where there is one. docs/observability.md has the tables of them.
 
 mod edge;
 mod load;

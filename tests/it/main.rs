@@ -10,6 +10,7 @@ mod clocks;
 mod counting;
 #[cfg(feature = "mongodb")]
 mod deploy;
+mod docs;
 mod durability;
 mod edge;
 #[cfg(feature = "mongodb")]

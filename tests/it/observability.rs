@@ -252,17 +252,17 @@ async fn every_metric_that_the_dashboard_and_the_alerts_name_is_there() {
     assert!(wrong.is_empty(), "named, but not in /metrics: {wrong:?}");
     assert!(looked_at.len() > 30 && alerts.len() > 10, "{looked_at:?}");
 
-    // And the README tells of each.
-    let readme = text("README.md");
+    // And docs/observability.md names each.
+    let page = text("docs/observability.md");
     let family = |name: &str| {
         ["_bucket", "_count", "_sum"].into_iter().find_map(|suffix| name.strip_suffix(suffix).map(str::to_owned))
     };
     let is_told = |name: &&String| {
         let family = family(name).filter(|family| there.contains_key(&format!("{family}_bucket")));
-        readme.contains(&format!("`{}`", family.as_deref().unwrap_or(name)))
+        page.contains(&format!("`{}`", family.as_deref().unwrap_or(name)))
     };
     let untold: Vec<_> = there.keys().filter(|name| !is_told(name)).collect();
-    assert!(untold.is_empty(), "not in README.md: {untold:?}");
+    assert!(untold.is_empty(), "not in docs/observability.md: {untold:?}");
 }
 
 /// One number of a server's.

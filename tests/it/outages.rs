@@ -1,5 +1,5 @@
 //! What clients see while Redis or MongoDB is gone, frozen, or back with what it held before. The tables are in
-//! the README: an L1 failure fails nothing, an L2 failure never looks like "no such record".
+//! docs/reliability.md: an L1 failure fails nothing, an L2 failure never looks like "no such record".
 
 mod another_redis;
 mod failovers;

@@ -115,8 +115,8 @@ impl Variables {
         let is_unknown = |name: &&String| !self.known.contains(*name) && !OF_OTHERS.iter().any(|of| name.contains(of));
         let unknown: Vec<&str> = self.given.keys().filter(is_unknown).map(String::as_str).collect();
         if !unknown.is_empty() {
-            let warning =
-                format!("no settings of this server, so they do nothing: {}; see README.md", unknown.join(", "));
+            let names = unknown.join(", ");
+            let warning = format!("no settings of this server, so they do nothing: {names}; see docs/observability.md");
             self.warnings.push(warning);
         }
     }

@@ -68,12 +68,25 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
+/// The paragraphs of a page: a code span may go over the end of a line, but not over a paragraph.
+fn paragraphs(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = prose(text).map(|(_, line)| line).collect();
+    lines.join("\n").split("\n\n").map(str::to_owned).collect()
+}
+
+/// What stands between backticks.
+fn code_spans(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for paragraph in paragraphs(text) {
+        found.extend(paragraph.split('`').skip(1).step_by(2).map(str::to_owned));
+    }
+    found
+}
+
 /// The targets of the links of a page: `[text](target)` and `[name]: target`.
 fn links(text: &str) -> Vec<String> {
     let mut found = Vec::new();
-    // A code span may go over the end of a line, but not over a paragraph.
-    let lines: Vec<&str> = prose(text).map(|(_, line)| line).collect();
-    for paragraph in lines.join("\n").split("\n\n") {
+    for paragraph in paragraphs(text) {
         let bare: String = paragraph.split('`').step_by(2).collect::<Vec<_>>().join("");
         for rest in bare.split("](").skip(1) {
             let target = rest.split(')').next().unwrap_or_default();
@@ -190,6 +203,30 @@ fn every_page_of_docs_that_code_names_exists() {
 }
 
 #[test]
+fn every_file_of_the_repository_that_a_page_names_exists() {
+    const FOLDERS: [&str; 8] = ["src/", "tests/", "benches/", "deploy/", "examples/", "fuzz/", "proto/", "docs/"];
+    // Of another project, of an earlier commit, and what a run of the fuzz targets makes.
+    const ELSEWHERE: [&str; 3] = ["src/batch/mod.rs", "benches/embedded_engines.rs", "fuzz/corpus/TARGET"];
+    let (mut wrong, mut count) = (Vec::new(), 0);
+    let pages = ["README.md", "CONTRIBUTING.md"].map(|name| root().join(name));
+    for page in files(&root().join("docs"), &["md"]).into_iter().chain(pages) {
+        for span in code_spans(&text(&page)) {
+            // A command may have arguments.
+            let named = span.split_whitespace().next().unwrap_or_default();
+            let is_ours = FOLDERS.iter().any(|folder| named.starts_with(folder)) && !ELSEWHERE.contains(&named);
+            if is_ours {
+                count += 1;
+                if !root().join(named).exists() {
+                    wrong.push(format!("{}: {named}", shown(&page)));
+                }
+            }
+        }
+    }
+    assert!(count > 50, "{count} names: is this test looking?");
+    assert!(wrong.is_empty(), "no such file: {wrong:#?}");
+}
+
+#[test]
 fn pages_are_as_short_and_as_narrow_as_they_should_be() {
     let readme = root().join("README.md");
     let lines = text(&readme).lines().count();
@@ -271,6 +308,7 @@ fn these_tests_read_markdown_as_github_does() {
     let page = "# A page\n\nSee [a\nfile](b.md#c) and `[no](link)`, ![a picture](d.svg \"title\").\n\n```sh\n# no heading \
                 [no](link)\n```\n\n[e]: f.md\n\n## A page\n";
     assert_eq!(links(page), ["b.md#c", "d.svg", "f.md"]);
+    assert_eq!(code_spans(page), ["[no](link)"]);
     assert_eq!(anchors(page), BTreeSet::from(["a-page".to_owned(), "a-page-1".to_owned()]));
     assert_eq!(slug("Where do I add ...?"), "where-do-i-add-");
     assert_eq!(slug("`l1.wait_replicas`"), "l1wait_replicas");

@@ -1,5 +1,7 @@
 //! An online feature store: L1 (Redis or in process) in front of L2 (MongoDB or embedded on disk), behind gRPC.
 //!
+//! `docs/architecture.md` explains how the parts work together, and why.
+//!
 //! The modules in reading order; each imports only from those above it, plus `config` and `telemetry` (a test holds
 //! it):
 //!

@@ -3,9 +3,9 @@
 //!
 //! The server remembers request ids, so a command is safe to repeat when its answer was lost.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
-use bson::doc;
+use bson::{RawDocument, doc};
 use tokio::time::Instant;
 
 use super::{
@@ -41,8 +41,21 @@ pub(super) struct Item {
     first_sent: bson::DateTime,
     /// An earlier try may have done it.
     may_be_done: bool,
+    /// Whether its last try changed the document.
+    changed: Changed,
     /// Why it was not done, or may not have been.
     failure: Option<Failure>,
+}
+
+/// Whether a statement changed its document, as far as the reply to its command shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Changed {
+    /// All statements of the command did.
+    Yes,
+    /// None of them did.
+    No,
+    /// Some of them did.
+    Perhaps,
 }
 
 /// What became of one write of a chunk.
@@ -133,6 +146,11 @@ pub(super) async fn write_chunk(
     whole: bool,
     deadline: Instant,
 ) -> Vec<(usize, Done)> {
+    // Of one write alone the reply tells whether it changed anything.
+    let began = match items.len() > 1 && items.iter().any(Item::may_be_unsure) {
+        true => compare::time(connection, deadline).await.ok(),
+        false => None,
+    };
     for tries_left in (0..TRIES).rev() {
         let mut open: Vec<&mut Item> = items.iter_mut().filter(|item| item.is_open(tries_left + 1 == TRIES)).collect();
         if open.is_empty() {
@@ -147,7 +165,7 @@ pub(super) async fn write_chunk(
         }
     }
     let (failed, done): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| item.failure.is_some());
-    let mut answers = read_back(connection, done, whole, deadline).await;
+    let mut answers = read_back(connection, done, began, whole, deadline).await;
     answers.extend(failed.into_iter().map(Item::into_failed));
     answers
 }
@@ -156,7 +174,16 @@ impl Item {
     /// Sent first at `first_sent`, by L2's clock.
     pub(super) fn new(index: usize, write: Write, outline: &Outline, first_sent: bson::DateTime) -> Self {
         let (on_nothing, bytes) = (outline.on_nothing, outline.bytes + statement::USUAL_STAGES_BYTES);
-        Self { index, write, on_nothing, bytes, first_sent, may_be_done: false, failure: None }
+        Self {
+            index,
+            write,
+            on_nothing,
+            bytes,
+            first_sent,
+            may_be_done: false,
+            changed: Changed::Perhaps,
+            failure: None,
+        }
     }
 
     /// Whether it is to be sent: at first, and while another try may help.
@@ -191,7 +218,21 @@ impl Item {
         (index, Done::Unsure(Group::since(index, self.write, since)))
     }
 
-    /// Whether the server may have left it undone because of what stands.
+    /// Whether the server has left it undone because of what stands. `document` does not remember it: either it was not done,
+    /// or later writes have pushed it out of what the document remembers. To do it again would undo those. `began`: when its
+    /// command was not sent yet, by the primary's own clock.
+    fn is_unsure(&self, document: &RawDocument, began: Option<bson::DateTime>) -> bool {
+        let was_not_done = match self.changed {
+            Changed::Yes => false,
+            Changed::No => true,
+            Changed::Perhaps => {
+                began.is_some_and(|began| !pipeline::may_have_forgotten(document, began, Duration::ZERO))
+            }
+        };
+        was_not_done && self.may_be_unsure()
+    }
+
+    /// Whether the server may leave it undone because of what stands.
     fn may_be_unsure(&self) -> bool {
         Needs::of(&self.write) != Needs::Nothing
     }
@@ -220,6 +261,9 @@ async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instan
             None => return Err(Failure::unknown("an error that belongs to no write")),
         }
     }
+    let acknowledged = items.iter().filter(|item| item.failure.is_none()).count();
+    let changed = changed(&answer, acknowledged);
+    items.iter_mut().for_each(|item| item.changed = changed);
     if let Some(failure) = unconfirmed(&answer) {
         items.iter_mut().filter(|item| item.failure.is_none()).for_each(|item| item.failure = Some(failure.clone()));
     }
@@ -237,13 +281,29 @@ pub(super) fn failures_of(answer: &bson::Document) -> Result<Vec<(usize, Failure
     answer.get_array("writeErrors").into_iter().flatten().filter_map(failure).collect()
 }
 
+/// How many of the statements that did not fail have changed their documents. What changes nothing is not counted by MongoDB.
+pub(super) fn changed(answer: &bson::Document, statements: usize) -> Changed {
+    let upserted = answer.get_array("upserted").map_or(0, Vec::len);
+    match answer.get_i32("nModified").ok().and_then(|modified| usize::try_from(modified).ok()) {
+        Some(modified) if modified + upserted == statements => Changed::Yes,
+        Some(0) if upserted == 0 => Changed::No,
+        _ => Changed::Perhaps,
+    }
+}
+
 /// Why the whole may lack its majority.
 pub(super) fn unconfirmed(answer: &bson::Document) -> Option<Failure> {
     let error = answer.get_document("writeConcernError").ok()?;
     Some(Failure::not_confirmed(error.get_i32("code").unwrap_or(0), error.get_str("codeName").unwrap_or("")))
 }
 
-async fn read_back(connection: &Connection, items: Vec<Item>, whole: bool, deadline: Instant) -> Vec<(usize, Done)> {
+async fn read_back(
+    connection: &Connection,
+    items: Vec<Item>,
+    began: Option<bson::DateTime>,
+    whole: bool,
+    deadline: Instant,
+) -> Vec<(usize, Done)> {
     let keys: Vec<RecordKey> = items.iter().map(|item| item.write.key.clone()).collect();
     let projection = (!whole).then(|| doc! { "rev": 1, "deleted": 1, "requests": 1 });
     // The writes are done; only what became of them is not known.
@@ -268,7 +328,7 @@ async fn read_back(connection: &Connection, items: Vec<Item>, whole: bool, deadl
             };
         };
         let Some(outcome) = remembered::outcome_of(document, &item.write) else {
-            return if item.may_be_unsure() { item.into_unsure() } else { item.into_error() };
+            return if item.is_unsure(document, began) { item.into_unsure() } else { item.into_error() };
         };
         if whole {
             let state = document::state(document).map_err(|error| StoreError::DoneUnreadable(error.to_string().into()));

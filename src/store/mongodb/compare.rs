@@ -165,11 +165,16 @@ async fn try_once(
 async fn look(connection: &Connection, groups: &[Group], deadline: Instant) -> Result<Seen, Failure> {
     let keys: Vec<RecordKey> = groups.iter().map(|group| group.key().clone()).collect();
     let batches = read::find(connection, &keys, None, deadline).await?;
+    Ok(Seen { batches, now: Millis(time(connection, deadline).await?.timestamp_millis()) })
+}
+
+/// The time by the primary's clock.
+pub(super) async fn time(connection: &Connection, deadline: Instant) -> Result<bson::DateTime, Failure> {
     let hello = connection.run(Command::new("hello", FEATURES), Lane::Users, deadline, |prepared, _| async move {
         prepared.database.run_command(doc! { "hello": 1 }).await
     });
-    let now = hello.await?.get_datetime("localTime").map(|at| Millis(at.timestamp_millis()));
-    Ok(Seen { batches, now: now.map_err(|_| Failure::not_done("MongoDB does not tell its time"))? })
+    let now = hello.await?.get_datetime("localTime").copied();
+    now.map_err(|_| Failure::not_done("MongoDB does not tell its time"))
 }
 
 /// Writes that depend on a document which cannot be read, or on one that has no room: each alone, as the first may mend it.
@@ -199,71 +204,53 @@ async fn one_by_one(connection: &Connection, group: Group, error: &StoreError, d
     answers
 }
 
-/// Sends the attempts, in as few commands as they fit into, and reads back what became of them.
+/// Sends the attempts, each by a command of its own: its reply tells whether the document was changed. What is read back later
+/// would not, as other writes may have pushed this one out of what the document remembers.
 async fn send(connection: &Connection, attempts: Vec<Attempt>, deadline: Instant) -> Vec<(Attempt, Option<Failure>)> {
-    let mut sent: Vec<(Attempt, Option<Failure>)> = attempts.into_iter().map(|attempt| (attempt, None)).collect();
-    let mut rest = &mut sent[..];
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fit = rest.iter().take_while(|(attempt, _)| {
-            bytes += attempt.bytes();
-            bytes <= batch::MAX_COMMAND_BYTES
-        });
-        let count = fit.count().max(1);
-        let (now, later) = rest.split_at_mut(count);
-        if let Err(failure) = send_some(connection, now, deadline).await {
-            let failure = failure.of_many();
-            now.iter_mut().for_each(|(_, failed)| *failed = Some(failure.clone()));
-        }
-        rest = later;
+    let mut sent = Vec::with_capacity(attempts.len());
+    for mut attempt in attempts {
+        let failure = match send_one(connection, &mut attempt, deadline).await {
+            Ok(changed) => {
+                attempt.is_done = changed;
+                None
+            }
+            Err(failure) => Some(failure),
+        };
+        sent.push((attempt, failure));
     }
-    let mut done: Vec<&mut (Attempt, Option<Failure>)> =
-        sent.iter_mut().filter(|(_, failure)| failure.is_none()).collect();
-    let keys: Vec<RecordKey> = done.iter().map(|(attempt, _)| attempt.group.key().clone()).collect();
+    let unchanging =
+        |(attempt, failure): &&mut (Attempt, Option<Failure>)| failure.is_none() && !attempt.changes_something();
+    let mut unchanging: Vec<&mut (Attempt, Option<Failure>)> = sent.iter_mut().filter(unchanging).collect();
+    let keys: Vec<RecordKey> = unchanging.iter().map(|(attempt, _)| attempt.group.key().clone()).collect();
     let projection = doc! { "rev": 1, "requests": 1 };
     let read_back = read::find(connection, &keys, Some(projection), deadline).await;
     let found = read_back.as_ref().map_err(Clone::clone).and_then(|batches| read::by_key(batches));
-    for (attempt, failed) in &mut done {
+    for (attempt, failed) in &mut unchanging {
         match &found {
-            Ok(found) => {
-                let document = found.get(&read::name(attempt.group.key())).copied();
-                attempt.is_done = attempt.left_its_mark(document);
-            }
+            Ok(found) => attempt.is_done = attempt.is_as_it_was(found.get(&read::name(attempt.group.key())).copied()),
             Err(failure) => *failed = Some(Failure::unknown(&format!("not read back: {failure}"))),
         }
     }
     sent
 }
 
-async fn send_some(
-    connection: &Connection,
-    attempts: &mut [(Attempt, Option<Failure>)],
-    deadline: Instant,
-) -> Result<(), Failure> {
-    for (attempt, _) in attempts.iter_mut() {
-        attempt.sent_at.get_or_insert_with(|| connection.now());
-    }
-    let command = Command::new("update", FEATURES).of_many(attempts.len());
-    let answer = connection.run(command, Lane::Users, deadline, |prepared, left| {
-        let room = attempts.iter().map(|(attempt, _)| attempt.bytes()).sum();
-        let statements = attempts.iter().map(|(attempt, _)| attempt.statement());
-        let command = statement::command(FEATURES, room, statements, left);
+/// Whether it changed the document.
+async fn send_one(connection: &Connection, attempt: &mut Attempt, deadline: Instant) -> Result<bool, Failure> {
+    attempt.sent_at.get_or_insert_with(|| connection.now());
+    let attempt = &*attempt;
+    let answer = connection.run(Command::new("update", FEATURES), Lane::Users, deadline, |prepared, left| {
+        let command = statement::command(FEATURES, attempt.bytes(), std::iter::once(attempt.statement()), left);
         async move { prepared.database.run_raw_command(command?).await }
     });
     let answer = answer.await?;
-    for (index, failure) in batch::failures_of(&answer)? {
+    if let Some((_, failure)) = batch::failures_of(&answer)?.into_iter().next() {
         if failure.is_refusal() {
             connection.suspect();
         }
-        if let Some((_, failed)) = attempts.get_mut(index) {
-            *failed = Some(failure);
-        }
+        return Err(failure);
     }
-    if let Some(failure) = batch::unconfirmed(&answer) {
-        attempts
-            .iter_mut()
-            .filter(|(_, failed)| failed.is_none())
-            .for_each(|(_, failed)| *failed = Some(failure.clone()));
+    match batch::unconfirmed(&answer) {
+        Some(failure) => Err(failure),
+        None => Ok(batch::changed(&answer, 1) == batch::Changed::Yes),
     }
-    Ok(())
 }

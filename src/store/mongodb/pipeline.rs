@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How much the clocks of the servers and of MongoDB's nodes may differ.
-const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
+pub(super) const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
 /// No value takes more bytes in stored form than so many times its BSON: a null is three bytes and its name here, and at most
 /// ten and its name there.
@@ -183,18 +183,19 @@ fn readable(needs: Needs) -> Document {
     doc! { "$or": [{ "$and": is_new.to_vec() }, { "$and": all }] }
 }
 
-/// Whether a document has room for none of the requests since then, so that nobody can tell whether one of those was done.
-pub(super) fn may_have_forgotten(document: &RawDocument, since: bson::DateTime) -> bool {
+/// Whether the document may have forgotten a request that was sent then: all requests that it remembers may be later. `slack`: by
+/// how much the clock that says so may differ from the document's.
+pub(super) fn may_have_forgotten(document: &RawDocument, since: bson::DateTime, slack: Duration) -> bool {
     let Ok(requests) = document.get_array("requests") else { return false };
     let mut entries = requests.into_iter().flatten();
     let oldest = entries.next().and_then(|entry| entry.as_document()?.get_datetime("at").ok());
     let is_full = 1 + entries.count() >= REMEMBERED_REQUESTS;
-    is_full && oldest.is_none_or(|at| at.timestamp_millis() >= earliest(since))
+    is_full && oldest.is_none_or(|at| at.timestamp_millis() >= earliest(since, slack))
 }
 
 /// When a write that was sent then may have been done at the earliest, by another's clock.
-fn earliest(since: bson::DateTime) -> i64 {
-    since.timestamp_millis().saturating_sub_unsigned(CLOCKS_DIFFER.as_millis() as u64)
+fn earliest(since: bson::DateTime, slack: Duration) -> i64 {
+    since.timestamp_millis().saturating_sub_unsigned(slack.as_millis() as u64)
 }
 
 /// What stands now: whether the request is a repeat, whether there is a live record, and the revision.
@@ -207,7 +208,7 @@ fn standing(write: &Write, may_be_done: Option<bson::DateTime>) -> Document {
         let oldest = doc! { "$ifNull": [{ "$arrayElemAt": [of_requests("$requests.at"), 0] }, "$$NOW"] };
         doc! { "$and": [
             { "$gte": [{ "$size": of_requests("$requests") }, REMEMBERED_REQUESTS as i32] },
-            { "$gte": [oldest, bson::DateTime::from_millis(earliest(since))] },
+            { "$gte": [oldest, bson::DateTime::from_millis(earliest(since, CLOCKS_DIFFER))] },
         ] }
         .into()
     });

@@ -42,6 +42,43 @@ fn one(n: i32) -> Record {
     record([("n", Kind::Int32Val(n))])
 }
 
+/// A batch is answered by what is read back after its command. Meanwhile others may write a record so often that it forgets the
+/// write of the batch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_and_forgotten_before_it_is_read_back_is_not_done_again() {
+    let mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();
+    let bench = Bench::on(&mongod, rules()).await;
+    let number = |n: i32| merge([("n", Kind::Int32Val(n))]);
+    let replace = |n: i32| record([("n", Kind::Int32Val(n)), ("base", Kind::Int32Val(n))]);
+    let of_two = |id: &str| vec![upsert(id, number(1)), upsert("other", number(1))];
+    let repeated = |id: &str| vec![upsert(id, number(1)), upsert(id, number(2)), delete("gone"), delete("gone")];
+    for (id, batch, finds_before) in [("batch", of_two("batch"), 0), ("group", repeated("group"), 1)] {
+        bench.write(upsert(id, replace(0))).await;
+        let data = doc! {
+            "failCommands": ["find"], "appName": "featurestore", "blockConnection": true, "blockTimeMS": 2000,
+        };
+        let mode = doc! { "skip": finds_before };
+        let block = doc! { "configureFailPoint": "failCommand", "mode": mode, "data": data };
+        bench.database.client().database("admin").run_command(block).await.unwrap();
+        let store = bench.store.clone();
+        let writing = tokio::spawn(async move { store.write_batch(batch, soon()).await });
+        eventually("the batch is done", async || {
+            let document = bench.document(id).await.unwrap();
+            document.get_document("features").unwrap().get_i32("n").unwrap() > 0
+        })
+        .await;
+        let mut last = None;
+        for n in 100..110 {
+            last = Some(bench.write(upsert(id, replace(n))).await.1);
+        }
+        mend(&bench).await;
+        let answers = writing.await.unwrap();
+        assert_eq!(bench.read(id).await.unwrap(), last.unwrap(), "{id}: {answers:?}");
+        let of_others = answers.last().unwrap().as_ref().map(|receipt| receipt.outcome);
+        assert!(matches!(of_others, Ok(Outcome::Written | Outcome::NotFound)), "{id}: {answers:?}");
+    }
+}
+
 #[tokio::test]
 async fn one_bad_answer_is_made_good_by_a_repeat_that_applies_once() {
     let mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();

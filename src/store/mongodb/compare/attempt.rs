@@ -105,7 +105,7 @@ impl Attempt {
             return Evaluated::Settled(group.tries.swap_remove(tried).answers);
         }
         if let (Some(document), Some(since)) = (document, group.since)
-            && pipeline::may_have_forgotten(document, since)
+            && pipeline::may_have_forgotten(document, since, pipeline::CLOCKS_DIFFER)
             && !group.writes.iter().any(|(_, write)| remembered::request(document, &write.request_id).is_some())
         {
             return Evaluated::Settled(group.all(&unseen()).collect());
@@ -153,7 +153,7 @@ impl Attempt {
         let Some(made) = made else { return };
         self.made = Some(made);
         self.mark = Some(Mark(write.request_id.clone(), receipt.revision));
-        self.added.push(entry(write, &receipt, self.now));
+        self.added.push(entry(write, &receipt));
         if matches!(receipt.outcome, Outcome::Written | Outcome::Deleted) {
             let effect = std::mem::replace(&mut self.effect, Effect::Nothing);
             self.effect = effect.and(&write.change, over_live);
@@ -184,9 +184,11 @@ impl Attempt {
         let mut fields = self.fields(given.as_ref());
         if !self.added.is_empty() {
             let earlier = self.requests.as_ref().and_then(Bson::as_array).map_or(&[][..], Vec::as_slice);
-            let all: Vec<Bson> = earlier.iter().chain(&self.added).cloned().collect();
-            let latest = all[all.len().saturating_sub(REMEMBERED_REQUESTS)..].to_vec();
-            fields.insert("requests", literal(latest));
+            let added = &self.added[self.added.len().saturating_sub(REMEMBERED_REQUESTS)..];
+            let kept = &earlier[earlier.len().saturating_sub(REMEMBERED_REQUESTS - added.len())..];
+            let done_now = |entry: &Bson| doc! { "$mergeObjects": [literal(entry.clone()), { "at": "$$NOW" }] };
+            let added: Vec<Document> = added.iter().map(done_now).collect();
+            fields.insert("requests", doc! { "$concatArrays": [literal(kept.to_vec()), added] });
         }
         let mut stages = vec![set(doc! { "_attempt": { "same": is_same } })];
         if !fields.is_empty() {
@@ -239,13 +241,16 @@ impl Attempt {
         fields
     }
 
-    /// Whether the document shows that this was done. What changes nothing is done where nothing has changed.
-    pub(super) fn left_its_mark(&self, document: Option<&RawDocument>) -> bool {
-        match (&self.mark, document) {
-            (Some(mark), Some(document)) => mark.is_in(document),
-            (Some(_), None) => false,
-            (None, None) => self.rev.is_none(),
-            (None, Some(document)) => {
+    /// Whether it adds a request to the document, and so changes it.
+    pub(super) fn changes_something(&self) -> bool {
+        self.mark.is_some()
+    }
+
+    /// Whether the document is still as it was. What changes nothing is done where nothing has changed.
+    pub(super) fn is_as_it_was(&self, document: Option<&RawDocument>) -> bool {
+        match document {
+            None => self.rev.is_none(),
+            Some(document) => {
                 (field(document, "rev"), field(document, "requests")) == (self.rev.clone(), self.requests.clone())
             }
         }
@@ -324,8 +329,8 @@ fn stored(document: &RawDocument) -> Result<apply::Document, StoreError> {
     Ok(apply::Document { content, requests, collect_at })
 }
 
-/// A write as its document remembers it.
-fn entry(write: &Write, receipt: &Receipt, now: Millis) -> Bson {
+/// A write as its document remembers it, apart from when it was done.
+fn entry(write: &Write, receipt: &Receipt) -> Bson {
     let mut entry = doc! {
         "id": &*write.request_id.0,
         "rev": receipt.revision.0,
@@ -335,6 +340,5 @@ fn entry(write: &Write, receipt: &Receipt, now: Millis) -> Bson {
     let (number, document) = remembered::numbers_of(&receipt.outcome);
     entry.extend(number.map(|number| ("number".to_owned(), number.into())));
     entry.extend(document.map(|number| ("document".to_owned(), number.into())));
-    entry.insert("at", bson::DateTime::from_millis(now.0));
     entry.into()
 }

@@ -54,6 +54,8 @@ pub struct Violation {
     pub earlier: Option<usize>,
     pub later: usize,
     pub fault: &'static str,
+    /// What else shows it.
+    pub more: String,
 }
 
 /// Older values that were read after an answer that did not promise better.
@@ -103,7 +105,7 @@ impl Context<'_> {
     fn violation(&self, rule: Rule, earlier: Option<usize>, later: usize) -> Violation {
         let event = &self.events[later];
         let fault = self.fault(event.invoked, event.returned).map_or("none", |window| window.fault);
-        Violation { rule, earlier, later, fault }
+        Violation { rule, earlier, later, fault, more: String::new() }
     }
 
     /// Whether a default read may be older than what was confirmed.

@@ -94,7 +94,7 @@ pub struct Bounds {
     pub election: Duration,
     /// After any answer, at a server whose L1 is its own beside others' and follows MongoDB's changes.
     pub followed: Duration,
-    /// That server.
+    /// That server. What it reads is confirmed to nobody else, by docs/operations.md.
     pub follower: Option<u8>,
 }
 

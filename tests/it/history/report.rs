@@ -25,7 +25,8 @@ pub struct Report {
 pub fn explain(verdict: &Verdict, events: &[Event]) -> String {
     let mut text = String::new();
     for violation in verdict.violations.iter().take(10) {
-        let _ = writeln!(text, "  VIOLATION {:?} (during: {})", violation.rule, violation.fault);
+        let (rule, fault, more) = (violation.rule, violation.fault, &violation.more);
+        let _ = writeln!(text, "  VIOLATION {rule:?} (during: {fault}) {more}");
         if let Some(earlier) = violation.earlier {
             let _ = writeln!(text, "    earlier: {:?}", events[earlier]);
         }

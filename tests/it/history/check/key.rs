@@ -82,7 +82,10 @@ pub(super) fn check(context: &Context<'_>, key: &[usize], verdict: &mut Verdict)
 fn point(context: &Context<'_>, i: usize) -> Option<Point> {
     let event = &context.events[i];
     let (revision, confirmed) = match (&event.call, &event.answer) {
-        (_, Answer::Row { revision, degraded, .. }) => (*revision, !degraded),
+        // What a server with an L1 of its own reads, the L1 of the others does not confirm.
+        (_, Answer::Row { revision, degraded, .. }) => {
+            (*revision, !degraded && context.bounds.follower != Some(event.server))
+        }
         (_, Answer::Done { revision, cached, .. }) => (*revision, *cached),
         // A repeat tells what was stored at the first time. An error does not tell whether L1 confirmed; without a fault it
         // did.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Context, Rule, Verdict};
+use super::{Context, Rule, Verdict, Violation};
 use crate::history::event::{Answer, Attempt, Call, Event, Kind, Nanos, Value};
 
 /// How many of its latest writes a record remembers, by the API's promise.
@@ -174,7 +174,10 @@ impl Ledger {
             }
             let mut seen = write.revisions.values();
             let (earlier, later) = (seen.next().copied(), seen.next().copied().unwrap_or_default());
-            verdict.violations.push(context.violation(Rule::AppliedTwice, earlier, later));
+            let violation = context.violation(Rule::AppliedTwice, earlier, later);
+            let (kind, sendings) = (write.kind, write.sendings);
+            let more = format!("write {number}, {kind:?}, sent {sendings} times, at first at {}", write.first_invoked);
+            verdict.violations.push(Violation { more, ..violation });
         }
     }
 }

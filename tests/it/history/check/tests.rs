@@ -157,6 +157,21 @@ fn an_l1_that_follows_the_changes_is_held_to_its_lag() {
 }
 
 #[test]
+fn what_an_l1_that_follows_the_changes_read_is_confirmed_to_nobody_else() {
+    let follower = Bounds { unconfirmed: Duration::from_nanos(20), follower: Some(1), ..Bounds::default() };
+    let written = Answer::Done { changed: true, revision: 200, cached: false };
+    let not_cached = event(3, 4, Call::Write(attempt(2, Kind::Replace)), written);
+    let newer = Event { server: 1, ..read(5, 6, 2, 200) };
+    let history = |newer: &Event, at| {
+        check(&[wrote(1, 2, 1, 100), not_cached.clone(), newer.clone(), read(at, at + 2, 1, 100)], &[], follower)
+            .rules()
+    };
+    assert_eq!(history(&newer, 10), []);
+    assert_eq!(history(&newer, 50), [Rule::BoundExceeded]);
+    assert_eq!(history(&Event { server: 0, ..newer }, 10), [Rule::Stale]);
+}
+
+#[test]
 fn a_lost_write_is_red() {
     // A strong read of what was there before.
     assert_eq!(rules(&[wrote(0, 10, 1, 100), wrote(20, 30, 2, 200), strong(40, 50, 1, 100)]), [Rule::StaleL2]);

@@ -316,38 +316,39 @@ fn names_that_only_look_like_settings_are_a_warning() {
     assert_eq!(effective.warnings.len(), 2, "{warnings}");
 }
 
-/// Every setting with a bound: its key, the least that is taken, and the most, which may need others.
-const BOUNDS: [(&str, &str, &str, &str); 30] = [
-    ("redis.port", "0", "1", "65535"),
-    ("redis.db", "-1", "0", "65535"),
-    ("redis.connections", "0", "1", "1000"),
-    ("tls.reload_interval", "9ms", "10ms", "30days"),
-    ("mongodb.max_pool_size", "0", "1", "10000"),
-    ("mongodb.max_connecting", "0", "1", "1000"),
-    ("mongodb.server_selection_timeout", "9ms", "10ms", "1min"),
-    ("l1.ttl", "999ms", "1s", "6days"),
-    ("l1.timeout", "999us", "1ms", "1min"),
-    ("l1.slow", "999us", "1ms", "1min"),
-    ("l1.wait_replicas", "-1", "0", "100"),
-    ("l1.memory", "65535", "64KiB", "1TiB"),
-    ("l2.tombstone_ttl", "999ms", "1s", "1000years"),
-    ("l2.max_reads", "0", "1", "100000"),
-    ("l2.cache", "65535", "64KiB", "1TiB"),
-    ("ttl.default", "999ms", "1s", "1000years"),
-    ("limits.max_entities", "0", "1", "20000"),
-    ("limits.max_bulk_records", "0", "1", "100000"),
-    ("limits.max_features", "0", "1", "100000"),
-    ("limits.max_record_bytes", "0", "1", "64MiB"),
-    ("limits.max_request_bytes", "1023", "1KiB", "1GiB"),
-    ("limits.max_response_bytes", "1023", "1KiB", "1GiB"),
-    ("limits.max_in_flight", "0", "1", "1000000"),
-    ("limits.max_bytes_in_flight", "4095", "4KiB", "1TiB"),
-    ("limits.max_connections", "0", "1", "1000000"),
-    ("limits.max_ttl", "999ms", "1s", "1000years"),
-    ("deadlines.read", "9ms", "10ms", "1h"),
-    ("deadlines.strong", "9ms", "10ms", "1h"),
-    ("deadlines.write", "9ms", "10ms", "1h"),
-    ("drain.timeout", "0s", "1ms", "1day"),
+/// Every setting with a bound: its key, what is just too little, the least and the most that is
+/// taken, which may need others, and what is just too much.
+const BOUNDS: [(&str, &str, &str, &str, &str); 30] = [
+    ("redis.port", "0", "1", "65535", "65536"),
+    ("redis.db", "-1", "0", "65535", "65536"),
+    ("redis.connections", "0", "1", "1000", "1001"),
+    ("tls.reload_interval", "9ms", "10ms", "30days", "30days 1ms"),
+    ("mongodb.max_pool_size", "0", "1", "10000", "10001"),
+    ("mongodb.max_connecting", "0", "1", "1000", "1001"),
+    ("mongodb.server_selection_timeout", "9ms", "10ms", "1min", "60001ms"),
+    ("l1.ttl", "999ms", "1s", "6days", "6days 1ms"),
+    ("l1.timeout", "999us", "1ms", "1min", "60001ms"),
+    ("l1.slow", "999us", "1ms", "1min", "60001ms"),
+    ("l1.wait_replicas", "-1", "0", "100", "101"),
+    ("l1.memory", "65535", "64KiB", "1TiB", "1099511627777"),
+    ("l2.tombstone_ttl", "999ms", "1s", "1000years", "1000years 1ms"),
+    ("l2.max_reads", "0", "1", "100000", "100001"),
+    ("l2.cache", "65535", "64KiB", "1TiB", "1099511627777"),
+    ("ttl.default", "999ms", "1s", "1000years", "1000years 1ms"),
+    ("limits.max_entities", "0", "1", "20000", "20001"),
+    ("limits.max_bulk_records", "0", "1", "100000", "100001"),
+    ("limits.max_features", "0", "1", "100000", "100001"),
+    ("limits.max_record_bytes", "0", "1", "64MiB", "67108865"),
+    ("limits.max_request_bytes", "1023", "1KiB", "1GiB", "1073741825"),
+    ("limits.max_response_bytes", "1023", "1KiB", "1GiB", "1073741825"),
+    ("limits.max_in_flight", "0", "1", "1000000", "1000001"),
+    ("limits.max_bytes_in_flight", "4095", "4KiB", "1TiB", "1099511627777"),
+    ("limits.max_connections", "0", "1", "1000000", "1000001"),
+    ("limits.max_ttl", "999ms", "1s", "1000years", "1000years 1ms"),
+    ("deadlines.read", "9ms", "10ms", "1h", "3600001ms"),
+    ("deadlines.strong", "9ms", "10ms", "1h", "3600001ms"),
+    ("deadlines.write", "9ms", "10ms", "1h", "3600001ms"),
+    ("drain.timeout", "0s", "1ms", "1day", "1day 1ms"),
 ];
 
 /// Settings without bounds of this kind: what they may say is listed elsewhere.
@@ -365,13 +366,22 @@ const OTHERS: [&str; 9] = [
 
 #[test]
 fn every_setting_has_bounds_and_what_is_beyond_is_refused_by_its_key() {
+    // Without the backend that it is for, a setting would be refused for that.
+    let for_key = |key: &str| match key.split_once('.') {
+        Some(("redis", _)) | Some(("l1", "wait_replicas")) => &[("REDIS_HOST", "h")][..],
+        Some(("mongodb", _)) => &[("MONGO_URI", "mongodb://h")],
+        Some(("tls", _)) => &[("FEATURESTORE_TLS_CERT_FILE", "/c"), ("FEATURESTORE_TLS_KEY_FILE", "/k")],
+        _ => &[],
+    };
     let set = |key: &str, text: &str| {
-        let told = load_with(&Flags { set: vec![format!("{key}={text}")], ..Flags::default() }, &[]);
-        told.map_or_else(|errors| errors, |_| String::new())
+        let flags = Flags { set: vec![format!("{key}={text}")], ..Flags::default() };
+        load_with(&flags, for_key(key)).map_or_else(|errors| errors, |_| String::new())
     };
     let about =
         |told: &str, key: &str| told.lines().find(|line| line.starts_with(&format!("{key}: "))).map(str::to_owned);
-    for (key, below, least, most) in BOUNDS {
+    for (key, below, least, most, above) in BOUNDS {
+        let told = about(&set(key, above), key).unwrap_or_default();
+        assert!(told.contains("must be at most"), "{key}={above}: {told:?}");
         let absurd = [below, "", " ", "-1", "1e9", "NaN", "999999999999999999999", "99999999999years", "99999EiB", "x"];
         for text in absurd {
             let told = set(key, text);
@@ -398,13 +408,14 @@ fn every_setting_has_bounds_and_what_is_beyond_is_refused_by_its_key() {
 
 #[test]
 fn settings_that_contradict_each_other_are_refused() {
-    let cases: [(&[(&str, &str)], &str); 9] = [
+    let cases: [(&[(&str, &str)], &str); 10] = [
         (&[("FEATURESTORE_LISTEN", "127.0.0.1:7"), ("FEATURESTORE_ADMIN_LISTEN", "127.0.0.1:7")], "admin_listen"),
         (&[("FEATURESTORE_LIMITS_MAX_RECORD_BYTES", "4MiB")], "limits.max_record_bytes"),
         (&[("FEATURESTORE_LIMITS_MAX_REQUEST_BYTES", "1MiB")], "limits.max_record_bytes"),
         (&[("FEATURESTORE_LIMITS_MAX_RESPONSE_BYTES", "1MiB")], "limits.max_record_bytes"),
         (&[("FEATURESTORE_TTL_DEFAULT", "8days"), ("FEATURESTORE_LIMITS_MAX_TTL", "7days")], "ttl.default"),
         (&[("FEATURESTORE_L1_TTL", "1h"), ("FEATURESTORE_L2_TOMBSTONE_TTL", "2h")], "l1.ttl"),
+        (&[("MONGO_URI", "mongodb://h"), ("MONGO_DB", "config")], "mongodb.database"),
         (&[("MONGO_URI", "mongodb://h"), ("MONGO_DB", "local")], "mongodb.database"),
         (&[("MONGO_URI", "mongodb://h"), ("MONGO_DB", "admin")], "mongodb.database"),
         (&[("MONGO_URI", "mongodb://h"), ("MONGO_DB", "a.b")], "mongodb.database"),
@@ -413,6 +424,23 @@ fn settings_that_contradict_each_other_are_refused() {
         let told = load(settings).unwrap_err();
         assert!(told.starts_with(key), "{settings:?}: {told}");
     }
+}
+
+#[test]
+fn a_record_may_be_as_large_as_l2_can_hold() {
+    let settings = |record: &'static str| {
+        [
+            ("FEATURESTORE_LIMITS_MAX_RECORD_BYTES", record),
+            ("FEATURESTORE_LIMITS_MAX_REQUEST_BYTES", "32MiB"),
+            ("FEATURESTORE_LIMITS_MAX_RESPONSE_BYTES", "32MiB"),
+        ]
+    };
+    let over_mongodb = |record| load(&[&settings(record)[..], &[("MONGO_URI", "mongodb://h")]].concat());
+    over_mongodb("8MiB").unwrap();
+    // A document of MongoDB cannot hold it; the embedded store can.
+    let told = over_mongodb("8388609").unwrap_err();
+    assert!(told.starts_with("limits.max_record_bytes: may be 8MiB at most with MongoDB"), "{told}");
+    load(&settings("8388609")).unwrap();
 }
 
 #[test]

@@ -165,8 +165,9 @@ mod tests {
             let ours = GetFeaturesRequest::decode(&bytes[..]);
             match client::GetFeaturesRequest::decode(&bytes[..]) {
                 Ok(theirs) => prop_assert_eq!(ours.unwrap().encode_to_vec(), theirs.encode_to_vec()),
-                // Ids that are no UTF-8 are found out later.
+                // Ids that are no UTF-8 are found out later, after what is wrong behind them.
                 Err(why) => match ours {
+                    Err(_) if why.to_string().contains("entity_ids: invalid string value") => {}
                     Err(ours) => prop_assert_eq!(ours.to_string(), why.to_string()),
                     Ok(ours) => prop_assert!(ours.entity_ids.to_texts().is_none(), "{}", why),
                 },

@@ -262,31 +262,55 @@ mod tests {
     fn who_logs_never_waits_and_what_is_lost_is_counted_and_told_by_its_log() {
         let (lines, read, told) = slow();
         first(&lines);
-        let line = [b'x'; 1 << 10];
+        let line = [b'x'; 1000];
         for _ in 0..1000 {
             lines.push(Log::Server, &line);
         }
         let room = ((MAX_BYTES - AUDIT_BYTES) / line.len()) as u64;
         assert_eq!(lines.lost().get(Log::Server), 1000 - room);
+        // There is room for a small one, but it must not overtake what was dropped.
+        lines.push(Log::Server, b"x");
+        assert_eq!(lines.lost().get(Log::Server), 1001 - room);
         assert_eq!(lines.lost().get(Log::Audit), 0);
         for _ in 0..1000 {
             lines.push(Log::Audit, &line);
         }
         let audited = (AUDIT_BYTES / line.len()) as u64;
         assert_eq!(lines.lost().get(Log::Audit), 1000 - audited);
-        // A small one does not overtake what was dropped.
-        lines.push(Log::Server, b"x");
         let lost = [1001 - room, 1000 - audited];
         assert_eq!(Log::ALL.map(|log| lines.lost().get(log)), lost);
 
         let mut bytes = read.recv().unwrap();
         assert_eq!(bytes, b"first\n");
-        while (bytes.len() as u64) < 6 + (room + audited) * 1024 {
+        while (bytes.len() as u64) < 6 + (room + audited) * line.len() as u64 {
             bytes.extend(read.recv().unwrap());
         }
         assert_eq!(told.recv().unwrap(), lost, "it is told once they are written");
         lines.push(Log::Server, b"last\n");
         assert_eq!(read.recv().unwrap(), b"last\n");
+    }
+
+    #[test]
+    fn that_lines_were_lost_is_logged_though_there_is_no_room_for_other_lines() {
+        let ((write, read), own) = (sync_channel(0), Arc::new(OnceLock::<Lines>::new()));
+        let telling = own.clone();
+        let tell_loss = move |_| telling.get().unwrap().push(Log::Server, b"lost\n");
+        let lines = Lines::to(Slow(write), tell_loss).unwrap();
+        assert!(own.set(lines.clone()).is_ok());
+        first(&lines);
+        let fill = || (0..1000).for_each(|_| lines.push(Log::Server, &[b'x'; 1000]));
+        fill();
+        let next = || read.recv_timeout(Duration::from_secs(60)).expect("the loss is not logged");
+        assert_eq!(next(), b"first\n");
+        // The thread has taken the lines after which others were lost, and before it can say so there
+        // is no room again.
+        while !lines.0.lock().waiting.bytes.is_empty() {
+            thread::yield_now();
+        }
+        fill();
+        for _ in 0..2 {
+            while !next().ends_with(b"lost\n") {}
+        }
     }
 
     #[test]

@@ -73,6 +73,8 @@ impl L2Clock {
 
 #[cfg(test)]
 mod tests {
+    use std::{io, sync::Arc};
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -88,5 +90,40 @@ mod tests {
         assert_eq!(seen(99_960, 100), (100_000, 0.0), "the journey may be all of the difference");
         clock.see(None);
         assert_eq!(clock.now().0, 100_000);
+    }
+
+    /// Keeps what is logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_difference_of_more_than_a_second_is_logged_when_it_begins() {
+        let (log, clock) = (Log::default(), L2Clock::new(Clock::new(|| Millis(100_000))));
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let dispatch = tracing::Dispatch::new(subscriber);
+        let logged = |time: i64| {
+            let now = Instant::now();
+            let seen = TimeSeen { time: Millis(time), after: now, before: now };
+            tracing::dispatcher::with_default(&dispatch, || clock.see(Some(seen)));
+            String::from_utf8(std::mem::take(&mut *log.0.lock().unwrap())).unwrap()
+        };
+        assert_eq!(logged(101_000), "", "a second is none");
+        let behind = logged(101_001);
+        assert!(behind.contains("WARN") && behind.contains("this server's clock is 1001 ms behind L2's"), "{behind}");
+        assert_eq!(logged(101_001), "", "not again so soon");
+        assert_eq!(logged(100_000), "", "it is over");
+        let ahead = logged(90_000);
+        assert!(ahead.contains("this server's clock is 10000 ms ahead of L2's"), "{ahead}");
     }
 }

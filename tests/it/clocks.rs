@@ -1,6 +1,6 @@
 //! A server whose clock is an hour off: records expire by L2's clock, whatever it reads, and L1 is used all the same.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use featurestore::{
     record::{Clock, Millis},
@@ -13,6 +13,8 @@ use crate::harness::{
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// Longer than an L1 in a process is used that does not keep up with the changes.
+const FOLLOWED: Duration = Duration::from_secs(3);
 
 /// This machine's clock, set wrongly.
 fn off(ahead: bool) -> Clock {
@@ -60,15 +62,24 @@ async fn records_expire_by_l2s_clock_and_the_skew_is_shown() {
         assert_eq!(gone.status(), RowStatus::Expired, "{what}: it expired too soon");
 
         // L1 is filled and hit, also while another server writes, and changes are followed without a lag.
-        for n in 0..20 {
-            put(&mut other, record("BUSY", [("n", double(f64::from(n)))])).await;
+        let (mut written, end) = (0.0, Instant::now() + FOLLOWED);
+        eventually("L1 to be used after a while of writes without a pause", async || {
+            written += 1.0;
+            put(&mut other, record("BUSY", [("n", double(written))])).await;
             row(&mut client, get(["BUSY"])).await;
-        }
-        eventually("L1 to answer", async || row(&mut client, get(["LONG"])).await.source() == Source::L1).await;
-        eventually("the other's write to be read", async || {
-            row(&mut client, get(["BUSY"])).await.features == features([("n", double(19.0))])
+            Instant::now() > end && matches!(server.tiered.trust().l1(), L1Use::Trusted(_))
         })
         .await;
+        eventually("L1 to answer", async || row(&mut client, get(["LONG"])).await.source() == Source::L1).await;
+        eventually("the other's write to be read", async || {
+            row(&mut client, get(["BUSY"])).await.features == features([("n", double(written))])
+        })
+        .await;
+        if let Some(redis) = &pair.redis {
+            let key = redis.cli(&["KEYS", "*LONG"]);
+            let ttl: i64 = redis.cli(&["TTL", &key]).parse().unwrap();
+            assert!((60..=600).contains(&ttl), "{what}: {key:?} lives for {ttl} s");
+        }
         for server in [&server, &right] {
             let lag = server.metric("featurestore_repair_lag_seconds").await;
             assert!(lag < 60.0, "{what}: a lag of {lag} s");
@@ -80,5 +91,31 @@ async fn records_expire_by_l2s_clock_and_the_skew_is_shown() {
         }
         server.stop().await;
         right.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_delete_is_remembered_is_judged_by_l2s_clock_too() {
+    let now = Clock::system().now().0 * 1000;
+    let settings = [("FEATURESTORE_L2_TOMBSTONE_TTL", "10min"), ("FEATURESTORE_L1_TTL", "1min")];
+    for pair in [Pair::embedded(), Pair::new(false, true)] {
+        for ahead in [true, false] {
+            let what = format!("{}, ahead: {ahead}", pair.name());
+            let server = Server::start_with_clock(&[&pair.settings()[..], &settings].concat(), off(ahead)).await;
+            trusted(&server).await;
+            let at_least = |revision| GetFeaturesRequest {
+                min_revisions: [("GONE".to_owned(), revision)].into(),
+                ..get(["GONE"])
+            };
+            let mut client = server.client().await;
+            // What was deleted so long ago leaves nothing behind. The embedded store has the clock of
+            // this machine.
+            let its_now = now + if pair.mongod.is_some() { 0 } else { 3_600_000_000 * if ahead { 1 } else { -1 } };
+            let [old, new] = [its_now - 20 * 60_000_000, its_now - 60_000_000];
+            assert_eq!(row(&mut client, at_least(old)).await.status(), RowStatus::NotFound, "{what}");
+            let row = row(&mut client, at_least(new)).await;
+            assert_eq!(row.error.map(|error| error.reason).as_deref(), Some("REVISION_NOT_REACHED"), "{what}");
+            server.stop().await;
+        }
     }
 }

@@ -32,6 +32,13 @@ fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'static str, &'
     settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
 }
 
+/// Bytes that are counted now, over all connections.
+async fn in_flight(server: &Binary) -> usize {
+    let metrics = server.metrics().await;
+    let value = metrics.lines().find_map(|line| line.strip_prefix("featurestore_bytes_in_flight "));
+    value.unwrap().parse::<f64>().unwrap() as usize
+}
+
 /// Another client is served, and at once.
 async fn another_is_served(server: &Binary) {
     let start = Instant::now();

@@ -53,6 +53,7 @@ macro_rules! every_sentence {
             conditions::revisions_grow_over_delete_and_recreate,
             batches::a_batch_read_answers_in_order_with_duplicates,
             batches::a_thousand_records_are_written_and_read_in_one_batch,
+            batches::of_a_read_that_is_too_large_some_records_come_and_the_others_are_left_out,
             batches::each_write_of_a_batch_has_its_own_outcome,
             batches::equal_keys_of_a_batch_are_written_in_their_order,
             batches::writes_of_one_key_in_a_batch_see_each_other,

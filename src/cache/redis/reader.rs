@@ -388,4 +388,27 @@ mod tests {
         let seen = asked(200, 8).await;
         assert!(seen.len() <= 8, "{seen:?}");
     }
+
+    #[tokio::test]
+    async fn who_waits_behind_what_is_too_much_for_another_is_told_so() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let server = format!("redis://{}", listener.local_addr().unwrap()).into_connection_info().unwrap();
+        let reader = Reader::connect(&server).await.unwrap().unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let ask = |seconds| {
+            let deadline = Instant::now() + Duration::from_secs(seconds);
+            reader.ask_by(deadline, b"MGET", [&b"a"[..]].into_iter())
+        };
+        // The second of two strings, of which a byte is there, makes it too large.
+        let first = [format!("*2\r\n${BATCH_BYTES}\r\n").into_bytes(), vec![b'x'; BATCH_BYTES], b"\r\n".to_vec()];
+        let wire = [first.concat(), b"$1000000\r\nx".to_vec()].concat();
+        let (answer, sent) = tokio::join!(ask(60), stream.write_all(&wire));
+        sent.unwrap();
+        assert!(matches!(answer, Ok(Ok(Some(Reply::Part(strings)))) if strings.len() == 1));
+        // More of it comes, and not the end.
+        let (answer, sent) = tokio::join!(ask(2), stream.write_all(&[b'x'; 1000]));
+        sent.unwrap();
+        assert_eq!(answer.unwrap_err(), Late::Behind);
+        assert_eq!(ask(0).await.unwrap_err(), Late::Silent);
+    }
 }

@@ -280,8 +280,14 @@ mod tests {
             let told = refused(&format!("mongodb://a,b/?{options}"));
             assert!(told.contains(name), "{options}: {told}");
         }
-        let x509 = refused("mongodb://a/?authMechanism=MONGODB-X509&tls=true");
-        assert!(x509.contains("tlsCertificateKeyFile"), "{x509}");
+        for (options, name) in [
+            ("loadBalanced=true&directConnection=true", "exclude each other"),
+            ("loadBalanced=true&replicaSet=rs0", "exclude each other"),
+            ("authMechanism=MONGODB-X509&tls=true", "tlsCertificateKeyFile"),
+        ] {
+            let told = refused(&format!("mongodb://a/?{options}"));
+            assert!(told.contains(name), "{options}: {told}");
+        }
         let name = refused(&format!("mongodb://a/?appName={}", "x".repeat(129)));
         assert!(name.contains("appName"), "{name}");
         for options in [

@@ -79,23 +79,28 @@ async fn lost(server: &Binary) -> [u64; 2] {
     })
 }
 
-/// Writes, each of which is a line of the audit log, until lines of both logs are lost.
+/// 800 writes, each of which is a line of the audit log.
+async fn write_much(client: &Client) {
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..16 {
+        let mut client = client.clone();
+        writers.spawn(async move {
+            for _ in 0..50 {
+                let record = record(&format!("r{writer}"), [("n", double(1.0))]);
+                client.upsert_features(with("t", upsert(record))).await.unwrap();
+            }
+        });
+    }
+    writers.join_all().await;
+}
+
+/// Writes until lines of both logs are lost.
 async fn write_until_lines_are_lost(server: &Binary) {
     let before = lost(server).await;
     let client = server.client().await;
     let start = Instant::now();
     loop {
-        let mut writers = tokio::task::JoinSet::new();
-        for writer in 0..16 {
-            let mut client = client.clone();
-            writers.spawn(async move {
-                for _ in 0..50 {
-                    let record = record(&format!("r{writer}"), [("n", double(1.0))]);
-                    client.upsert_features(with("t", upsert(record))).await.unwrap();
-                }
-            });
-        }
-        writers.join_all().await;
+        write_much(&client).await;
         let now = lost(server).await;
         if (0..2).all(|log| now[log] > before[log]) {
             return;
@@ -140,6 +145,32 @@ async fn the_last_line_is_there_when_it_ends() {
     server.signal("TERM");
     assert_eq!(server.exit_code(END), 0);
     assert!(server.log().lines().last().unwrap().contains("drained"), "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_that_wait_for_a_slow_reader_are_written_before_it_ends() {
+    let (mut pipe, tokens) = (Pipe::new(), TokensFile::new(&[entry("all", &["t"], "admin = [\"*\"]")]));
+    let settings = [("FEATURESTORE_AUTH_TOKENS_FILE", tokens.path())];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let mut server = Binary::start_under(&pipe.starter(), &settings);
+    server.until_serving().await;
+    // Several times as much as the pipe holds, and not so much that it would be lost.
+    let client = server.client().await;
+    for _ in 0..3 {
+        write_much(&client).await;
+    }
+    drop(client);
+    assert_eq!(lost(&server).await, [0, 0]);
+    server.signal("TERM");
+    // So slowly that a server which does not wait for it has long ended.
+    let (mut log, mut bytes) = (String::new(), [0; 2 << 10]);
+    while let Ok(read) = pipe.end.read(&mut bytes) {
+        log.push_str(&String::from_utf8_lossy(&bytes[..read]));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    pipe.read_until(&mut log, |log| log.contains("drained"));
+    assert_eq!(log.matches("featurestore::audit").count(), 2400);
+    assert_eq!(server.exit_code(END), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,6 +43,26 @@ async fn a_batch_over_all_masters_is_answered_in_order_by_one_pipeline_each() {
 }
 
 #[tokio::test]
+async fn of_a_batch_that_is_too_large_the_first_records_come_and_the_others_are_left_out() {
+    const RECORDS: usize = 40;
+    let large = record_of(5, &"x".repeat(3 * BATCH_BYTES / RECORDS));
+    let cluster = empty_cluster().await;
+    for cache in [redis_of(&cluster.url()).await, redis_at(&RedisServer::start()).await] {
+        let keys = keys(RECORDS);
+        for key in &keys {
+            warm(&*cache, key, large.clone()).await;
+        }
+        for _ in 0..2 {
+            let found = cache.get(&keys, soon()).await;
+            let came = found.iter().take_while(|found| **found == Ok(Some(large.clone()))).count();
+            // A third of them, and in a cluster one batch more at most.
+            assert!((1..RECORDS - RECORDS / 4).contains(&came), "{came}");
+            assert!(found[came..].iter().all(|left| *left == Err(CacheError::LeftOut)), "{came}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn foreign_keys_and_forgotten_scripts_are_handled_at_each_master() {
     let cluster = empty_cluster().await;
     let cache = redis_of(&cluster.url()).await;

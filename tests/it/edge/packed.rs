@@ -15,12 +15,6 @@ const SETTINGS: [(&str, &str); 3] = [
     ("FEATURESTORE_LIMITS_MAX_RECORD_BYTES", "4000000"),
 ];
 
-async fn in_flight(server: &Binary) -> usize {
-    let metrics = server.metrics().await;
-    let value = metrics.lines().find_map(|line| line.strip_prefix("featurestore_bytes_in_flight "));
-    value.unwrap().parse::<f64>().unwrap() as usize
-}
-
 fn large(id: &str, bytes: usize) -> FeatureRecord {
     record(id, [("text", value(value::Kind::StringVal("x".repeat(bytes))))])
 }

@@ -1,6 +1,9 @@
 //! What is small on the wire and large in memory is counted before it is built.
 
+use mongodb::bson::doc;
+
 use super::*;
+use crate::harness::mongod::Mongod;
 
 /// Beyond what the server holds when it begins: far below what these messages would take.
 const GROWN: usize = 64 << 20;
@@ -69,4 +72,50 @@ async fn a_message_that_becomes_more_than_a_connection_may_hold_is_refused_befor
         let grown = server.memory().saturating_sub(before);
         assert!(grown < GROWN, "{what}: {} MiB", grown >> 20);
     }
+}
+
+/// Has MongoDB keep the next command of this name that is about records for a while.
+async fn keep_next(mongod: &Mongod, command: &str) {
+    let data = doc! {
+        "failCommands": [command], "namespace": "featurestore.features", "blockConnection": true, "blockTimeMS": 4000,
+    };
+    let command = doc! { "configureFailPoint": "failCommand", "mode": { "times": 1 }, "data": data };
+    mongod.database("admin").await.run_command(command).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_write_becomes_on_its_way_to_mongodb_is_counted_until_it_is_answered() {
+    const MIB: usize = 1 << 20;
+    let mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();
+    let uri = mongod.uri();
+    let server = Binary::start(&[("MONGO_URI", &uri), ("FEATURESTORE_DEADLINES_WRITE", "1min")]);
+    server.until_serving().await;
+    let client = server.client().await;
+    // A byte each in the request, and eleven or more in a document.
+    let bools =
+        |id: &str| record(id, [("bools", value(value::Kind::BoolListVal(BoolList { val: vec![true; 150_000] })))]);
+    let text = |id: &str| record(id, [("text", value(value::Kind::StringVal("x".repeat(MIB - 100))))]);
+    let merge = FeatureRecord { write_mode: WriteMode::Merge.into(), ..record("text", [("n", double(1.0))]) };
+    for _ in 0..5 {
+        put(&mut client.clone(), text("text")).await;
+    }
+    let upserting = async |record| client.clone().upsert_features(upsert(record)).await.map(drop);
+    let streaming = async || {
+        let (answers, ended) = bulk(&mut client.clone(), [chunk(1, ["one", "two"].map(bools))]).await;
+        assert_eq!(answers[0].written, 2);
+        ended.map_or(Ok(()), Err)
+    };
+    let counted =
+        async |what: &str, command: &str, write: &mut (dyn Future<Output = Result<(), tonic::Status>> + Unpin)| {
+            eventually("all bytes to be given back", async || in_flight(&server).await == 0).await;
+            keep_next(&mongod, command).await;
+            let held = eventually(what, async || in_flight(&server).await > 3 * MIB);
+            let (written, ()) = tokio::join!(write, held);
+            written.expect(what);
+        };
+    counted("an upsert", "update", &mut Box::pin(upserting(bools("one")))).await;
+    counted("a message of a stream", "update", &mut Box::pin(streaming())).await;
+    // It brings the record that stands.
+    counted("a merge", "findAndModify", &mut Box::pin(upserting(merge))).await;
+    eventually("all bytes to be given back", async || in_flight(&server).await == 0).await;
 }

@@ -37,6 +37,10 @@ async fn a_replica_behind_a_plain_address_is_named_as_one_even_where_role_and_in
         let server = serve(&format!("redis://me:p@{}", redis.address()));
         until_bypassed(&server, &["L1 cannot be reached", "it is a replica", "must name the master"]).await;
     }
+    // One that takes writes is none either.
+    assert_eq!(redis.cli(&["CONFIG", "SET", "replica-read-only", "no"]), "OK");
+    let server = serve(&redis.url());
+    until_bypassed(&server, &["L1 cannot be reached", "it is a replica now", "must name the master"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,4 +130,6 @@ async fn a_right_that_is_taken_away_while_it_runs_is_noticed_by_the_next_call() 
         grant(&redis, &["~{}fs:*", "+@all"]);
         until_used(&server).await;
     }
+    // Such an answer is no refusal of one command: nobody waits for the trial of each minute.
+    assert_eq!(lines(&server, &["L1 refused a command"]), 0, "{}", server.log());
 }

@@ -124,3 +124,15 @@ async fn whatever_stands_in_place_of_the_epoch_a_new_one_mends_it() {
         assert!(made.l1.is_none() && made.leased.is_zero() && made.epoch != seen.epoch);
     }
 }
+
+#[tokio::test]
+async fn an_epoch_of_which_nobody_can_say_whether_it_is_dirty_is() {
+    let bench = Bench::new().await;
+    let before = bench.store.epoch(soon()).await.unwrap();
+    assert!(!before.dirty);
+    let meta = bench.database.collection::<Document>("meta");
+    meta.update_one(doc! { "_id": "epoch" }, doc! { "$set": { "dirty": "no" } }).await.unwrap();
+    let seen = bench.store.epoch(soon()).await.unwrap();
+    assert!(seen.dirty && seen.epoch == before.epoch);
+    assert!(!bench.store.renew_epoch(seen.epoch, soon()).await.unwrap().dirty);
+}

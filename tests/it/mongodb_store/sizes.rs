@@ -121,6 +121,14 @@ async fn a_document_without_room_beside_what_is_not_ours_is_too_large_and_no_bug
         }
     }
     assert_eq!(bench.read("full").await.unwrap(), before);
+    // What is small by itself goes to MongoDB in another way.
+    bench.write(upsert("brim", record([("a", Kind::Int64Val(1))]))).await;
+    bench.edit("brim", doc! { "$set": { "theirs": "x".repeat((16 << 20) - 2000) } }).await;
+    let small = || Kind::StringVal("x".repeat(4000));
+    for record in [record([("b", small())]), merge([("b", small())])] {
+        let answer = bench.store.write(upsert("brim", record), soon()).await.map(|(receipt, _)| receipt.outcome);
+        assert!(matches!(answer, Ok(Outcome::DocumentTooLarge { .. })), "{answer:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

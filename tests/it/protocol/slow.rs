@@ -72,7 +72,14 @@ async fn large_records_make_no_l1_slow() {
     let far = Instant::now() + Duration::from_secs(600);
     let request = ReadRequest { keys, consistency: Consistency::Cached, min_revisions: HashMap::new(), deadline: far };
     a.faults.always(Op::Get, Fault::Slow(Duration::from_millis(35)));
-    for _ in 0..10 {
+    a.faults.always(Op::Settle, Fault::Slow(Duration::from_millis(35)));
+    for tier in [[Tier::L1; 10], [Tier::L2; 10]].concat() {
+        if tier == Tier::L2 {
+            // So that it is filled with all of them again.
+            for id in &ids {
+                world.evict(id).await;
+            }
+        }
         let reads: Vec<_> = (0..40)
             .map(|_| {
                 let (tiered, request) = (a.tiered.clone(), request.clone());
@@ -82,7 +89,7 @@ async fn large_records_make_no_l1_slow() {
         for read in reads {
             let answer = read.await.unwrap();
             assert!(!answer.degraded, "{:?}", a.tiered.l1_mode());
-            assert!(answer.rows.iter().all(|row| row.as_ref().unwrap().tier == Tier::L1));
+            assert!(answer.rows.iter().all(|row| row.as_ref().unwrap().tier == tier));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(a.tiered.l1_mode(), TierMode::Healthy);

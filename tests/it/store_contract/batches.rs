@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use featurestore::{
+    proto::value::Kind,
     record::{Revision, State},
-    store::{Outcome, ReadConcern, Store},
+    store::{Outcome, READ_BYTES, ReadConcern, Store, StoreError},
 };
 use tokio::task::JoinSet;
 
@@ -50,6 +51,39 @@ pub(crate) async fn a_thousand_records_are_written_and_read_in_one_batch(store: 
         let State::Record(stored) = state else { panic!("{i}: {state:?}") };
         assert_eq!(int_of(&stored.decode().unwrap(), "i"), i as i64);
     }
+}
+
+pub(crate) async fn of_a_read_that_is_too_large_some_records_come_and_the_others_are_left_out(store: Arc<dyn Store>) {
+    // Near the limit of the rules.
+    const BYTES: usize = 60 << 10;
+    let mut keys: Vec<_> = (0..3 * READ_BYTES / BYTES).map(|i| key(&format!("large {i}"))).collect();
+    for some in keys.chunks(50) {
+        let writes = some.iter().map(|key| put(key).kind("text", Kind::StringVal("x".repeat(BYTES))).0).collect();
+        assert!(store.write_batch(writes, deadline()).await.iter().all(Result::is_ok));
+    }
+    let absent = key("absent");
+    for concern in [ReadConcern::Majority, ReadConcern::Linearizable] {
+        let mut left: Vec<_> = keys.iter().chain([&absent]).cloned().collect();
+        while !left.is_empty() {
+            let states = store.read(&left, concern, deadline()).await;
+            let came = states.iter().flatten().filter_map(State::record).map(|record| record.as_bytes().len()).sum();
+            assert!((0..2 * READ_BYTES).contains(&came), "{concern:?}: {came}");
+            let before = left.len();
+            let mut states = states.into_iter();
+            left.retain(|key| match states.next().unwrap() {
+                Ok(State::Record(record)) => record.as_bytes().len() < BYTES,
+                Ok(State::Absent) => *key != absent,
+                other => {
+                    assert_eq!(other, Err(StoreError::LeftOut), "{concern:?}");
+                    true
+                }
+            });
+            assert!(left.len() < before, "{concern:?}: nothing came");
+        }
+    }
+    keys.push(absent);
+    let deletes = keys.iter().map(|key| delete(key).0).collect();
+    assert!(store.write_batch(deletes, deadline()).await.iter().all(Result::is_ok));
 }
 
 pub(crate) async fn each_write_of_a_batch_has_its_own_outcome(store: Arc<dyn Store>) {

@@ -215,6 +215,9 @@ mod tests {
         let persisting = |aof, save| problems("redis_version:7.0.15", &GOOD, aof, save);
         assert_eq!(persisting("aof_enabled:0", "900 1"), [Problem::Persistent]);
         assert_eq!(persisting("aof_enabled:1", ""), [Problem::Persistent], "where CONFIG says nothing");
+        let appends = config("appendonly", "yes");
+        let found = found(&[info(&["redis_version:7.0.15"]), info(&GOOD), info(&[]), config("save", ""), appends]);
+        assert_eq!(found.iter().map(|(problem, _)| *problem).collect::<Vec<_>>(), [Problem::Persistent]);
     }
 
     #[tokio::test(start_paused = true)]

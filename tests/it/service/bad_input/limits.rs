@@ -173,6 +173,27 @@ async fn a_response_of_exactly_the_maximum_is_sent_and_one_more_byte_is_refused(
     assert!(rows(&mut client, named).await.iter().all(|row| row.status() == RowStatus::Found));
 }
 
+/// Names that a record lacks come back with each row, so a small request has a large answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_too_large_is_not_built_to_its_end() {
+    const MAX: usize = 4 << 20;
+    let server = Server::start(&[("FEATURESTORE_LIMITS_MAX_RESPONSE_BYTES", "4MiB")]).await;
+    let mut client = server.client().await;
+    put(&mut client, record("R", [("a", double(1.0))])).await;
+    let names: Vec<String> = (0..1000).map(|i| format!("{i:a>120}")).collect();
+    let request = GetFeaturesRequest { feature_names: names, ..get(vec!["R"; 1000]) };
+    let told = |refused: Refusal| {
+        assert_eq!((refused.code, refused.reason.as_str()), (Code::ResourceExhausted, "RESPONSE_TOO_LARGE"));
+        refused.metadata["bytes"].parse::<usize>().unwrap()
+    };
+    let rows = told(Refusal::of(&client.get_features(request.clone()).await.unwrap_err()));
+    assert!(rows < MAX + (200 << 10), "one row more than fits: {rows}");
+    // Of a matrix it is known before anything of it is built.
+    let matrix = GetFeaturesRequest { format: ResponseFormat::MatrixFloat64.into(), ..request };
+    let matrix = told(Refusal::of(&client.get_features(matrix).await.unwrap_err()));
+    assert_eq!(matrix, 1000 * 1000 * 9);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_message_larger_than_allowed_is_refused_and_the_connection_goes_on() {
     let server = Server::start(&[("FEATURESTORE_LIMITS_MAX_REQUEST_BYTES", "2MiB")]).await;
@@ -248,4 +269,30 @@ async fn a_model_version_may_have_128_bytes_wherever_it_is_given() {
         let refused = ended.map(|status| Refusal::of(&status).reason);
         assert_eq!((answers.len() == 1, refused.as_deref() != Some("INVALID_MODEL_VERSION")), (fits, fits), "{length}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_mongodb_cannot_hold_is_refused_with_both_sizes() {
+    let server = Pair::new(false, true).serve().await;
+    let mut client = server.client().await;
+    // A byte each as they are stored, and sixteen in a document.
+    let zeros = value(Kind::Int64ListVal(Int64List { val: vec![0; 1_048_400] }));
+    let record =
+        |write_mode: WriteMode| FeatureRecord { write_mode: write_mode.into(), ..record("R", [("a", zeros.clone())]) };
+    let check = |metadata: &BTreeMap<String, String>| {
+        let [bytes, document, maximum] =
+            ["bytes", "document_bytes", "maximum"].map(|name| metadata[name].parse::<usize>().unwrap());
+        assert!(bytes < 1 << 20 && document > maximum && maximum > 15 << 20, "{metadata:?}");
+    };
+    for mode in [WriteMode::Replace, WriteMode::Merge] {
+        let refused = Refusal::of(&client.upsert_features(upsert(record(mode))).await.unwrap_err());
+        assert_eq!((refused.code, &*refused.reason), (Code::InvalidArgument, "RECORD_TOO_LARGE"));
+        check(&refused.metadata);
+        let (answers, ended) = bulk(&mut client, [chunk(1, [record(mode)])]).await;
+        assert!(ended.is_none() && answers[0].failed == 1, "{ended:?}");
+        let error = answers[0].results[0].error.as_ref().unwrap();
+        assert_eq!((error.code, &*error.reason), (Code::InvalidArgument as i32, "RECORD_TOO_LARGE"));
+        check(&error.metadata.clone().into_iter().collect());
+    }
+    server.stop().await;
 }

@@ -1,5 +1,11 @@
 //! Reads of more than is held at once: they are made in parts, and answered as any other.
 
+use std::{sync::Arc, time::Duration};
+
+use featurestore::{
+    api::{Api, ByteBudget, ConnectionBytes, Deadlines, InFlight, Limits, Place},
+    proto::{GetFeaturesRequest as Asked, feature_store_service_server::FeatureStoreService as _},
+};
 use prost::Message as _;
 
 use super::*;
@@ -88,4 +94,50 @@ async fn a_few_features_of_many_large_records_are_answered_on_every_pair_of_tier
             .await;
         server.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_records_of_an_answer_are_counted_beside_it_until_it_is_encoded() {
+    let server = Pair::embedded().serve().await;
+    put(&mut server.client().await, large("L0")).await;
+    let limits = Limits {
+        max_entities: 10,
+        max_features: 10,
+        max_record_bytes: 1 << 20,
+        max_bulk_records: 10,
+        max_request_bytes: 4 << 20,
+        max_response_bytes: 4 << 20,
+        max_ttl: Duration::from_secs(3600),
+    };
+    let time = Duration::from_secs(60);
+    let api = Api::new(server.tiered.clone(), limits, Deadlines { read: time, strong: time, write: time }, time, false);
+    let all = Arc::new(ByteBudget::new(64 << 20));
+    // As the server passes it on.
+    let mut request = tonic::Request::new(Asked::decode(&strong(["L0"]).encode_to_vec()[..]).unwrap());
+    let connection = Arc::new(ConnectionBytes::new(all.clone()));
+    request.extensions_mut().insert(InFlight::new(Place::None, connection));
+    let answer = api.get_features(request).await.unwrap();
+    assert!(all.held() > 2 * BYTES, "{}", all.held());
+    drop(answer);
+    assert_eq!(all.held(), 0);
+    server.stop().await;
+}
+
+/// What it would hold is more than a connection may, too; but that is no matter of waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_too_large_is_told_so_before_all_of_its_records_are_held() {
+    let settings =
+        [("FEATURESTORE_LIMITS_MAX_RESPONSE_BYTES", "4MiB"), ("FEATURESTORE_LIMITS_MAX_BYTES_IN_FLIGHT", "64MiB")];
+    const { assert!(RECORDS * BYTES > 64 << 18) };
+    let server = Pair::embedded().serve_with(&settings).await;
+    let mut client = server.client().await;
+    for ids in ids().chunks(5) {
+        let (answers, _) = bulk(&mut client, [chunk(1, ids.iter().map(|id| large(id)))]).await;
+        assert_eq!(answers[0].written, 5);
+    }
+    for request in [get(ids()), strong(ids()), of(&["text"])] {
+        let refused = Refusal::of(&client.get_features(request).await.unwrap_err());
+        assert_eq!(refused.reason, "RESPONSE_TOO_LARGE");
+    }
+    server.stop().await;
 }

@@ -1,4 +1,4 @@
-//! L1 in front of L2: read-through, write-through, delete and bulk over a [`Cache`] and a [`Store`].
+//! L1 in front of L2: read-through, write-through, delete and bulk over a [`Cache`] and [`Store`].
 //!
 //! This is the coherence protocol. It does not know which engine is behind a trait; requests,
 //! status codes and limits belong to `api`. The promise for each record: after a write was answered
@@ -318,7 +318,7 @@ impl Tiered {
         L1Patience::new(self.settings.l1_timeout, &self.pace, &self.l1_meter)
     }
 
-    /// Runs a step for which its call has no time left, in the background: its keys were remembered,
+    /// Runs a step in the background, as its call has no time left: its keys were remembered,
     /// or its permits lapse. A failure is not counted, as the call has counted that of L1.
     fn go_on_alone<F>(&self, load: Load, step: impl FnOnce(Arc<dyn Cache>, Instant) -> F)
     where

@@ -137,10 +137,10 @@ impl Tiered {
         if trouble.is_news(&format!("{named} {found}")) {
             tracing::error!(
                 ours = %found, named, epoch = %seen.epoch,
-                "the L1 of this server is not the one that other servers over the same L2 use. This server does not use \
-                 it: reads go to L2, and writes are answered cached = false. Give all servers the same redis.url. This L1 \
-                 is used when no server uses the other one any more, or at once after `featurestore epoch new` with this \
-                 configuration"
+                "the L1 of this server is not the one that other servers over the same L2 use. This server does not \
+                 use it: reads go to L2, and writes are answered cached = false. Give all servers the same redis.url. \
+                 This L1 is used when no server uses the other one any more, or at once after `featurestore epoch \
+                 new` with this configuration"
             );
         }
     }

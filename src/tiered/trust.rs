@@ -255,7 +255,7 @@ impl Trust {
                 Some(_) => "new epoch, L1 starts cold",
             };
             let pause = view.bypass_until.map_or(Duration::ZERO, |_| CHANGE_PAUSE);
-            tracing::info!(%epoch, l1 = named, ?pause, "{what}: L1 is used after the pause, when all servers know this");
+            tracing::info!(%epoch, l1 = named, ?pause, "{what}: L1 is used after the pause, when all servers know");
         }
         self.view.store(Some(view.into()));
     }

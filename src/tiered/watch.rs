@@ -114,8 +114,8 @@ impl Tiered {
                         _ => tracing::warn!(
                             error = text,
                             address,
-                            "L2 cannot be reached: reads return only what L1 holds, and writes are rejected; the server \
-                             keeps trying"
+                            "L2 cannot be reached: reads return only what L1 holds, and writes are rejected; the \
+                             server keeps trying"
                         ),
                     }
                 }

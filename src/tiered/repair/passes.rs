@@ -68,7 +68,7 @@ impl Pass {
             match self.next(tiered).await {
                 Ok(batch) => return Ok(batch),
                 Err(FollowError::HistoryLost(reason)) => {
-                    tracing::warn!(%reason, "L2 no longer has the history of its changes, so L1 cannot be repaired from it");
+                    tracing::warn!(%reason, "L2 no longer has the history of its changes that L1 is repaired from");
                     return Err(End::HistoryLost);
                 }
                 Err(FollowError::Store(error)) if since.elapsed() > TROUBLE => {

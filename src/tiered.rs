@@ -14,7 +14,7 @@
 //! - `naming`: which L1 the epoch names, and how that changes.
 //! - [`trust`]: whether L1 may be used; [`watch`](Tiered::watch) restores it after a loss.
 //!   [`breaker`]: whether a tier answers. [`pace`]: whether L1 is fast enough for reads. [`mode`]:
-//!   all of that in one word.
+//!   the mode of each tier.
 //! - `parts`: a read that brings more than fits into memory at once, part by part.
 //! - `patience`: how long a call waits for L1 in all. [`lane`]: how many read L2 at the same time,
 //!   and what is shed.

@@ -76,7 +76,7 @@ impl Tiered {
                 Err(error) => return (vec![Landed::failed(error); keys.len()], Holding::default()),
             }
         }
-        // From here on no caller may join: what L1 or L2 returns now may be older than a later call.
+        // From here on no caller may join: what L1 or L2 returns may be older than a later call.
         let l1_time = crew.close_doors().min(self.settings.l1_timeout);
         let mut l1 = if l1_time.is_zero() { L1Use::Bypassed } else { self.l1_for_read() };
         let patience = L1Patience::new(l1_time, &self.pace, &self.l1_meter);
@@ -172,7 +172,7 @@ impl Tiered {
     /// A place among the reads of L2. Fails at once if the breaker of L2 is open.
     async fn place_in_l2(&self, deadline: Instant) -> Result<Place, RowError> {
         if !self.l2_breaker.is_healthy() {
-            return Err(StoreError::Unavailable("its breaker is open".into()).into());
+            return Err(StoreError::Unavailable("its circuit breaker is open".into()).into());
         }
         self.l2_reads.enter(1, deadline).await.ok_or(RowError::TooBusy)
     }

@@ -302,7 +302,7 @@ impl Tiered {
         held: &mut Holding,
     ) -> Option<Vec<Result<State, StoreError>>> {
         if !self.l2_breaker.is_healthy() {
-            return Some(vec![Err(StoreError::Unavailable("its breaker is open".into())); keys.len()]);
+            return Some(vec![Err(StoreError::Unavailable("its circuit breaker is open".into())); keys.len()]);
         }
         let size = keys.first().map(|key| self.sizes.of(&key.view));
         let _turn = match size {

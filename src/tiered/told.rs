@@ -224,7 +224,7 @@ impl Tiered {
             return Ok(());
         }
         if !self.l2_breaker.is_healthy() {
-            return Err(StoreError::Unavailable("its breaker is open".into()));
+            return Err(StoreError::Unavailable("its circuit breaker is open".into()));
         }
         let asked = self.trust.now();
         let state = self.store.mark_dirty(asked.0 + self.settings.write_deadline).await;

@@ -218,13 +218,13 @@ impl Tiered {
         patience: &mut L1Patience<'_>,
     ) -> Result<Prepared<'_>, WriteError> {
         if !self.l2_breaker.is_healthy() {
-            return Err(StoreError::Unavailable("its breaker is open".into()).into());
+            return Err(StoreError::Unavailable("its circuit breaker is open".into()).into());
         }
         let (l1, life) = self.l1_for_write().await;
         if self.trust.breaker.is_healthy() && !self.trust.is_fresh() {
             // L2 was just asked and did not confirm the epoch, so it is hardly there. A bypassed
             // write would take away the hits, which are all that can be served now.
-            return Err(StoreError::Unavailable("it does not confirm the epoch".into()).into());
+            return Err(StoreError::Unavailable("it did not confirm the epoch".into()).into());
         }
         let refuses = self.settings.on_l1_loss == OnL1Loss::Reject;
         match l1 {

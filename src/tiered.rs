@@ -89,14 +89,13 @@ pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
 pub use watch::Reach;
 pub use write::{BulkAnswer, WriteAnswer, WriteError};
 
-/// How long L1 keeps a record at most if L2 has no change stream, which would show changes by
-/// others.
+/// How long L1 keeps a record at most if L2 has no change stream to show changes by others.
 const SILENT_L2_TTL: Duration = Duration::from_secs(5 * 60);
 
 /// How many reads of L2 may wait for each one that runs. As they wait for a quarter of their
 /// deadline, a herd is shed soon.
 const WAITING_READS: usize = 16;
-/// A read may wait for its turn in L2, or for memory, for this part of `read_deadline`.
+/// A read may wait for its turn in L2, or for memory, for a fourth of `read_deadline`.
 const PATIENCE_PART: u32 = 4;
 /// The least time between two log lines about a failure that each call may meet.
 const WORDS: Duration = Duration::from_secs(1);
@@ -106,8 +105,7 @@ const WORDS: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// How long L1 keeps a record at most, before jitter.
     pub l1_ttl: Duration,
-    /// How long a call waits for L1 over all its steps, apart from 50 us for each key; then it
-    /// continues without L1.
+    /// How long a call waits for L1 over all its steps, apart from 50 us more for each key.
     pub l1_timeout: Duration,
     /// Reads bypass L1 while more than one in a hundred of its commands takes longer.
     pub l1_slow: Duration,
@@ -144,7 +142,6 @@ pub struct Tiered {
     store: Arc<dyn Store>,
     settings: Settings,
     clock: L2Clock,
-    /// How large the records of each view were lately.
     sizes: Sizes,
     /// Counts the bytes that calls hold.
     bytes: OnceLock<Arc<ByteBudget>>,
@@ -156,9 +153,7 @@ pub struct Tiered {
     writes: Lane,
     tasks: TaskTracker,
     reach: Sender<Reach>,
-    /// The new epochs that this server made for L1.
     renewals: Renewals,
-    /// What was last logged about L1.
     l1_trouble: Mutex<Trouble>,
     /// Whether the epoch names another L1 than ours, and since when.
     l1_is_another: AtomicBool,
@@ -182,8 +177,7 @@ pub struct Tiered {
 }
 
 impl Tiered {
-    /// Puts `cache` in front of `store`. L1 is used only after [`watch`](Self::watch) has probed
-    /// both.
+    /// Puts `cache` in front of `store`. L1 is used once [`watch`](Self::watch) has probed both.
     pub fn new(cache: Arc<dyn Cache>, store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Arc<Self> {
         let exclusive = store.info().exclusive;
         let l2_reads = Lane::new(
@@ -297,7 +291,7 @@ impl Tiered {
         self.tasks.wait().await;
     }
 
-    /// From now on, what the server itself holds counts in `bytes` too. Only the first call has an
+    /// Counts what the server itself holds in `bytes` from now on. Only the first call has an
     /// effect.
     pub fn count_bytes(&self, bytes: Arc<ByteBudget>) {
         let _ = self.bytes.set(bytes);
@@ -313,7 +307,6 @@ impl Tiered {
         Instant::now() + self.settings.read_deadline / PATIENCE_PART
     }
 
-    /// The time that a new call may wait for L1.
     fn l1_patience(&self) -> L1Patience<'_> {
         L1Patience::new(self.settings.l1_timeout, &self.pace, &self.l1_meter)
     }
@@ -377,8 +370,7 @@ impl Tiered {
         if self.silent_l2.load(Relaxed) { self.settings.l1_ttl.min(SILENT_L2_TTL) } else { self.settings.l1_ttl }
     }
 
-    /// The entry for L1 and its TTL. Jitter keeps entries that were filled together from expiring
-    /// together.
+    /// The entry for L1 and its TTL. The jitter keeps entries from expiring together.
     fn fill(&self, state: State) -> Fill {
         const NEGATIVE: std::ops::Range<u64> = 5_000..30_000;
         let now = self.clock.now();

@@ -1,8 +1,7 @@
 //! The auditor. It compares samples of L1 with L2: a few of the hits and of the latest changes. If
 //! L1 is still older after a second, it counts a disagreement and removes the entry.
 //!
-//! A sample costs a call almost nothing: a place in a bounded queue, or nothing if the queue is
-//! full.
+//! A sample costs a call almost nothing: a place in a bounded queue, if one is free.
 
 use std::{
     sync::{
@@ -26,7 +25,6 @@ use crate::{
 const HITS: u64 = 10_000;
 /// The least time from one sample of the changes to the next.
 const CHANGES: Duration = Duration::from_millis(250);
-/// The most samples that wait; others are dropped.
 const WAITING: usize = 64;
 /// How long L1 may be older than L2.
 const GRACE: Duration = Duration::from_secs(1);
@@ -70,8 +68,7 @@ impl Audit {
         let _ = self.samples.try_send(key.detached());
     }
 
-    /// Counts hits, `before` of them since start and `count` now, and makes each ten thousandth a
-    /// sample.
+    /// Counts hits, `before` of them since start. Each ten thousandth is a sample.
     pub(super) fn hits<'a>(&self, before: u64, count: u64, key: impl FnOnce() -> Option<&'a RecordKey>) {
         if before / HITS != (before + count) / HITS
             && let Some(key) = key()
@@ -96,8 +93,7 @@ impl Tiered {
         &self.audit
     }
 
-    /// Checks samples until `shutdown`. Only the first caller gets them; for others it returns at
-    /// once.
+    /// Checks samples until `shutdown`. Only the first caller gets them.
     pub async fn keep_auditing(self: Arc<Self>, shutdown: CancellationToken) {
         let waiting = self.audit.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut waiting) = waiting else { return };
@@ -122,8 +118,7 @@ impl Tiered {
             return;
         }
         tokio::time::sleep(GRACE).await;
-        // Compared with what L2 held a second ago, so a record that is written all the time is no
-        // disagreement.
+        // Compared with L2 a second ago, so a record that is always written does not disagree.
         let Some(behind) = self.behind(behind).await else { return };
         let L1Use::Trusted(epoch) = self.trust.l1() else { return };
         for (key, state) in &behind {

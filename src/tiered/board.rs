@@ -9,12 +9,10 @@ use super::{
 };
 use crate::{in_flight::Holding, record::State, store::READ_BYTES};
 
-/// The rows for distinct keys.
 pub(super) struct Board<'a> {
     /// Empty before L1 was asked. Afterwards one for each key; None: not read yet.
     pub(super) rows: Vec<Option<Result<Row, RowError>>>,
     pub(super) degraded: bool,
-    /// The time for L1 that the call has left.
     pub(super) patience: L1Patience<'a>,
     /// Counts the bytes of the rows.
     pub(super) held: Holding,

@@ -114,18 +114,15 @@ struct Slot {
     queued: Option<Arc<Flight>>,
 }
 
-/// The flights of this process, by key.
 #[derive(Default)]
 pub(super) struct Flights {
     slots: Mutex<HashMap<RecordKey, Slot, ahash::RandomState>>,
-    /// Keys that joined the flight of another caller.
     joined: Counter,
 }
 
 impl Flights {
     /// Gives each key a place in a flight that it may join, or in a new one, which is returned and
-    /// which the caller must start. A flight waits for L1 no longer than each of its callers still
-    /// may.
+    /// must be started. A flight waits for L1 no longer than each of its callers may.
     pub(super) fn board<'a>(
         &self,
         keys: impl ExactSizeIterator<Item = &'a RecordKey>,
@@ -199,8 +196,7 @@ impl<'a> Crew<'a> {
         self.aboard.iter().flat_map(|flight| flight.keys()).cloned().collect()
     }
 
-    /// The flights begin to ask: from now on no caller joins. Returns how long they may wait for
-    /// L1.
+    /// The flights begin to ask: no caller joins any more. Returns how long they may wait for L1.
     pub(super) fn close_doors(&self) -> Duration {
         let _slots = self.flights.lock();
         self.aboard.iter().for_each(|flight| flight.sent.store(true, Relaxed));

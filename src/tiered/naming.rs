@@ -23,8 +23,7 @@ use crate::{
     store::{Claim, EpochState, LEASE, StoreError},
 };
 
-/// How long another L1 may be named, before that is logged as an error: its lease may be about to
-/// end.
+/// How long another L1 may be named before this is an error: its lease may be about to end.
 const GRACE: Duration = LEASE.saturating_add(Duration::from_secs(3));
 
 impl Tiered {
@@ -78,17 +77,14 @@ impl Tiered {
         self.cache.probe(seen.epoch, Some(&mine), deadline).await
     }
 
-    /// Names `found` in the epoch if no server uses the named L1. Returns the new state if that
-    /// names `found`.
+    /// Names `found` in the epoch if no server uses the named L1. Returns the state if it did.
     async fn take_over(&self, seen: &EpochState, found: &L1Name, goes_on: bool) -> Option<EpochState> {
         let exclusive = self.store.info().exclusive;
-        // An L1 that several servers can use replaces one that they cannot: they were set up to
-        // share it.
+        // An L1 that several servers can use replaces a private one: they were set up to share it.
         let at_once = exclusive || (found.shared && seen.l1.as_ref().is_some_and(|named| !named.shared));
         let is_free = match &seen.l1 {
             Some(_) => at_once || seen.leased.is_zero(),
-            // Servers that use the epoch before, or an older version without names, see the new
-            // epoch and pause too.
+            // Servers that use the epoch before, or know no names yet, see the new one and pause.
             None => true,
         };
         if !is_free || !self.trust.is_fresh() {

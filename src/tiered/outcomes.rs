@@ -35,7 +35,6 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// Counts the replies to ACQUIRE.
     pub(super) fn acquired(&self, answers: &[Result<Acquired, CacheError>]) {
         let place = |answer: &Acquired| match answer {
             Acquired::Hit(_) => 0,
@@ -45,12 +44,10 @@ impl Outcomes {
         count(&self.acquired, answers.iter().flatten().map(place));
     }
 
-    /// Counts the replies to MARK.
     pub(super) fn marked(&self, answers: &[Result<Marked, CacheError>]) {
         count(&self.marked, answers.iter().flatten().map(|answer| usize::from(*answer == Marked::Overflow)));
     }
 
-    /// Counts the replies to a step.
     pub(super) fn effects<'a>(&self, step: Step, answers: impl IntoIterator<Item = &'a Result<Effect, CacheError>>) {
         let place = |effect: &Effect| match effect {
             Effect::Installed => 0,

@@ -117,7 +117,6 @@ impl Tiered {
     }
 }
 
-/// What was kept of the rows so far.
 struct Kept<'a> {
     rows: Vec<Option<Result<Row, RowError>>>,
     keep: &'a mut dyn Keep,
@@ -127,8 +126,7 @@ struct Kept<'a> {
 }
 
 impl Kept<'_> {
-    /// Keeps what the answer needs of these rows. Returns the places of those that must be read
-    /// again.
+    /// Keeps what the answer needs of these rows. Returns the places of those to read again.
     fn take(&mut self, places: impl Iterator<Item = usize>, rows: Vec<Option<Result<Row, RowError>>>) -> Vec<usize> {
         let mut left_out = Vec::new();
         for (place, row) in places.zip(rows) {
@@ -153,8 +151,7 @@ impl Kept<'_> {
         Ok(Row { state: State::Record(record), tier })
     }
 
-    /// Counts what was kept, instead of the bytes of the part, and refuses the read if that is too
-    /// much.
+    /// Counts what was kept instead of the part, and refuses the read if that is too much.
     fn hold(&self, board: &mut Board<'_>) {
         if self.features > self.keep.most() {
             board.refused = Some(Refused::TooLarge(self.features));

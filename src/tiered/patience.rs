@@ -1,6 +1,5 @@
 //! How long one call waits for L1 over all its steps: `l1.timeout` once, and a little more for the
-//! load of each step (`Load`). So an L1 that stalls costs a call this timeout once, whichever step
-//! it is in.
+//! load of each step (`Load`). So an L1 that stalls costs a call this timeout once.
 
 use std::{future::Future, time::Duration};
 
@@ -18,8 +17,7 @@ const PER_KEY: Duration = Duration::from_micros(50);
 const GRAIN: Duration = Duration::from_millis(1);
 
 /// The keys and bytes of a step. It may take longer for them: 50 us for each key or 10 ns for each
-/// byte, whichever is more. So records below 5 KB count by their number, and larger ones by their
-/// bytes.
+/// byte, whichever is more. So records below 5 KB count by number, and larger ones by bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Load {
     keys: usize,
@@ -27,7 +25,6 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// A step of this many keys.
     pub(super) fn of(keys: usize) -> Self {
         Self { keys, bytes: 0 }
     }
@@ -37,7 +34,6 @@ impl Load {
         Self { bytes, ..self }
     }
 
-    /// The expected bytes.
     pub(super) fn bytes(self) -> usize {
         self.bytes
     }
@@ -60,7 +56,6 @@ pub(super) fn value_bytes(value: &CacheValue) -> usize {
 /// What a reply brought, to judge how fast L1 is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Brought {
-    /// This many bytes.
     Bytes(usize),
     /// It waited behind a large reply to another call, so its time does not show how fast L1 is.
     StoodBehind,

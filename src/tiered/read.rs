@@ -60,7 +60,6 @@ pub struct Row {
 }
 
 impl Row {
-    /// The size of its record.
     pub(super) fn bytes(&self) -> usize {
         self.state.record().map_or(0, |record| record.as_bytes().len())
     }

@@ -41,7 +41,6 @@ impl Renewals {
         if left <= most { Ok(()) } else { Err(left - most) }
     }
 
-    /// Counts one that was made.
     pub(super) fn made(&self) {
         let mut worked_off = self.lock();
         let now = Instant::now();

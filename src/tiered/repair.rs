@@ -71,8 +71,7 @@ pub struct RepairReading {
     pub edited: u64,
     /// Entries that were older than a write and were removed.
     pub dropped: u64,
-    /// New epochs, or clearings of an L1 in this process, because the changes were not known one by
-    /// one.
+    /// New epochs, or clearings of an L1 in this process: changes were not known one by one.
     pub epochs: u64,
 }
 
@@ -113,8 +112,7 @@ impl Tiered {
         &self.repairs
     }
 
-    /// Repairs L1, or waits to do so, until `shutdown`. Returns at once if there is nothing to
-    /// repair.
+    /// Repairs L1, or waits to do so, until `shutdown`. Returns if there is nothing to repair.
     pub async fn repair(self: Arc<Self>, shutdown: CancellationToken) {
         if self.store.info().exclusive {
             return;

@@ -1,6 +1,5 @@
-//! The end of a write: L1 gets what now stands in L2. A write is answered `cached = true` only if
-//! L1 confirmed it in an epoch that still holds for all servers. For the others, the keys are
-//! remembered.
+//! The end of a write: L1 gets what now stands in L2. A write is `cached` only if L1 confirmed it
+//! in an epoch that still holds for all servers; keys that L1 did not confirm are remembered.
 
 use super::{
     OnL1Loss, Tiered, WriteError,
@@ -218,8 +217,7 @@ impl Tiered {
         if self.is_repaired() {
             return Ok(()); // the repairer removes what this server remembers
         }
-        // A view that is too old may show an epoch that is gone, and the present one may not be
-        // dirty.
+        // An old view may show an epoch that is gone, while the present one is not dirty.
         if self.trust.fresh_epoch().is_some_and(|state| state.dirty) {
             return Ok(());
         }

@@ -7,8 +7,7 @@
 //! bounded; beyond the bound a new epoch replaces it.
 //!
 //! An L1 that the epoch does not name is not used. After a change of the epoch, or of the named L1,
-//! all servers bypass L1 for longer than a view lives, so that two epochs never count at the same
-//! time.
+//! all servers bypass L1 for longer than a view lives, so two epochs never count at once.
 
 mod remembered;
 #[cfg(test)]
@@ -45,8 +44,7 @@ const CHANGE_PAUSE: Duration = Duration::from_secs(3);
 /// At start, an epoch of this age, by L2's clock, counts as known to all servers. Far more than the
 /// pause, as the clock of a new primary may differ.
 const SETTLED_AGE: Duration = Duration::from_secs(60);
-/// How long L1 may be used after the last news of the change stream, which sends some at least each
-/// half second.
+/// How long L1 may be used after the last news of the change stream; some come each half second.
 const HEARD_LIFE: Duration = Duration::from_secs(2);
 const ALWAYS: u64 = u64::MAX;
 /// By how much more than the monotonic clock the wall clock may advance between two views.
@@ -63,8 +61,7 @@ pub enum L1Use {
     /// The epoch has just changed, and other servers may still use the one before. Nothing is read,
     /// filled or marked, and no confirmation of L1 makes a write `cached`.
     Paused(Epoch),
-    /// L2 has not confirmed the epoch lately. Clean hits may be returned as `degraded`, and nothing
-    /// may be filled.
+    /// L2 has not confirmed the epoch lately. Clean hits are `degraded`, and nothing may be filled.
     HitsOnly(Epoch),
     /// Not at all.
     Bypassed,
@@ -72,7 +69,7 @@ pub enum L1Use {
 
 /// What this server knows about whether L1 may be used.
 pub struct Trust {
-    /// Trips when L1 does not answer.
+    /// The circuit breaker of L1.
     pub breaker: Breaker,
     trusted: AtomicBool,
     /// For an L1 in this process over an L2 that others write to: until when this server knows
@@ -80,7 +77,6 @@ pub struct Trust {
     followed_until: AtomicU64,
     born: Instant,
     view: ArcSwapOption<View>,
-    /// The name of this server's L1, as it was last verified.
     mine: ArcSwapOption<L1Name>,
     remembered: Mutex<Remembered>,
     wake: Notify,
@@ -111,8 +107,7 @@ impl Trust {
         self.l1_now().0
     }
 
-    /// The same, and the `life` of the view: a later confirmation of L1 counts only if `life` is
-    /// still the same.
+    /// The same, and the `life` of the view: confirmations count only while it stays the same.
     pub(super) fn l1_now(&self) -> (L1Use, u64) {
         // Loaded before the view: trust in a later epoch must not be combined with an earlier view.
         let trusted = self.trusted.load(SeqCst);
@@ -203,8 +198,7 @@ impl Trust {
         self.mine.load().as_deref().cloned()
     }
 
-    /// A probe found that our L1 is this one. The cache rejects the commands of any other until the
-    /// next probe.
+    /// A probe found that our L1 is this one. Until the next probe the cache uses no other.
     pub(super) fn found(&self, mine: &L1Name) {
         let _one_at_a_time = self.lock();
         if self.mine.load().as_deref() == Some(mine) {
@@ -220,8 +214,7 @@ impl Trust {
 
     /// The time before a request to L2, by the monotonic clock and by the wall clock.
     pub(super) fn now(&self) -> (Instant, Millis) {
-        // The wall clock first: if the machine is suspended between the two, the view looks older,
-        // not younger.
+        // The wall clock first: after a suspension between the two, the view looks older.
         let wall = self.clock.now();
         (Instant::now(), wall)
     }
@@ -270,8 +263,7 @@ impl Trust {
         self.wake.notify_one();
     }
 
-    /// Remembers keys before a bypassed write of them commits. They can be removed only after the
-    /// guard is dropped.
+    /// Remembers keys before a bypassed write of them commits, at least until the guard is dropped.
     pub(super) fn begin_bypassed(&self, keys: Vec<RecordKey>) -> BypassedWrite<'_> {
         let mut remembered = self.lock();
         self.trusted.store(false, SeqCst);
@@ -298,7 +290,7 @@ impl Trust {
         }
     }
 
-    /// Whether only a new epoch can make L1 trustworthy.
+    /// Whether L1 can be trusted again only in a new epoch.
     pub(super) fn needs_new_epoch(&self) -> bool {
         self.lock().overflow || self.view.load().as_deref().is_some_and(|view| view.state.dirty)
     }

@@ -16,9 +16,8 @@ use crate::{
     store::{EpochState, StoreError},
 };
 
-/// From one probe of L2 to the next; well below the two seconds that a view of the epoch lives.
+/// How often a tier is probed: L2 well within the two seconds that a view of the epoch lives.
 const L2_INTERVAL: Duration = Duration::from_millis(500);
-/// From one probe of L1 to the next.
 const L1_INTERVAL: Duration = Duration::from_millis(500);
 /// How long one request of a watcher may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -48,8 +47,7 @@ impl Tiered {
 
     /// Watches both tiers until `shutdown`.
     pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
-        // L1 cannot be probed without the epoch, so L2 comes first. Afterwards neither waits for
-        // the other.
+        // L1 cannot be probed without the epoch, so L2 is first; then neither waits for the other.
         let mut trouble = Trouble::default();
         self.look_at_l2(&mut trouble).await;
         let l2 = async {
@@ -76,8 +74,7 @@ impl Tiered {
         }
     }
 
-    /// Reads the epoch from L2, which also shows whether L2 answers. `trouble` limits how often a
-    /// failure is logged.
+    /// Reads the epoch from L2, which shows whether L2 answers. `trouble` limits the log lines.
     async fn look_at_l2(&self, trouble: &mut Trouble) {
         let asked = self.trust.now();
         let tripped = self.l2_breaker.mode() == Mode::Tripped;
@@ -119,8 +116,7 @@ impl Tiered {
                         ),
                     }
                 }
-                // An L2 that must not be used does answer, and every call is rejected with the
-                // reason.
+                // An L2 that must not be used does answer: it rejects each call with the reason.
                 if !tripped && !matches!(error, StoreError::Unusable(_)) {
                     self.l2_breaker.failed();
                 }
@@ -206,7 +202,6 @@ impl Tiered {
         }
     }
 
-    /// Logs why L1 is not used.
     fn report_l1(&self, error: &CacheError) {
         let text = error.to_string();
         if !self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&text) {

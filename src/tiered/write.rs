@@ -1,6 +1,5 @@
 //! Writes and deletes: MARK, commit in L2, PUT. Each runs in a task of its own: a cancelled call
-//! drops the future of its handler, and a write that stops between the tiers is the same as a
-//! crash.
+//! drops the future of its handler, which would be a crash between the tiers.
 
 use std::{future::Future, slice, sync::Arc};
 
@@ -49,8 +48,7 @@ pub enum WriteError {
     /// L1 is lost, and such writes are rejected (`l1.on_loss`). Nothing happened.
     #[error("L1 cannot be used now, and l1.on_loss = reject: nothing was written")]
     L1Lost,
-    /// L1 was lost during the write, and such writes are rejected (`l1.on_loss`). It is durable in
-    /// L2.
+    /// L1 was lost during the write, and such writes are rejected (`l1.on_loss`). It is durable.
     #[error("the write is durable in L2, but L1 did not confirm it (l1.on_loss = reject)")]
     CommittedNotCached,
     /// Too many writes run at the same time. Nothing happened.
@@ -68,8 +66,7 @@ pub(super) enum Prepared<'a> {
     /// Nothing. L1 gets a SETTLE afterwards: bulk writes, and all writes in the pause after a
     /// change of the epoch.
     Unmarked,
-    /// These are bypassed writes. Held until the answer, so that L1 is not trusted before they have
-    /// ended.
+    /// Bypassed writes. Held until the answer, so that L1 is not trusted before they have ended.
     Bypassed(#[expect(dead_code, reason = "held, not read")] BypassedWrite<'a>),
 }
 
@@ -156,8 +153,7 @@ impl Tiered {
         self.answers(&keys, receipts, &told).await
     }
 
-    /// PUT of the tombstones that now stand, DEL for keys without one, UNMARK for what L2 certainly
-    /// did not do.
+    /// PUT of the tombstones that now stand, DEL for keys without one, UNMARK after failures.
     async fn conclude_deletes(
         &self,
         prepared: &Prepared<'_>,
@@ -190,7 +186,6 @@ impl Tiered {
         told
     }
 
-    /// Writes a batch to L2 and counts it.
     pub(super) async fn commit_batch(&self, writes: Vec<Write>) -> Vec<Result<Receipt, StoreError>> {
         let started = Instant::now();
         let deadline = started + self.settings.write_deadline;
@@ -294,7 +289,6 @@ impl Tiered {
         }
     }
 
-    /// The answer for each write.
     pub(super) async fn answers(
         &self,
         keys: &[RecordKey],

@@ -22,10 +22,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long something may fail before the leader gives up the lease.
 const TROUBLE: Duration = Duration::from_secs(10);
-/// A change that is older than this when it is applied belongs to a backlog. The clocks differ by
-/// less.
+/// A change that is older when it is applied belongs to a backlog. The clocks differ by less.
 const BACKLOG: Duration = Duration::from_secs(10);
-/// The most milestones that are kept.
 const MILESTONES: usize = 4096;
 
 /// One stream of changes, which is opened again when it breaks.

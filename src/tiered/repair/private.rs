@@ -21,8 +21,7 @@ impl Tiered {
         loop {
             match self.store.changes(None, Instant::now() + OPENING).await {
                 Ok(Some(changes)) => {
-                    // From now on all changes are followed, so what is filled from now on is kept
-                    // up to date.
+                    // From now on all changes are followed, so what is filled is kept up to date.
                     self.cache.clear();
                     self.trust.heard();
                     self.repairs.leading.store(true, Relaxed);

@@ -23,7 +23,6 @@ use crate::store::{
 const LEASE: Duration = Duration::from_secs(5);
 /// How often the leader renews the lease, and how often the others ask for it.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long opening the changes may take.
 pub(super) const OPENING: Duration = Duration::from_secs(3);
 /// An epoch of this age, by L2's clock, has not been used by any server, because all pause longer
 /// after a change. Less than the pause, as the request took some time.
@@ -32,7 +31,6 @@ const UNUSED_AGE: Duration = Duration::from_millis(2500);
 /// Why a term ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// This server shuts down.
     Shutdown,
     /// Another server leads.
     Succeeded,
@@ -40,7 +38,6 @@ pub(super) enum End {
     LeaseLost,
     /// L1 cannot be reached from this server, or does not confirm.
     L1Lost,
-    /// The changes cannot be followed.
     ChangesLost,
     /// L2 no longer has the changes since the stored position.
     HistoryLost,
@@ -62,7 +59,6 @@ impl Term {
         Self { me: me.to_owned(), done, progress }
     }
 
-    /// The second pass has come this far.
     pub(super) fn is_done(&self, position: Position) {
         *self.done.lock().unwrap_or_else(PoisonError::into_inner) = position;
     }
@@ -123,8 +119,7 @@ impl Tiered {
         afresh: bool,
         shutdown: &CancellationToken,
     ) -> Result<Option<End>, StoreError> {
-        // A server that cannot repair asks too, for a lease of no duration, to learn whether
-        // another one repairs.
+        // A server that cannot repair asks for no lease, only whether another one repairs.
         let (asked, can_repair) = (Instant::now(), self.can_repair());
         let lease = if can_repair { LEASE } else { Duration::ZERO };
         let leadership = self.store.lead(me, lease, None, asked + PATIENCE).await?;
@@ -170,12 +165,10 @@ impl Tiered {
         }
     }
 
-    /// Opens both passes at the stored position, or without one at the present, in a new epoch: L1
-    /// starts cold.
+    /// Opens both passes at the stored position; without one, at the present, in a new epoch.
     async fn open(&self, position: Option<Position>) -> Result<(Pass, Pass), FollowError> {
         let resumed = position.is_some();
-        // First the changes and then the epoch: what is filled in the new one is younger than where
-        // they begin.
+        // The changes first: what is filled in the new epoch is younger than where they begin.
         let first = Pass::new(self.open_changes(position).await?);
         let second = Pass::at(first.position().clone());
         if !resumed && !self.is_unused_epoch().await && !self.start_cold("changes of L2 may have been missed").await {
@@ -211,8 +204,7 @@ impl Tiered {
                 Err(_) if held_at.elapsed() > LEASE => return End::LeaseLost,
                 Err(_) => {} // the watcher of L2 logs it
             }
-            // More often than the lease is renewed: a server that cannot reach L1 should not keep
-            // it.
+            // More often than the lease is renewed: without L1 a server should not keep it.
             for _ in 0..5 {
                 tokio::time::sleep(INTERVAL / 5).await;
                 if !self.trust.breaker.is_healthy() {

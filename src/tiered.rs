@@ -1,19 +1,23 @@
-//! L1 in front of L2: read-through, write-through, delete and bulk over a [`Cache`] and a [`Store`].
+//! L1 in front of L2: read-through, write-through, delete and bulk over a [`Cache`] and [`Store`].
 //!
-//! This is the coherence protocol. Which engine is behind a trait cannot be seen from here; requests, status codes and
-//! limits are `api`'s. The promise, per record: a write that was answered with `cached` is what every later read
-//! returns, or something newer; what falls short of that is said in the answer (`degraded`, `cached = false`).
+//! This is the coherence protocol. It does not know which engine is behind a trait; requests,
+//! status codes and limits belong to `api`. The promise for each record: after a write was answered
+//! with `cached`, each later read returns that write or something newer. If less is true, the
+//! answer says so (`degraded`, `cached = false`).
 //!
-//! - [`read`](Tiered::read): MGET, ACQUIRE, one L2 read, SETTLE; many callers of one key share a flight.
-//! - [`upsert`](Tiered::upsert), [`delete`](Tiered::delete): MARK, commit, PUT, in a task that no cancelled call can drop.
+//! - [`read`](Tiered::read): MGET, ACQUIRE, one L2 read, SETTLE; callers of one key share a flight.
+//! - [`upsert`](Tiered::upsert), [`delete`](Tiered::delete): MARK, commit, PUT, in a task that
+//!   continues if the call is cancelled.
 //! - [`write_bulk`](Tiered::write_bulk): commit, then SETTLE.
-//! - [`repair`](Tiered::repair): removes from L1 what changes of L2 made old, whoever made them.
-//! - [`audit`](Tiered::audit): whether L1 tells the truth.
-//! - `naming`: which L1 the epoch holds for, and how that changes.
-//! - [`trust`]: whether L1 may be used at all; [`watch`](Tiered::watch) brings it back after a loss. [`breaker`]: whether a
-//!   tier answers; [`pace`]: whether L1 is fast enough for reads; [`mode`]: all of that, as people are told.
+//! - [`repair`](Tiered::repair): removes from L1 what changes of L2 made old.
+//! - [`audit`](Tiered::audit): compares samples of L1 with L2.
+//! - `naming`: which L1 the epoch names, and how that changes.
+//! - [`trust`]: whether L1 may be used; [`watch`](Tiered::watch) restores it after a loss.
+//!   [`breaker`]: whether a tier answers. [`pace`]: whether L1 is fast enough for reads. [`mode`]:
+//!   the mode of each tier.
 //! - `parts`: a read that brings more than fits into memory at once, part by part.
-//! - `patience`: how long a call waits for L1 in all; [`lane`]: how many may ask L2 at once, and who is shed.
+//! - `patience`: how long a call waits for L1 in all. [`lane`]: how many read L2 at the same time,
+//!   and what is shed.
 
 pub mod audit;
 mod board;
@@ -85,61 +89,61 @@ pub use read::{Consistency, ReadAnswer, ReadRequest, Row, RowError, Tier};
 pub use watch::Reach;
 pub use write::{BulkAnswer, WriteAnswer, WriteError};
 
-/// How long L1 keeps a record at most where L2 cannot tell of changes made behind our back.
+/// How long L1 keeps a record at most if L2 has no change stream to show changes by others.
 const SILENT_L2_TTL: Duration = Duration::from_secs(5 * 60);
 
-/// How many reads of L2 may wait for each that is made: with a quarter of their deadline, a herd is shed soon.
+/// How many reads of L2 may wait for each one that runs. As they wait for a quarter of their
+/// deadline, a herd is shed soon.
 const WAITING_READS: usize = 16;
-/// Which part of a read's time it may wait for such a place, or for room.
+/// A read may wait for its turn in L2, or for memory, for a fourth of `read_deadline`.
 const PATIENCE_PART: u32 = 4;
-/// Between two words of the log about what each call meets anew.
+/// The least time between two log lines about a failure that each call may meet.
 const WORDS: Duration = Duration::from_secs(1);
 
-/// What an operator can turn.
+/// The settings that this part uses; docs/configuration.md explains them.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// How long L1 keeps a record at most, before jitter.
     pub l1_ttl: Duration,
-    /// How long a call waits for L1 over all its steps, and 50 us more for each key; then it goes on without it.
+    /// How long a call waits for L1 over all its steps, apart from 50 us more for each key.
     pub l1_timeout: Duration,
-    /// Reads leave L1 alone while more than one in a hundred of its commands takes longer.
+    /// Reads bypass L1 while more than one in a hundred of its commands takes longer.
     pub l1_slow: Duration,
-    /// What becomes of writes that L1 does not confirm.
+    /// How writes are answered that L1 does not confirm.
     pub on_l1_loss: OnL1Loss,
     /// How long L2 keeps tombstones.
     pub tombstone_ttl: Duration,
     /// How long a read of L2 on behalf of many callers may take.
     pub read_deadline: Duration,
-    /// How long a write may take after its call, if any, has gone.
+    /// How long a write may take, also after its call has ended.
     pub write_deadline: Duration,
-    /// Reads of L2 at once; some more wait, and the rest is shed.
+    /// The most reads of L2 at the same time; 16 times as many wait, and the rest is shed.
     pub max_l2_reads: usize,
-    /// Writes at once, those included whose calls have gone; more are refused.
+    /// The most writes at the same time, also of calls that have ended; more are refused.
     pub max_writes: usize,
     /// How the repairer works.
     pub repair: RepairSettings,
 }
 
-/// What becomes of writes that L1 does not confirm.
+/// How writes are answered that L1 does not confirm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnL1Loss {
-    /// They are answered OK, `cached = false`.
+    /// OK with `cached = false`.
     Accept,
-    /// They are refused.
+    /// With an error. If L1 is known to be lost, nothing is written.
     Reject,
 }
 
-/// Both tiers and what is known of them.
+/// Both tiers, and what this server knows of them.
 pub struct Tiered {
     cache: Arc<dyn Cache>,
-    /// L1 is in another process, so what it answers takes memory of this one.
+    /// L1 is in another process, so its replies take memory of this one.
     brings: bool,
     store: Arc<dyn Store>,
     settings: Settings,
     clock: L2Clock,
-    /// Of records, as reads brought them.
     sizes: Sizes,
-    /// What counts the bytes that calls, and the work for them, hold.
+    /// Counts the bytes that calls hold.
     bytes: OnceLock<Arc<ByteBudget>>,
     trust: Trust,
     pace: Pace,
@@ -149,22 +153,20 @@ pub struct Tiered {
     writes: Lane,
     tasks: TaskTracker,
     reach: Sender<Reach>,
-    /// The new epochs that this server made for L1.
     renewals: Renewals,
-    /// What was told of L1.
     l1_trouble: Mutex<Trouble>,
-    /// The epoch holds for another L1 than ours, and since when.
+    /// Whether the epoch names another L1 than ours, and since when.
     l1_is_another: AtomicBool,
     another_since: Mutex<Option<Instant>>,
-    /// L2 cannot tell of changes, so L1 must not keep what it holds for long.
+    /// L2 has no change stream, so L1 must not keep entries for long.
     silent_l2: AtomicBool,
     repairs: Repairs,
     audit: Audit,
-    /// What L1 did since start.
+    /// Counts and times of L1 since start.
     pub l1_meter: Meter,
-    /// What L2 did since start.
+    /// Counts and times of L2 since start.
     pub l2_meter: Meter,
-    /// What became of the entries that L1 was told of.
+    /// The results of operations on L1 entries.
     pub outcomes: Outcomes,
     /// Reads that were answered `degraded`.
     pub degraded_reads: Counter,
@@ -175,7 +177,7 @@ pub struct Tiered {
 }
 
 impl Tiered {
-    /// Puts `cache` in front of `store`. Nothing is trusted before [`watch`](Self::watch) has looked at both.
+    /// Puts `cache` in front of `store`. L1 is used once [`watch`](Self::watch) has probed both.
     pub fn new(cache: Arc<dyn Cache>, store: Arc<dyn Store>, settings: Settings, clock: Clock) -> Arc<Self> {
         let exclusive = store.info().exclusive;
         let l2_reads = Lane::new(
@@ -187,7 +189,7 @@ impl Tiered {
         let writes = Lane::new(settings.max_writes, 0, Duration::ZERO);
         let trust = Trust::new(exclusive, clock.clone());
         let brings = cache.info().shared;
-        // What others write is seen in an L1 of this process only by following L2.
+        // An L1 in this process learns of the writes of others only from the changes of L2.
         if !exclusive && !brings {
             trust.lost_track();
         }
@@ -224,39 +226,39 @@ impl Tiered {
         })
     }
 
-    /// The cache, for its description.
+    /// The cache, for Info and the metrics.
     pub fn cache(&self) -> &dyn Cache {
         self.cache.as_ref()
     }
 
-    /// The store, for its description.
+    /// The store, for Info and the metrics.
     pub fn store(&self) -> &dyn Store {
         self.store.as_ref()
     }
 
-    /// Now by L2's clock, as far as it is known: what expiry is judged by.
+    /// The time by L2's clock, as far as it is known. Records expire by it.
     pub fn now(&self) -> Millis {
         self.clock.now()
     }
 
-    /// How many bytes the answer to one write takes that needs the stored record, by how large records of its feature view were
-    /// lately. Small ones are not counted.
+    /// How many bytes one write holds if its answer needs the stored record, from the sizes of the
+    /// latest records of its view. Small ones count as 0.
     pub fn expected_answer(&self, view: &FeatureView) -> usize {
-        // MongoDB's answer, its BSON as the driver has it, the record made of it, and L1's copy.
+        // The reply of MongoDB, its BSON in the driver, the record, and the copy for L1.
         const COPIES: usize = 4;
         const UNCOUNTED: usize = 16 << 10;
-        // What is larger is still let in one by one.
+        // Larger ones are still admitted one by one.
         const MOST: usize = 16 << 20;
         let bytes = self.sizes.of(view).get();
         if bytes > UNCOUNTED { (COPIES * bytes).min(MOST) } else { 0 }
     }
 
-    /// How far this server's clock is ahead of L2's, in seconds; behind it where negative.
+    /// By how many seconds this server's clock is ahead of L2's; negative if it is behind.
     pub fn clock_skew(&self) -> f64 {
         self.clock.skew()
     }
 
-    /// What others made of L2, as it was last looked at: how many findings of each severity.
+    /// How many findings of each severity the last check of the setup of L2 had.
     pub fn setup_findings(&self) -> [(&'static str, usize); Severity::ALL.len()] {
         let findings = self.store.findings();
         Severity::ALL
@@ -268,49 +270,49 @@ impl Tiered {
         &self.trust
     }
 
-    /// Whether L2 is being asked.
+    /// The circuit breaker of L2.
     pub fn l2_breaker(&self) -> &Breaker {
         &self.l2_breaker
     }
 
-    /// Who reads L2, for misses and otherwise.
+    /// The reads of L2 that run or wait.
     pub fn l2_reads(&self) -> &Lane {
         &self.l2_reads
     }
 
-    /// Who writes, those included whose calls have gone.
+    /// The writes that run, also of calls that have ended.
     pub fn writes(&self) -> &Lane {
         &self.writes
     }
 
-    /// Waits until every detached write and fill has ended. New ones are still taken meanwhile.
+    /// Waits until every detached write and fill has ended. New ones may still begin meanwhile.
     pub async fn settled(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// From now on what the server's own work holds is counted here too. Once only.
+    /// Counts what the server itself holds in `bytes` from now on. Only the first call has an
+    /// effect.
     pub fn count_bytes(&self, bytes: Arc<ByteBudget>) {
         let _ = self.bytes.set(bytes);
     }
 
-    /// Counts what work for several calls holds.
+    /// Counts the bytes that work for several calls holds.
     fn holding(&self) -> Holding {
         self.bytes.get().map_or_else(Holding::default, Holding::of_all)
     }
 
-    /// Until when a read waits for room, if it finds none now: as long as for a place among the reads of L2.
+    /// Until when a read waits for memory: as long as for its turn in L2.
     pub fn room_by(&self) -> Instant {
         Instant::now() + self.settings.read_deadline / PATIENCE_PART
     }
 
-    /// A call's time for L1.
     fn l1_patience(&self) -> L1Patience<'_> {
         L1Patience::new(self.settings.l1_timeout, &self.pace, &self.l1_meter)
     }
 
-    /// Does a step for which its call has no time left, so that nobody waits for it: what it is for was remembered, or
-    /// lapses by itself. Nothing is counted, as the call has already told of L1's failure.
+    /// Runs a step in the background, as its call has no time left: its keys were remembered,
+    /// or its permits lapse. A failure is not counted, as the call has counted that of L1.
     fn go_on_alone<F>(&self, load: Load, step: impl FnOnce(Arc<dyn Cache>, Instant) -> F)
     where
         F: Future<Output: Send> + Send + 'static,
@@ -319,13 +321,13 @@ impl Tiered {
         self.tasks.spawn(trace::carried(step(self.cache.clone(), deadline)));
     }
 
-    /// Counts a failed L1 command. A refusal says nothing about the connection, so it does not trip the breaker.
+    /// Counts a failed L1 command. After a refusal the breaker stays closed: the connection works.
     fn note_l1(&self, error: &CacheError) {
         if error.is_failure() {
             self.l1_meter.failed();
         }
         match error {
-            // Nothing is wrong with it.
+            // These are no failures of L1.
             CacheError::LeftOut | CacheError::Behind => return,
             CacheError::Timeout => self.trust.breaker.failed(),
             CacheError::Unavailable(_) | CacheError::Unsuitable(_) => self.trust.breaker.trip(),
@@ -339,22 +341,22 @@ impl Tiered {
         self.trust.wake();
     }
 
-    /// Counts a batch of which a command failed, once; false: none did.
+    /// Counts a batch as one failure if any command failed. False: none did.
     fn note_failed<T>(&self, answers: &[Result<T, CacheError>]) -> bool {
         let failure = answers.iter().filter_map(|answer| answer.as_ref().err()).find(|error| error.is_failure());
         failure.inspect(|error| self.note_l1(error)).is_some()
     }
 
-    /// Counts an answer of L2; `budget` is how long it was given, as a client's own short deadline is no outage.
+    /// Counts a reply of L2. `budget` is the time it had: a client's short deadline is no outage.
     fn note_l2<T>(&self, answer: &Result<T, StoreError>, budget: Duration) {
         match answer {
             Ok(_) => self.l2_breaker.succeeded(),
             Err(error) => {
                 self.l2_meter.failed();
-                // Whoever answers for a record that cannot be read tells its cause.
+                // The cause of a record that cannot be read is logged with the answer of its call.
                 let is_told = matches!(error, StoreError::Corrupt(_) | StoreError::DoneUnreadable(_));
                 if !is_told && let Some(unsaid) = self.l2_words.now() {
-                    tracing::warn!(%error, unsaid, "L2 failed");
+                    tracing::warn!(%error, unsaid, "a request to L2 failed");
                 }
                 if error.is_outage() && budget >= Duration::from_millis(500) {
                     self.l2_breaker.failed();
@@ -368,7 +370,7 @@ impl Tiered {
         if self.silent_l2.load(Relaxed) { self.settings.l1_ttl.min(SILENT_L2_TTL) } else { self.settings.l1_ttl }
     }
 
-    /// What goes into L1, for how long. Jitter keeps entries that were filled together from expiring together.
+    /// The entry for L1 and its TTL. The jitter keeps entries from expiring together.
     fn fill(&self, state: State) -> Fill {
         const NEGATIVE: std::ops::Range<u64> = 5_000..30_000;
         let now = self.clock.now();
@@ -382,7 +384,7 @@ impl Tiered {
                 left.map_or(ttl, |left| ttl.min(left))
             }
         };
-        // Never beyond l1.ttl, which may be set shorter than the negative entries' range.
+        // Never longer than l1.ttl, which may be shorter than the range for negative entries.
         Fill { value: CacheValue::from(state), ttl: ttl.min(self.l1_ttl()).max(Duration::from_millis(1)) }
     }
 }

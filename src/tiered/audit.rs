@@ -1,7 +1,7 @@
-//! The auditor: whether L1 tells the truth. It looks again at a few of the hits and of the fresh changes, compares L1 with
-//! L2, and where L1 is still behind after a second counts a disagreement and removes the entry.
+//! The auditor. It compares samples of L1 with L2: a few of the hits and of the latest changes. If
+//! L1 is still older after a second, it counts a disagreement and removes the entry.
 //!
-//! A sample costs a call next to nothing: a number in a bounded queue, or nothing where that is full.
+//! A sample costs a call almost nothing: a place in a bounded queue, if one is free.
 
 use std::{
     sync::{
@@ -21,16 +21,15 @@ use crate::{
     store::ReadConcern,
 };
 
-/// One hit in so many is looked at again.
+/// One hit in this many is a sample.
 const HITS: u64 = 10_000;
-/// Between two fresh changes that are looked at again.
+/// The least time from one sample of the changes to the next.
 const CHANGES: Duration = Duration::from_millis(250);
-/// Samples that wait; more are dropped.
 const WAITING: usize = 64;
-/// How long L1 may be behind.
+/// How long L1 may be older than L2.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What the auditor found since start, and what waits for it.
+/// The samples that wait for the auditor, and its counts since start.
 #[derive(Debug)]
 pub struct Audit {
     samples: mpsc::Sender<RecordKey>,
@@ -59,17 +58,17 @@ impl Audit {
         self.checks.load(Relaxed)
     }
 
-    /// Those that were older than L2, and still were a second later.
+    /// Entries that were older than L2, and still were a second later.
     pub fn disagreements(&self) -> u64 {
         self.disagreements.load(Relaxed)
     }
 
-    /// Takes a record to be looked at soon; dropped where too many wait.
+    /// Makes a record a sample; it is dropped if too many wait.
     pub fn sample(&self, key: &RecordKey) {
         let _ = self.samples.try_send(key.detached());
     }
 
-    /// Hits happened: `before` of them since start, and `count` now.
+    /// Counts hits, `before` of them since start. Each ten thousandth is a sample.
     pub(super) fn hits<'a>(&self, before: u64, count: u64, key: impl FnOnce() -> Option<&'a RecordKey>) {
         if before / HITS != (before + count) / HITS
             && let Some(key) = key()
@@ -78,7 +77,7 @@ impl Audit {
         }
     }
 
-    /// A change was made good.
+    /// The repairer has applied a change of this record.
     pub(super) fn changed(&self, key: &RecordKey) {
         let mut last = self.last_change.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|last| last.elapsed() >= CHANGES) {
@@ -89,12 +88,12 @@ impl Audit {
 }
 
 impl Tiered {
-    /// What the auditor found.
+    /// The counts of the auditor.
     pub fn audit(&self) -> &Audit {
         &self.audit
     }
 
-    /// Looks at samples until `shutdown`. The first one to call it gets them.
+    /// Checks samples until `shutdown`. Only the first caller gets them.
     pub async fn keep_auditing(self: Arc<Self>, shutdown: CancellationToken) {
         let waiting = self.audit.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut waiting) = waiting else { return };
@@ -119,12 +118,12 @@ impl Tiered {
             return;
         }
         tokio::time::sleep(GRACE).await;
-        // Against what L2 held before that second: a record that is written all the time is no disagreement.
+        // Compared with L2 a second ago, so a record that is always written does not disagree.
         let Some(behind) = self.behind(behind).await else { return };
         let L1Use::Trusted(epoch) = self.trust.l1() else { return };
         for (key, state) in &behind {
             let (feature_view, entity_id, revision) = (key.view.as_str(), key.entity_id.as_str(), state.revision().0);
-            tracing::warn!(feature_view, entity_id, revision, "L1 is older than L2, and is mended");
+            tracing::warn!(feature_view, entity_id, revision, "L1 is older than L2: the entry is removed");
         }
         let keys: Vec<RecordKey> = behind.into_iter().map(|(key, _)| key).collect();
         self.audit.disagreements.fetch_add(keys.len() as u64, Relaxed);
@@ -134,7 +133,7 @@ impl Tiered {
         }
     }
 
-    /// What L2 holds, of those that it can tell. None: it cannot tell any.
+    /// What L2 holds, of those records that it could read. None: it could read none.
     async fn in_l2(&self, keys: &[RecordKey]) -> Option<Vec<(RecordKey, State)>> {
         let states = self.store.read(keys, ReadConcern::Majority, Instant::now() + PATIENCE).await;
         let known: Vec<_> =
@@ -142,8 +141,8 @@ impl Tiered {
         (!known.is_empty()).then_some(known)
     }
 
-    /// Those of which L1 holds something else, that is not newer, than what L2 was seen to hold before. None: L1 cannot be
-    /// asked, or is not used.
+    /// Those records of which L1 holds something else than `known`, and nothing newer. None: L1
+    /// failed, or is not used.
     async fn behind(&self, known: Vec<(RecordKey, State)>) -> Option<Vec<(RecordKey, State)>> {
         let L1Use::Trusted(epoch) = self.trust.l1() else { return None };
         let keys: Vec<RecordKey> = known.iter().map(|(key, _)| key.clone()).collect();
@@ -158,7 +157,7 @@ impl Tiered {
             }
             Some(held) => held.revision() < state.revision(),
         };
-        // What was left out is not looked at this time.
+        // What the reply left out is not compared this time.
         let pairs = known.into_iter().zip(held.into_iter().map(Result::unwrap_or_default));
         Some(pairs.filter(|((_, state), held)| disagrees(held, state)).map(|(known, _)| known).collect())
     }

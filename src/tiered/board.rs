@@ -1,4 +1,4 @@
-//! The rows of a read, or of a flight, as they come in; and what they hold meanwhile.
+//! The rows of a read, or of a flight, while they come in, and the memory that they hold.
 
 use tokio::time::Instant;
 
@@ -9,16 +9,14 @@ use super::{
 };
 use crate::{in_flight::Holding, record::State, store::READ_BYTES};
 
-/// Rows of distinct keys as they come in.
 pub(super) struct Board<'a> {
-    /// None before L1 was asked; from then on one a key.
+    /// Empty before L1 was asked. Afterwards one for each key; None: not read yet.
     pub(super) rows: Vec<Option<Result<Row, RowError>>>,
     pub(super) degraded: bool,
-    /// Of the call that they are for.
     pub(super) patience: L1Patience<'a>,
-    /// What was brought for them.
+    /// Counts the bytes of the rows.
     pub(super) held: Holding,
-    /// Some of them were left out.
+    /// Some rows were left out, because a tier returns only so many bytes at once.
     pub(super) left_out: bool,
     pub(super) refused: Option<Refused>,
 }
@@ -28,14 +26,14 @@ impl<'a> Board<'a> {
         Self { rows: Vec::with_capacity(rows), degraded: false, patience, held, left_out: false, refused: None }
     }
 
-    /// Gives each of so many keys a row that is still to come, where L1 was not asked or did not answer.
+    /// Adds the empty rows, if L1 was not asked or failed.
     pub(super) fn has_rows_for(&mut self, keys: usize) {
         if self.rows.len() != keys {
             self.rows.resize(keys, None);
         }
     }
 
-    /// Counts what was brought. False: there is no room for it, so it must be let go.
+    /// Counts bytes of the rows. False: there is no memory for them, and they must be dropped.
     pub(super) fn hold(&mut self, bytes: usize) -> bool {
         let fits = self.held.add(bytes);
         if !fits {
@@ -44,7 +42,7 @@ impl<'a> Board<'a> {
         fits
     }
 
-    /// The same, but waits until then at most for what others hold.
+    /// The same, but waits for memory, until `until` at most.
     pub(super) async fn hold_by(&mut self, bytes: usize, until: Instant) -> bool {
         let fits = self.held.add_by(bytes, until).await;
         if !fits {
@@ -53,7 +51,7 @@ impl<'a> Board<'a> {
         fits
     }
 
-    /// Counts what somebody else still counts too.
+    /// Counts bytes that something else still counts too.
     pub(super) fn take_over(&mut self, bytes: usize) -> bool {
         let fits = self.held.take_over(bytes);
         if !fits {
@@ -62,15 +60,16 @@ impl<'a> Board<'a> {
         fits
     }
 
-    /// Counts no more than these from now on.
+    /// From now on counts no more than this.
     pub(super) fn hold_only(&mut self, bytes: usize) {
         if self.held.bytes() > bytes {
             let _fewer_always_fit = self.held.set(bytes);
         }
     }
 
-    /// Prepares hits for waiting for others. What was brought lets go of the buffers that it is part of. Of what L1 in this
-    /// process holds so much is kept as one read brings: L1 may let go of it meanwhile.
+    /// Prepares hits that wait for other rows. What came from another process is copied out of its
+    /// large buffer. Of records in the cache of this process only `READ_BYTES` are kept, because
+    /// that cache may remove them meanwhile.
     pub(super) fn wait_with_hits(&mut self, were_brought: bool) {
         let mut kept = 0;
         for slot in &mut self.rows {

@@ -1,9 +1,9 @@
-//! Whether a tier is asked at all. Healthy lets everything through; tripped lets nothing through, until whoever watches
-//! the tier has probed it.
+//! The circuit breaker of a tier. While it is closed (healthy), all calls go to the tier. While it
+//! is open (tripped), none do, until the watcher of the tier has probed it successfully.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
-/// Counts failures in a row.
+/// Opens after some failures in a row.
 #[derive(Debug)]
 pub struct Breaker {
     mode: AtomicU8,
@@ -11,24 +11,24 @@ pub struct Breaker {
     threshold: u32,
 }
 
-/// What a breaker says.
+/// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// The tier is asked.
+    /// It is closed: calls go to the tier.
     Healthy,
-    /// The tier is left alone.
+    /// It is open: no calls go to the tier.
     Tripped,
-    /// The tier is left alone but for one probe that is on its way.
+    /// It is open, except for one probe that is in flight.
     Probing,
 }
 
 impl Breaker {
-    /// Trips after this many failures in a row.
+    /// A closed breaker, which opens after this many failures in a row.
     pub fn new(threshold: u32) -> Self {
         Self { mode: AtomicU8::new(0), failures: AtomicU32::new(0), threshold }
     }
 
-    /// What it says now.
+    /// The state now.
     pub fn mode(&self) -> Mode {
         match self.mode.load(Relaxed) {
             0 => Mode::Healthy,
@@ -37,12 +37,12 @@ impl Breaker {
         }
     }
 
-    /// Whether the tier may be asked.
+    /// Whether it is closed, so that calls may go to the tier.
     pub fn is_healthy(&self) -> bool {
         self.mode() == Mode::Healthy
     }
 
-    /// An answer came.
+    /// The tier has answered.
     pub fn succeeded(&self) {
         // Loaded first: a store on each hit would move the cache line between cores.
         if self.failures.load(Relaxed) != 0 {
@@ -50,24 +50,24 @@ impl Breaker {
         }
     }
 
-    /// No answer came.
+    /// The tier has not answered.
     pub fn failed(&self) {
         if self.failures.fetch_add(1, Relaxed) + 1 >= self.threshold {
             self.trip();
         }
     }
 
-    /// Leaves the tier alone from now on.
+    /// Opens it.
     pub fn trip(&self) {
         let _ = self.mode.compare_exchange(0, 1, Relaxed, Relaxed);
     }
 
-    /// A probe is on its way.
+    /// A probe was sent.
     pub fn probing(&self) {
         let _ = self.mode.compare_exchange(1, 2, Relaxed, Relaxed);
     }
 
-    /// The probe has ended.
+    /// The probe has ended. Only a successful probe closes the breaker.
     pub fn probed(&self, well: bool) {
         if well {
             self.failures.store(0, Relaxed);

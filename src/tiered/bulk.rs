@@ -1,5 +1,6 @@
-//! Bulk writes: one batch in L2, then L1 is told to drop what is older (and with `warm`, filled). No MARK: a chunk costs
-//! one pipeline less, and it is not answered before L1 has confirmed.
+//! Bulk writes: one batch in L2, then a SETTLE for each record, which removes what is older from
+//! L1; with `warm` L1 is filled too. There is no MARK, which saves a pipeline; the chunk is
+//! answered only after L1 has confirmed.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -13,12 +14,13 @@ use crate::{
 };
 
 impl Tiered {
-    /// Writes a chunk; of equal keys the last wins. A call that is dropped meanwhile does not stop it.
+    /// Writes a chunk. If a key is repeated, the last write wins. The writes continue if the call
+    /// is dropped.
     pub async fn write_bulk(self: &Arc<Self>, writes: Vec<Write>, warm: bool) -> BulkAnswer {
         self.write_bulk_holding((), writes, warm).await
     }
 
-    /// The same. `held` is dropped when the writes have ended, however long after their call.
+    /// The same. `held` is dropped when the writes have ended, even if that is after their call.
     pub async fn write_bulk_holding(
         self: &Arc<Self>,
         held: impl Send + 'static,
@@ -33,7 +35,7 @@ impl Tiered {
     async fn run_bulk(&self, writes: Vec<Write>, warm: bool) -> Vec<Result<(Receipt, bool), WriteError>> {
         let keys: Vec<RecordKey> = writes.iter().map(|write| write.key.clone()).collect();
         let mut patience = self.l1_patience();
-        // Held until the answer.
+        // Held until the answer, so that L1 is not trusted before these writes have ended.
         let _prepared = match self.prepare(&keys, false, &mut patience).await {
             Ok(prepared) => prepared,
             Err(error) => return vec![Err(error); keys.len()],
@@ -55,24 +57,25 @@ impl Tiered {
         self.answers(&keys, receipts, &told).await
     }
 
-    /// Fills L1: the leases first, then the read back, as a read back from before a lease may be older than a write
-    /// that came between. Only an offer: what does not succeed stays cold.
+    /// Fills L1: first the leases, then the records from L2, because records that were read before
+    /// the lease may be older than a write in between. Nothing depends on it: a key that is not
+    /// filled is a miss.
     async fn warm(&self, keys: &[RecordKey], patience: &mut L1Patience<'_>) {
         let L1Use::Trusted(epoch) = self.trust.l1() else { return };
-        // Readers come first.
+        // Calls that read have precedence.
         let Some(_place) = self.l2_reads.try_enter() else { return };
         let distinct: HashSet<&RecordKey> = keys.iter().collect();
         let keys: Vec<RecordKey> = distinct.into_iter().cloned().collect();
         let Some(asks) = self.acquire(CacheKey::all(epoch, &keys), patience).await else { return };
         let leased = |(key, ask): (RecordKey, Ask)| Some((key, Some(ask.token?)));
         let (mut keys, mut tokens): (Vec<_>, Vec<_>) = keys.into_iter().zip(asks).filter_map(leased).unzip();
-        // As much at a time as is held at once.
+        // Part by part, each as large as is held at once.
         while !keys.is_empty() && !patience.left().is_zero() {
             let (deadline, mut held) = (Instant::now() + self.settings.read_deadline, self.holding());
             let Some(states) = self.query(&keys, ReadConcern::Majority, deadline, &mut held).await else { return };
             let left_out: Vec<bool> = states.iter().map(|state| *state == Err(StoreError::LeftOut)).collect();
             if patience.left().is_zero() || left_out.iter().all(|left_out| *left_out) {
-                return; // only an offer; the leases lapse
+                return; // the leases lapse
             }
             self.settle_read(epoch, &keys, tokens.clone(), &states, patience).await;
             drop(states);

@@ -1,4 +1,4 @@
-//! L2's clock as this server knows it. Records expire by it, whatever this machine's clock reads: L2 gives them their times.
+//! L2's clock as this server knows it. L2 gives records their times, so they expire by its clock.
 
 use std::{
     sync::{
@@ -16,13 +16,13 @@ use crate::{
     store::TimeSeen,
 };
 
-/// A skew from which on people are to know of it.
+/// A skew beyond this is logged.
 const NOTABLE: Duration = Duration::from_secs(1);
 
-/// This machine's clock, set by L2's.
+/// This machine's clock, corrected by the difference to L2's.
 pub(super) struct L2Clock {
     local: Clock,
-    /// How far L2's clock is ahead of this machine's, in ms.
+    /// By how many ms L2's clock is ahead of this machine's.
     ahead: AtomicI64,
     logged: Mutex<Trouble>,
 }
@@ -32,26 +32,27 @@ impl L2Clock {
         Self { local, ahead: AtomicI64::new(0), logged: Mutex::default() }
     }
 
-    /// Now by L2's clock, as far as it is known.
+    /// The time by L2's clock, as far as it is known.
     pub(super) fn now(&self) -> Millis {
         Millis(self.local.now().0.saturating_add(self.ahead.load(Relaxed)))
     }
 
-    /// How far this machine's clock is ahead, in seconds.
+    /// By how many seconds this machine's clock is ahead of L2's.
     pub(super) fn skew(&self) -> f64 {
         -(self.ahead.load(Relaxed) as f64) / 1000.0
     }
 
-    /// Takes what L2's clock read. What the journey alone explains is no difference.
+    /// Takes the time that L2 returned. A difference that the round trip alone explains counts as
+    /// none.
     pub(super) fn see(&self, seen: Option<TimeSeen>) {
         let Some(TimeSeen { time, after, before }) = seen else { return };
         let (local, now) = (self.local.now(), Instant::now());
         let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        let journey = millis(before - after);
-        // This machine's clock in the middle of the journey.
-        let then = local.0.saturating_sub(millis(now - before)).saturating_sub(journey / 2);
+        let round_trip = millis(before - after);
+        // This machine's clock in the middle of the round trip.
+        let then = local.0.saturating_sub(millis(now - before)).saturating_sub(round_trip / 2);
         let ahead = time.0.saturating_sub(then);
-        let is_known = ahead.abs() > journey / 2 + 2; // both clocks are cut off to milliseconds
+        let is_known = ahead.abs() > round_trip / 2 + 2; // both clocks are cut off to milliseconds
         let ahead = if is_known { ahead } else { 0 };
         self.ahead.store(ahead, Relaxed);
         self.log(ahead);
@@ -64,8 +65,8 @@ impl L2Clock {
         } else if logged.is_news("skew") {
             let (skew, direction) = (ahead.unsigned_abs(), if ahead < 0 { "ahead of" } else { "behind" });
             tracing::warn!(
-                "this server's clock is {skew} ms {direction} L2's: records expire by L2's clock; see to it that NTP runs on \
-                 both machines"
+                "this server's clock is {skew} ms {direction} L2's. Records expire by L2's clock, so answers are \
+                 right, but logs of the two machines do not match: check that NTP runs on both"
             );
         }
     }
@@ -78,16 +79,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_difference_beyond_the_journey_sets_the_clock() {
+    async fn a_difference_beyond_the_round_trip_sets_the_clock() {
         let clock = L2Clock::new(Clock::new(|| Millis(100_000)));
-        let seen = |time: i64, journey: u64| {
+        let seen = |time: i64, round_trip: u64| {
             let before = Instant::now();
-            clock.see(Some(TimeSeen { time: Millis(time), after: before - Duration::from_millis(journey), before }));
+            clock.see(Some(TimeSeen { time: Millis(time), after: before - Duration::from_millis(round_trip), before }));
             (clock.now().0, clock.skew())
         };
         assert_eq!(seen(160_000, 0), (160_000, -60.0));
-        assert_eq!(seen(40_000, 20), (40_010, 59.99), "L2's clock went on while its answer travelled");
-        assert_eq!(seen(99_960, 100), (100_000, 0.0), "the journey may be all of the difference");
+        assert_eq!(seen(40_000, 20), (40_010, 59.99), "L2 read its clock before its reply came back");
+        assert_eq!(seen(99_960, 100), (100_000, 0.0), "the round trip may be all of the difference");
         clock.see(None);
         assert_eq!(clock.now().0, 100_000);
     }

@@ -1,10 +1,11 @@
-//! Keys that a batch names more than once: the tiers are asked for each once.
+//! Keys that a batch repeats: the tiers are asked for each of them once.
 
 use std::borrow::Cow;
 
 use crate::record::RecordKey;
 
-/// Each key once, and where to find each of the request's (None: they were distinct).
+/// Each key once, and the place of each key of the request among them (None: the keys are
+/// distinct).
 pub(super) fn distinct(keys: &[RecordKey]) -> (Cow<'_, [RecordKey]>, Option<Vec<usize>>) {
     if keys.len() < 2 {
         return (Cow::Borrowed(keys), None);
@@ -13,7 +14,7 @@ pub(super) fn distinct(keys: &[RecordKey]) -> (Cow<'_, [RecordKey]>, Option<Vec<
     let Some(repeated) = (0..keys.len()).find(|i| firsts.place(*i) != *i) else { return (Cow::Borrowed(keys), None) };
     let mut distinct = keys[..repeated].to_vec();
     let mut places: Vec<usize> = (0..repeated).collect();
-    // The one that was found is a repetition of one before it, wherever it is looked up again.
+    // `repeated` is found to be a repetition again, so looking it up twice does no harm.
     for (i, key) in keys.iter().enumerate().skip(repeated) {
         let first = firsts.place(i);
         if first == i {
@@ -26,12 +27,12 @@ pub(super) fn distinct(keys: &[RecordKey]) -> (Cow<'_, [RecordKey]>, Option<Vec<
     (Cow::Owned(distinct), Some(places))
 }
 
-/// Where a batch's keys stand first: an open table, at most half full. It is made for each batch, and a map of the keys costs
-/// twice as much.
+/// The first place of each key of a batch: an open hash table, at most half full. It is made for
+/// each batch, and a map of the keys costs twice as much.
 struct Firsts<'a> {
     keys: &'a [RecordKey],
     hasher: ahash::RandomState,
-    /// Half of a key's hash, and one more than its place; 0: empty.
+    /// Half of the hash of a key, and its place plus one; 0: empty.
     table: Vec<(u32, u32)>,
 }
 
@@ -41,10 +42,10 @@ impl<'a> Firsts<'a> {
         Self { keys, hasher: ahash::RandomState::new(), table }
     }
 
-    /// Where the key at `i` stands first, if each is asked for once, from the first on.
+    /// The first place of the key at `i`. The keys before it must have been looked up.
     fn place(&mut self, i: usize) -> usize {
         let key = &self.keys[i];
-        // Of the id alone: a batch is of one feature view.
+        // The hash of the id alone, as a batch is of one feature view.
         let hash = self.hasher.hash_one(key.entity_id.as_bytes());
         let (mut slot, check) = (hash as usize, (hash >> 32) as u32);
         loop {

@@ -1,4 +1,4 @@
-//! What a flight does: it asks L1 for the lease, L2 for the records, and tells L1 what L2 answered.
+//! What a flight does: ACQUIRE in L1, one read of L2, SETTLE in L1.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -22,7 +22,7 @@ use crate::{
     store::{ReadConcern, StoreError},
 };
 
-/// What ACQUIRE said of one key.
+/// The reply to ACQUIRE for one key.
 #[derive(Default)]
 pub(super) struct Ask {
     hit: Option<CacheValue>,
@@ -31,13 +31,14 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    /// Of the values that it brought.
+    /// The size of the values in it.
     fn bytes(&self) -> usize {
         self.hit.iter().chain(&self.suspect).map(value_bytes).sum()
     }
 }
 
-/// The keys at these places, of which each is named once at most and in their order: mostly all.
+/// The keys at these places, which are in order and without duplicates; in most cases these are all
+/// keys.
 fn those<'a>(keys: &'a [RecordKey], places: &[usize]) -> Cow<'a, [RecordKey]> {
     match places.len() == keys.len() {
         true => Cow::Borrowed(keys),
@@ -46,7 +47,7 @@ fn those<'a>(keys: &'a [RecordKey], places: &[usize]) -> Cow<'a, [RecordKey]> {
 }
 
 impl Tiered {
-    /// Runs a flight, and those that queue behind them, to the end.
+    /// Runs a flight to its end, and then the flights that were queued behind it.
     pub(super) async fn fly(&self, flight: Arc<Flight>) {
         let mut crew = Crew::new(&self.flights, flight);
         let mut queued = false;
@@ -60,21 +61,22 @@ impl Tiered {
         }
     }
 
-    /// One flight: (a look,) ACQUIRE, the L2 read, SETTLE. What a step cannot do makes the rows degraded. It has a place
-    /// among the reads of L2 before it asks for leases, which would keep others from filling while it waits. What the rows hold
-    /// is counted.
+    /// Runs one flight: a look into L1 if it was queued, ACQUIRE, the read of L2, SETTLE. If L1
+    /// fails in a step, the rows are degraded. A flight gets its turn in L2 before it asks for
+    /// leases, because these keep others from filling while it waits. The returned `Holding` counts
+    /// the rows.
     async fn fetch(&self, keys: &[RecordKey], look_first: bool, crew: &Crew<'_>) -> (Vec<Landed>, Holding) {
-        // Sooner than its callers' own deadlines, so that they learn which rows L2 did not answer.
+        // Before the deadlines of its callers, so that they learn which rows L2 did not answer.
         let deadline = Instant::now() + self.settings.read_deadline.mul_f64(0.9);
         let mut place = None;
         if !look_first {
-            // With the doors open: who comes meanwhile joins.
+            // While it waits, other callers may join.
             match self.place_in_l2(deadline).await {
                 Ok(found) => place = Some(found),
                 Err(error) => return (vec![Landed::failed(error); keys.len()], Holding::default()),
             }
         }
-        // Before anything is asked: whatever L1 or L2 answers from here on may be older than a call that begins later.
+        // From here on no caller may join: what L1 or L2 returns may be older than a later call.
         let l1_time = crew.close_doors().min(self.settings.l1_timeout);
         let mut l1 = if l1_time.is_zero() { L1Use::Bypassed } else { self.l1_for_read() };
         let patience = L1Patience::new(l1_time, &self.pace, &self.l1_meter);
@@ -106,7 +108,7 @@ impl Tiered {
         (board.rows.into_iter().map(landed).collect(), board.held)
     }
 
-    /// ACQUIRE, the L2 read and SETTLE of the rows that a flight lacks.
+    /// ACQUIRE, the read of L2 and SETTLE for the rows that a flight lacks.
     async fn read_missing(
         &self,
         keys: &[RecordKey],
@@ -131,7 +133,7 @@ impl Tiered {
             return;
         }
 
-        // Those that were clean after all, or whose value was made clean meanwhile, need no L2 read.
+        // A clean entry, or one that became clean meanwhile, needs no read of L2.
         let mut to_read = Vec::with_capacity(wanted.len());
         for (place, (i, ask)) in missing.iter().zip(&mut asks).enumerate() {
             match ask.hit.take() {
@@ -159,7 +161,7 @@ impl Tiered {
         }
         for (place, state) in to_read.into_iter().zip(states) {
             let row = state.map_err(RowError::from).map(|state| match asks[place].suspect.take() {
-                // L2 answered from before a write that L1 already had: the suspect is right.
+                // L2 answered from before a write that L1 already has, so the suspect is right.
                 Some(suspect) if suspect.revision() > state.revision() => Row { state: suspect.into(), tier: Tier::L1 },
                 _ => Row { state, tier: Tier::L2 },
             });
@@ -167,15 +169,15 @@ impl Tiered {
         }
     }
 
-    /// A place among the reads of L2.
+    /// A place among the reads of L2. Fails at once if the breaker of L2 is open.
     async fn place_in_l2(&self, deadline: Instant) -> Result<Place, RowError> {
         if !self.l2_breaker.is_healthy() {
-            return Err(StoreError::Unavailable("its breaker is open".into()).into());
+            return Err(StoreError::Unavailable("its circuit breaker is open".into()).into());
         }
         self.l2_reads.enter(1, deadline).await.ok_or(RowError::TooBusy)
     }
 
-    /// Asks for leases. None: L1 failed.
+    /// Asks L1 for leases. None: L1 failed.
     pub(super) async fn acquire(&self, keys: Vec<CacheKey>, patience: &mut L1Patience<'_>) -> Option<Vec<Ask>> {
         let asks: Vec<_> = keys.into_iter().map(|key| (key, PermitId::random())).collect();
         let brought = |answers: &Vec<Result<Acquired, CacheError>>| {
@@ -207,8 +209,8 @@ impl Tiered {
         }
     }
 
-    /// Tells L1 what L2 answered. False: not confirmed, and remembered. Where there is no room to send what L1 would be filled
-    /// with, it is not filled.
+    /// Sends what L2 returned to L1. False: L1 did not confirm all of it, and the keys are
+    /// remembered. If there is no memory to send a value, its key is not filled.
     pub(super) async fn settle_read(
         &self,
         epoch: Epoch,
@@ -217,13 +219,14 @@ impl Tiered {
         states: &[Result<State, StoreError>],
         patience: &mut L1Patience<'_>,
     ) -> bool {
-        // A fill is packed, put into a pipeline, and that is put into the buffer of a connection.
+        // Each value is copied when it is packed, into the pipeline, and into the buffer of the
+        // connection.
         const COPIES: usize = 3;
         let (mut room, mut fill_bytes) = (self.holding(), 0);
         let mut settles = Vec::with_capacity(keys.len());
         let mut settled = Vec::with_capacity(keys.len());
         for (((key, l1_key), token), state) in keys.iter().zip(CacheKey::all(epoch, keys)).zip(tokens).zip(states) {
-            // An error is never cached as anything; its lease lapses.
+            // An error is never cached. Its lease lapses.
             let Ok(state) = state else { continue };
             let bytes = state.record().map_or(0, |record| record.as_bytes().len());
             let fits = |_: &_| !self.brings || room.add(COPIES * bytes);
@@ -232,12 +235,13 @@ impl Tiered {
             settles.push(Settle { key: l1_key, revision: state.revision(), fill });
             settled.push(key);
         }
-        // In an epoch that is gone, or not yet everybody's, this keeps no later hit from being older.
+        // In an epoch that is gone, or that is not yet used by all servers, this does not keep
+        // later hits from being older.
         let load = Load::of(settles.len()).with_bytes(fill_bytes);
         self.settle_or_remember(settles, &settled, load, patience).await && self.trust.stands(epoch)
     }
 
-    /// SETTLE in one pipeline; the keys of what was not confirmed are remembered.
+    /// Sends SETTLE in one pipeline, and remembers the keys that L1 did not confirm.
     async fn settle_or_remember(
         &self,
         settles: Vec<Settle>,

@@ -1,10 +1,12 @@
-//! Flights: one read of L2 for many callers of one key.
+//! Flights: one read of L2 for many callers that wait for the same key (singleflight).
 //!
-//! A reader may join a flight only before it asks anything of L1 or L2, as what it answers must not be older than the
-//! reader's own call. One that comes later queues for the next flight of that key, which begins with a look into L1, where the
-//! fill of the first one now answers it. So a key never has more than one L2 read running and one queued.
+//! A caller may join a flight only before it asks L1 or L2, because what they return must not be
+//! older than the call. Later callers queue for the next flight of that key, which first looks into
+//! L1, where the first flight has filled the key by then. So a key never has more than one read of
+//! L2 that runs and one that is queued.
 //!
-//! A flight is a task of its own with its own deadline: a client that gives up does not cancel the fill for the others.
+//! A flight runs in a task of its own, with its own deadline: a client that gives up does not stop
+//! the fill for others.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -21,12 +23,12 @@ use tokio::sync::Notify;
 use super::read::{Row, RowError};
 use crate::{in_flight::Holding, metrics::Counter, record::RecordKey};
 
-/// What a flight brings: a row, and whether a tier failed on the way.
+/// The result of a flight for one key.
 #[derive(Clone, Debug)]
 pub(super) struct Landed {
     pub(super) row: Result<Row, RowError>,
     pub(super) degraded: bool,
-    /// What it left of its passengers' time for L1.
+    /// What the flight left of its callers' time for L1.
     pub(super) l1_time: Duration,
 }
 
@@ -36,23 +38,23 @@ impl Landed {
         Self { row: Err(error), degraded: true, l1_time: Duration::MAX }
     }
 
-    /// L1 answered after all.
+    /// L1 had the row after all.
     pub(super) fn of_l1(row: Result<Row, RowError>) -> Self {
         Self { row, degraded: false, l1_time: Duration::MAX }
     }
 }
 
-/// One read of some keys, which one caller missed together. Its doors and its time are changed under the lock of all
-/// flights.
+/// One read of some keys that one caller missed together. `sent` and `l1_nanos` change only under
+/// the lock of all flights.
 pub(super) struct Flight {
-    /// Set as soon as its caller has boarded.
+    /// Set before the lock of all flights is released.
     keys: OnceLock<Vec<RecordKey>>,
-    /// As `keys`; and what they hold, counted until the last passenger has counted his own.
+    /// One for each of `keys`; and their memory, counted until each caller has counted it too.
     landed: OnceLock<(Vec<Landed>, Arc<Holding>)>,
     done: Notify,
-    /// It has begun to ask: joining it is over.
+    /// It has begun to ask L1 or L2, so no caller may join any more.
     sent: AtomicBool,
-    /// The time for L1 that is left to those aboard: to whom has the least, in nanoseconds.
+    /// The least time for L1 that any of its callers has left, in nanoseconds.
     l1_nanos: AtomicU64,
 }
 
@@ -80,7 +82,7 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A key's place in a flight.
+/// The place of a key in a flight.
 #[derive(Clone)]
 pub(super) struct Seat {
     flight: Arc<Flight>,
@@ -88,17 +90,17 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// What it brought, if it has landed.
+    /// The result, if the flight has ended.
     pub(super) fn landed(&self) -> Option<Landed> {
         self.flight.landed.get()?.0.get(self.place).cloned()
     }
 
-    /// Waits for the landing. Callers bound it by their own deadlines.
+    /// Waits for the result. Callers bound this by their own deadlines.
     pub(super) async fn landing(&self) -> Landed {
         loop {
             let done = self.flight.done.notified();
             tokio::pin!(done);
-            done.as_mut().enable(); // from here on no landing is missed
+            done.as_mut().enable(); // from here on no notification is missed
             if let Some(landed) = self.landed() {
                 return landed;
             }
@@ -112,17 +114,15 @@ struct Slot {
     queued: Option<Arc<Flight>>,
 }
 
-/// The flights of this process, by key.
 #[derive(Default)]
 pub(super) struct Flights {
     slots: Mutex<HashMap<RecordKey, Slot, ahash::RandomState>>,
-    /// Keys that found a flight of another caller.
     joined: Counter,
 }
 
 impl Flights {
-    /// Takes a seat for each key, in a new flight for those that have none. The second answer is that flight, which the caller
-    /// must start. No flight waits for L1 longer than each of those aboard still may.
+    /// Gives each key a place in a flight that it may join, or in a new one, which is returned and
+    /// must be started. A flight waits for L1 no longer than each of its callers may.
     pub(super) fn board<'a>(
         &self,
         keys: impl ExactSizeIterator<Item = &'a RecordKey>,
@@ -170,7 +170,7 @@ impl Flights {
         self.joined.get()
     }
 
-    /// Those that run or are queued, a key each.
+    /// Keys that have a flight which runs or is queued.
     pub(super) fn count(&self) -> usize {
         self.lock().len()
     }
@@ -180,8 +180,8 @@ impl Flights {
     }
 }
 
-/// The running flights of one task. When it is dropped before their end (a bug, a runtime that shuts down), those who
-/// wait get an error instead of waiting for ever, and the keys are free again.
+/// The flights that one task runs. If it is dropped before they end (a bug, or the runtime shuts
+/// down), their callers get an error instead of waiting forever, and the keys are free again.
 pub(super) struct Crew<'a> {
     flights: &'a Flights,
     aboard: Vec<Arc<Flight>>,
@@ -196,7 +196,7 @@ impl<'a> Crew<'a> {
         self.aboard.iter().flat_map(|flight| flight.keys()).cloned().collect()
     }
 
-    /// The flights begin to ask: from now on nobody joins. Tells how long they may wait for L1.
+    /// The flights begin to ask: no caller joins any more. Returns how long they may wait for L1.
     pub(super) fn close_doors(&self) -> Duration {
         let _slots = self.flights.lock();
         self.aboard.iter().for_each(|flight| flight.sent.store(true, Relaxed));
@@ -204,7 +204,8 @@ impl<'a> Crew<'a> {
         least.map_or(Duration::MAX, Duration::from_nanos)
     }
 
-    /// Lands all flights, in the order of `keys`, and takes over those that queued meanwhile. False: none did.
+    /// Ends all flights with these results, in the order of `keys`, and takes over the queued ones.
+    /// False: there are none.
     pub(super) fn land(&mut self, landed: Vec<Landed>, held: Holding) -> bool {
         let held = Arc::new(held);
         let mut landed = landed.into_iter();
@@ -268,14 +269,14 @@ mod tests {
         assert!(crew.land(vec![absent()], Holding::default()), "the queued flight is taken over");
         assert!(first[0].landing().await.row.is_ok());
         let (joined, _) = flights.board(keys(&["a"]).iter(), L1_TIME);
-        assert!(is_same(&late, &joined), "its doors are open again");
+        assert!(is_same(&late, &joined), "callers may join it");
         assert!(!crew.land(vec![absent()], Holding::default()));
         assert!(late[0].landing().await.row.is_ok());
         assert!(flights.lock().is_empty());
     }
 
     #[tokio::test]
-    async fn a_flight_waits_for_l1_no_longer_than_any_of_those_aboard_may() {
+    async fn a_flight_waits_for_l1_no_longer_than_each_of_its_callers_may() {
         let flights = Flights::default();
         let (_, start) = flights.board(keys(&["a", "b"]).iter(), L1_TIME);
         flights.board(keys(&["b"]).iter(), L1_TIME / 2);
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_key_gets_its_own_answer_whoever_flies_with_it() {
+    async fn each_key_gets_its_own_answer() {
         let flights = Flights::default();
         let landed =
             |number| Landed { row: Ok(Row { state: State::Tombstone(Revision(number)), tier: Tier::L2 }), ..absent() };
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_crew_leaves_nobody_waiting() {
+    async fn no_caller_waits_for_flights_that_were_dropped() {
         let flights = Flights::default();
         let (boarded, start) = flights.board(keys(&["a", "b"]).iter(), L1_TIME);
         let crew = Crew::new(&flights, start.unwrap());

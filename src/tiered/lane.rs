@@ -1,5 +1,5 @@
-//! A lane: so many at once, some more wait a while, and the rest is shed. What waits for a tier is bounded so that a herd
-//! is told to come again instead of taking everybody's time.
+//! A lane bounds the calls that use a tier: some run, some wait for a while, and the rest is shed,
+//! so that after a herd of calls not everything is slow.
 
 use std::{
     sync::{
@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Places, and a queue for them.
+/// The places for calls that run, and a queue of calls that wait for one.
 #[derive(Debug)]
 pub struct Lane {
     places: Arc<Semaphore>,
@@ -25,20 +25,20 @@ pub struct Lane {
     shed: AtomicU64,
 }
 
-/// Some places in a lane, free again when dropped.
+/// Some places in a lane, which are free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
 
 impl Lane {
-    /// So many places; so many may wait for one, at most this long each.
+    /// `queue` calls may wait for one of `places`, each for `patience` at most.
     pub(super) fn new(places: usize, queue: usize, patience: Duration) -> Self {
         let all = places.clamp(1, u32::MAX as usize).min(Semaphore::MAX_PERMITS);
         let places = Arc::new(Semaphore::new(all));
         Self { places, all, queue, patience, waiting: AtomicUsize::new(0), shed: AtomicU64::new(0) }
     }
 
-    /// Takes so many places (all of them at most), those who wait in their order. None: there are too many, or it would
-    /// take too long.
+    /// Takes this many places, or all if there are fewer. Calls that wait get them in order. None:
+    /// too many wait, or the time is over.
     pub(super) async fn enter(&self, places: usize, until: Instant) -> Option<Place> {
         let count = places.clamp(1, self.all) as u32;
         if let Ok(place) = self.places.clone().try_acquire_many_owned(count) {
@@ -57,7 +57,7 @@ impl Lane {
         place.map(Place)
     }
 
-    /// Takes a place if one is free now.
+    /// Takes a place if one is free now; otherwise it counts as shed.
     pub(super) fn try_enter(&self) -> Option<Place> {
         let place = self.places.clone().try_acquire_owned().ok();
         if place.is_none() {
@@ -66,23 +66,23 @@ impl Lane {
         place.map(Place)
     }
 
-    /// Places taken now.
+    /// The places that are taken now.
     pub fn taken(&self) -> usize {
         self.all - self.places.available_permits()
     }
 
-    /// Who waits now.
+    /// The calls that wait now.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Relaxed)
     }
 
-    /// Who found no place since start.
+    /// The calls that got no place, since start.
     pub fn shed(&self) -> u64 {
         self.shed.load(Relaxed)
     }
 }
 
-/// One who waits, or gives up.
+/// Counts a call as waiting until it is dropped.
 struct Waiting<'a> {
     count: &'a AtomicUsize,
     before: usize,
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_finds_the_queue_full_is_shed_at_once_and_who_waits_is_after_a_while() {
+    async fn a_call_is_shed_at_once_if_the_queue_is_full_and_otherwise_after_a_while() {
         let lane = Arc::new(Lane::new(1, 1, PATIENCE));
         let place = lane.enter(1, soon()).await.unwrap();
         let waiter = tokio::spawn({
@@ -127,12 +127,12 @@ mod tests {
         assert!(start.elapsed() >= PATIENCE);
         assert_eq!((lane.taken(), lane.waiting(), lane.shed()), (1, 0, 2));
         drop(place);
-        assert!(lane.enter(9, soon()).await.is_some(), "nobody needs more than all");
+        assert!(lane.enter(9, soon()).await.is_some(), "all places are enough for any call");
         assert_eq!(lane.taken(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_gives_up_waiting_leaves_the_queue() {
+    async fn a_call_that_gives_up_leaves_the_queue() {
         let lane = Lane::new(1, 1, PATIENCE);
         let place = lane.enter(1, soon()).await.unwrap();
         assert!(tokio::time::timeout(PATIENCE / 2, lane.enter(1, soon())).await.is_err());

@@ -1,4 +1,4 @@
-//! A look into L1, and what it brought.
+//! One MGET of a read, and what its reply means for the rows.
 
 use super::{
     Tiered,
@@ -12,11 +12,12 @@ use crate::{
     record::{RecordKey, State},
 };
 
-/// Less than this is counted only when it has come.
+/// A smaller expected reply is counted only when it has come.
 const UNEXPECTED: usize = 64 << 10;
 
 impl Tiered {
-    /// Looks into L1: one MGET. Rows that it lacks stay empty; there are none at all if it did not answer.
+    /// Looks the keys up in L1, with one MGET. Rows that L1 lacks stay empty. There are no rows at
+    /// all if L1 failed.
     pub(super) async fn look(&self, epoch: Epoch, keys: &[RecordKey], board: &mut Board<'_>) {
         let l1_keys = CacheKey::all(epoch, keys);
         let look = |by| self.cache.get(&l1_keys, by);
@@ -26,7 +27,7 @@ impl Tiered {
         let load = self.load(keys);
         let held = board.held.bytes();
         if load.bytes() > 0 {
-            // What it is expected to bring has its room before it comes.
+            // Memory for the expected reply is reserved before it comes.
             let expected = load.bytes().min(BATCH_BYTES + load.bytes() / keys.len());
             if expected > UNEXPECTED && !Box::pin(board.hold_by(expected, self.room_by())).await {
                 return;
@@ -74,7 +75,7 @@ impl Tiered {
         }
     }
 
-    /// What looking up these keys may bring.
+    /// How much looking up these keys may bring.
     fn load(&self, keys: &[RecordKey]) -> Load {
         let load = Load::of(keys.len());
         match keys.first().filter(|_| self.brings) {
@@ -83,7 +84,8 @@ impl Tiered {
         }
     }
 
-    /// Counts what an L1 of another process brought, and remembers how large it was. False: there is no room for it.
+    /// Counts the bytes that an L1 in another process sent, and notes how large the records were.
+    /// False: there is no memory for them.
     fn hold_brought(
         &self,
         keys: &[RecordKey],

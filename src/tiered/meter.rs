@@ -1,39 +1,39 @@
-//! What a tier did since start: counts, and how long its batches took. No locks; Info and metrics read it.
+//! Counts and times of a tier since start, for Info and the metrics. No locks.
 
 use std::time::Duration;
 
 use crate::metrics::{Counter, Distribution, Histogram};
 
-/// What a tier is asked to do, a batch at a time.
+/// The kinds of batches that are sent to a tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    /// L1: look.
+    /// L1: look entries up (MGET).
     Get,
-    /// L1: ask for leases.
+    /// L1: ask for leases (ACQUIRE).
     Acquire,
-    /// L1: tell what L2 was seen to hold.
+    /// L1: apply what L2 holds (SETTLE).
     Settle,
-    /// L1: announce writes.
+    /// L1: announce writes (MARK).
     Mark,
-    /// L1: end writes.
+    /// L1: end writes (PUT).
     Put,
-    /// L1: take writes back.
+    /// L1: return permits of failed writes (UNMARK).
     Unmark,
-    /// L1: remove entries.
+    /// L1: remove entries (DEL).
     Remove,
     /// L2: read records.
     Read,
-    /// L2: write one.
+    /// L2: write one record.
     Write,
-    /// L2: write many.
+    /// L2: write several records.
     WriteBatch,
 }
 
 impl Operation {
-    /// Those of L1.
+    /// The operations of L1.
     pub const L1: &[Self] =
         &[Self::Get, Self::Acquire, Self::Settle, Self::Mark, Self::Put, Self::Unmark, Self::Remove];
-    /// Those of L2.
+    /// The operations of L2.
     pub const L2: &[Self] = &[Self::Read, Self::Write, Self::WriteBatch];
 
     /// Its name in metrics.
@@ -53,7 +53,7 @@ impl Operation {
     }
 }
 
-/// Counts of one tier.
+/// Counts and times of one tier.
 #[derive(Debug)]
 pub struct Meter {
     hits: Counter,
@@ -61,24 +61,24 @@ pub struct Meter {
     misses: Counter,
     errors: Counter,
     operations: &'static [Operation],
-    /// By operation.
+    /// How long batches took, in the order of `operations`.
     took: Box<[Histogram]>,
 }
 
-/// A meter as it stood at one moment.
+/// A copy of the counts, for Info.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reading {
-    /// Entities answered.
+    /// Entities that the tier answered.
     pub hits: u64,
-    /// Of those the ones that the tier knew to be absent.
+    /// Those of them that it knew to be absent.
     pub negative_hits: u64,
-    /// Entities not answered.
+    /// Entities that it did not have.
     pub misses: u64,
     /// Commands that failed.
     pub errors: u64,
-    /// Half of the batches were faster: in L1 of the looks, in L2 of all.
+    /// The median of the time of a batch: of `Get` in L1, of all operations in L2.
     pub p50: Duration,
-    /// 99 % of the batches were faster.
+    /// The 99th percentile of the same.
     pub p99: Duration,
 }
 
@@ -91,17 +91,17 @@ impl Reading {
 }
 
 impl Meter {
-    /// That of a tier which does these.
+    /// A meter for a tier with these operations, which must be in the order of the enum.
     pub(super) fn new(operations: &'static [Operation]) -> Self {
         let (hits, negative_hits, misses, errors) = Default::default();
         let took = operations.iter().map(|_| Histogram::default()).collect();
         Self { hits, negative_hits, misses, errors, operations, took }
     }
 
-    /// A batch was read: so many entities answered (so many of them as absent), so many not. Answers how many hits there
-    /// were before, as far as this thread has counted.
+    /// Counts the entities of a batch that was read: `hits` (of them `negative_hits` absent) and
+    /// `misses`. Returns the hits before it, as far as this thread has counted them.
     pub fn read(&self, hits: usize, negative_hits: usize, misses: usize) -> u64 {
-        // Adding nothing would cost as much.
+        // Adding zero would cost as much as adding.
         if negative_hits > 0 {
             self.negative_hits.add(negative_hits);
         }
@@ -111,26 +111,26 @@ impl Meter {
         self.hits.add(hits)
     }
 
-    /// A command failed.
+    /// Counts a command that failed.
     pub fn failed(&self) {
         self.errors.add(1);
     }
 
-    /// A batch took this long.
+    /// Counts a batch that took this long.
     pub fn took(&self, operation: Operation, duration: Duration) {
         let place = operation as usize - self.operations[0] as usize;
         debug_assert_eq!(self.operations[place], operation);
         self.took[place].note(duration);
     }
 
-    /// How long batches took, by operation.
+    /// The times of batches, by operation.
     pub fn durations(&self) -> impl Iterator<Item = (Operation, Distribution)> {
         self.operations.iter().zip(&self.took).map(|(operation, took)| (*operation, took.distribution()))
     }
 
-    /// What it shows now.
+    /// The counts now.
     pub fn reading(&self) -> Reading {
-        // What users wait for: of L1 each read's look, of L2 whatever it is asked.
+        // What users wait for: in L1 the lookup of each read, in L2 all operations.
         let shown = self.durations().filter(|(operation, _)| !Operation::L1[1..].contains(operation));
         let took = shown.fold(Distribution::default(), |all, (_, took)| all.and(&took));
         Reading {

@@ -1,24 +1,24 @@
-//! What each tier is used for now, as Info and the metrics tell it.
+//! In which mode each tier is used now, for Info and the metrics.
 
 use super::{Tiered, breaker, trust::L1Use};
 
-/// How a tier is used.
+/// In which mode a tier is used; docs/architecture.md has the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TierMode {
-    /// For everything.
+    /// It is used for everything.
     Healthy,
-    /// It is L1 and slow: reads leave it alone, writes do not.
+    /// L1 is slow: reads bypass it, writes do not.
     Slow,
-    /// Not at all: its breaker is open.
+    /// It is not used: its breaker is open.
     Bypassed,
-    /// Not at all but for one probe.
+    /// It is not used, except for one probe that is in flight.
     Probing,
-    /// It is L1 and answers, but is not trusted yet.
+    /// L1 answers, but is not trusted yet.
     Recovering,
 }
 
 impl TierMode {
-    /// All of them.
+    /// All modes, for metrics.
     pub const ALL: [Self; 5] = [Self::Healthy, Self::Slow, Self::Bypassed, Self::Probing, Self::Recovering];
 
     /// Its name in metrics.
@@ -44,7 +44,7 @@ impl From<breaker::Mode> for TierMode {
 }
 
 impl Tiered {
-    /// How L1 is used now.
+    /// The mode of L1 now.
     pub fn l1_mode(&self) -> TierMode {
         match (self.trust.breaker.mode().into(), self.trust.l1()) {
             (TierMode::Healthy, L1Use::Trusted(_) | L1Use::HitsOnly(_)) if self.pace.is_slow() => TierMode::Slow,
@@ -54,12 +54,12 @@ impl Tiered {
         }
     }
 
-    /// How L2 is used now.
+    /// The mode of L2 now.
     pub fn l2_mode(&self) -> TierMode {
         self.l2_breaker.mode().into()
     }
 
-    /// How a read may use L1. One that is slow is left alone, unless L2 is no better.
+    /// How a read may use L1. A slow L1 is bypassed, unless the breaker of L2 is open.
     pub(super) fn l1_for_read(&self) -> L1Use {
         match self.trust.l1() {
             L1Use::Trusted(_) if self.pace.is_slow() && self.l2_breaker.is_healthy() => L1Use::Bypassed,
@@ -67,17 +67,17 @@ impl Tiered {
         }
     }
 
-    /// Flights on their way: keys that are being read from L2, or wait for it.
+    /// Keys in flights: they are read from L2, or wait for that.
     pub fn flights(&self) -> usize {
         self.flights.count()
     }
 
-    /// Keys that were read from L2 for another caller too, since start.
+    /// Keys that joined the flight of another caller, since start.
     pub fn coalesced_reads(&self) -> u64 {
         self.flights.joined()
     }
 
-    /// Tasks that no call can drop: writes, and what runs flights.
+    /// Tasks that continue when their call ends: writes and flights.
     pub fn tasks(&self) -> usize {
         self.tasks.len()
     }

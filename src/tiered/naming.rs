@@ -1,12 +1,14 @@
-//! Whose cache it is: the epoch holds for one L1, and this server's may be another.
+//! Which L1 the epoch names, and what a server does whose L1 is another one.
 //!
-//! A server whose L1 is not the named one leaves it alone: reads and writes go to L2. It has the epoch hold for its own
-//! L1 only once nobody says to use the named one any more, in a new epoch, so that nothing from before is read. Two kinds
-//! of L1 differ: after a failover the same L1 has another history, and where the repairer makes good what was lost
-//! the epoch stays; and an L1 in one process never keeps one that several servers can use from being named.
+//! A server whose L1 is not the named one does not use it: reads and writes go to L2. It names its
+//! own L1 only when no server uses the named one any more, and in a new epoch, so that nothing from
+//! before is read. There are two exceptions. After a failover the same L1 has another history; if a
+//! repairer removes what became stale, the epoch stays. And an L1 in one process never keeps an L1
+//! that several servers can use from being named.
 //!
-//! Whoever has its L1 in its own process beside another one reads from it all the same, as it follows L2's changes; but
-//! what it confirms is no one else's, so its writes are not `cached`.
+//! A server with an L1 in its own process, beside a named one, reads from it all the same, as it
+//! follows the changes of L2. But what that L1 confirms does not hold for other servers, so its
+//! writes are not `cached`.
 
 use std::{
     sync::{PoisonError, atomic::Ordering::Relaxed},
@@ -21,11 +23,11 @@ use crate::{
     store::{Claim, EpochState, LEASE, StoreError},
 };
 
-/// How long another L1 is waited for that may just be about to lose its lease, before that is called an error.
+/// How long another L1 may be named before this is an error: its lease may be about to end.
 const GRACE: Duration = LEASE.saturating_add(Duration::from_secs(3));
 
 impl Tiered {
-    /// The epoch as L2 has it; where L1 is in use L2 is told so.
+    /// The epoch as L2 has it. If L1 is in use, this also renews the lease on it.
     pub(super) async fn ask_epoch(&self, deadline: Instant) -> Result<EpochState, StoreError> {
         let in_use = self.trust.mine().filter(|_| self.trust.breaker.mode() == Mode::Healthy);
         match in_use {
@@ -39,19 +41,19 @@ impl Tiered {
         !self.cache.info().shared && !self.store.info().exclusive
     }
 
-    /// Whether L1 is left alone because the epoch holds for another one.
+    /// Whether L1 is not used because the epoch names another one.
     pub fn l1_is_another(&self) -> bool {
         self.l1_is_another.load(Relaxed)
     }
 
-    /// Probes L1, and has the epoch hold for it where that is possible.
+    /// Probes L1, and names it in the epoch if that is possible.
     pub(super) async fn probe_named(&self, seen: &EpochState, deadline: Instant) -> Result<Probe, CacheError> {
         if self.is_private() {
             return self.probe_private(seen, deadline).await;
         }
         let answer = self.cache.probe(seen.epoch, seen.l1.as_ref(), deadline).await?;
         let Probe::Another { found, goes_on } = &answer else { return Ok(answer) };
-        // From now on the view is not of an L1 in use, whose lease it would have to cover.
+        // From now on the view does not depend on the lease of an L1 in use.
         self.trust.found(found);
         match self.take_over(seen, found, *goes_on).await {
             Some(state) => self.cache.probe(state.epoch, state.l1.as_ref(), Instant::now() + PATIENCE).await,
@@ -59,7 +61,7 @@ impl Tiered {
         }
     }
 
-    /// An L1 in this process can be used whichever the epoch holds for.
+    /// The same for an L1 in this process, which can be used whichever L1 the epoch names.
     async fn probe_private(&self, seen: &EpochState, deadline: Instant) -> Result<Probe, CacheError> {
         let mine = match self.trust.mine() {
             Some(mine) => mine,
@@ -75,14 +77,14 @@ impl Tiered {
         self.cache.probe(seen.epoch, Some(&mine), deadline).await
     }
 
-    /// Has the epoch hold for `found`, if nobody uses the named L1. Answers what then stands, if it does.
+    /// Names `found` in the epoch if no server uses the named L1. Returns the state if it did.
     async fn take_over(&self, seen: &EpochState, found: &L1Name, goes_on: bool) -> Option<EpochState> {
         let exclusive = self.store.info().exclusive;
-        // Where several servers can use one L1 it is what they were set up for.
+        // An L1 that several servers can use replaces a private one: they were set up to share it.
         let at_once = exclusive || (found.shared && seen.l1.as_ref().is_some_and(|named| !named.shared));
         let is_free = match &seen.l1 {
             Some(_) => at_once || seen.leased.is_zero(),
-            // Servers that still use the epoch before, or do not know of names yet, see the new one and pause too.
+            // Servers that use the epoch before, or know no names yet, see the new one and pause.
             None => true,
         };
         if !is_free || !self.trust.is_fresh() {
@@ -96,10 +98,14 @@ impl Tiered {
             Ok(state) => {
                 let is_named = state.names(found);
                 if is_named && state.epoch == seen.epoch {
-                    tracing::warn!(l1 = %found, epoch = %state.epoch, "a replica of L1 was promoted: the epoch goes on with it");
+                    tracing::warn!(
+                        l1 = %found,
+                        epoch = %state.epoch,
+                        "a replica of L1 was promoted: the epoch continues with it, and what L1 holds is kept"
+                    );
                 } else if is_named {
                     let before = seen.l1.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
-                    tracing::info!(l1 = %found, before, epoch = %state.epoch, "this L1 is used from now on, in a new epoch");
+                    tracing::info!(l1 = %found, before, epoch = %state.epoch, "L2 now names this L1, in a new epoch");
                 }
                 let is_new = state.epoch != seen.epoch;
                 self.trust.see(state.clone(), asked);
@@ -109,13 +115,13 @@ impl Tiered {
                 is_named.then_some(state)
             }
             Err(error) => {
-                tracing::warn!(%error, "L2 could not be told which L1 is used, so it stays bypassed");
+                tracing::warn!(%error, "L2 did not name this L1, so it stays bypassed; the server keeps trying");
                 None
             }
         }
     }
 
-    /// Says that L1 is another one, and how that ends.
+    /// Logs that the epoch names another L1, and what to do.
     pub(super) fn tell_another(&self, seen: &EpochState, found: &L1Name) {
         let mut since = self.another_since.lock().unwrap_or_else(PoisonError::into_inner);
         let since = since.get_or_insert_with(Instant::now);
@@ -127,14 +133,15 @@ impl Tiered {
         if trouble.is_news(&format!("{named} {found}")) {
             tracing::error!(
                 ours = %found, named, epoch = %seen.epoch,
-                "L1 of this server is another one than the L1 that other servers over the same L2 use: it is left alone, \
-                 reads go to L2 and writes are not cached. Give all servers the same redis.url; this one is used as soon as \
-                 no server uses the other one any more, or at once after `featurestore epoch new` with this configuration"
+                "the L1 of this server is not the one that other servers over the same L2 use. This server does not \
+                 use it: reads go to L2, and writes are answered cached = false. Give all servers the same redis.url. \
+                 This L1 is used when no server uses the other one any more, or at once after `featurestore epoch \
+                 new` with this configuration"
             );
         }
     }
 
-    /// Remembers whether L1 is another one.
+    /// Notes whether the epoch names another L1.
     pub(super) fn note_another(&self, is_another: bool) {
         self.l1_is_another.store(is_another, Relaxed);
         if !is_another {
@@ -142,8 +149,9 @@ impl Tiered {
         }
     }
 
-    /// After writes that the named L1 was not told of, by a server that cannot reach it, where no repairer tells it: makes all
-    /// that it holds worthless. An epoch so young that nobody has filled L1 in it yet will do.
+    /// Makes a new epoch after writes that the named L1 did not confirm, if this server cannot
+    /// reach that L1 and no repairer is at work. An epoch so young that no server has filled L1 in
+    /// it is kept.
     pub(super) async fn outdate_named(&self) -> Result<(), StoreError> {
         const UNUSED_AGE: Duration = Duration::from_millis(2500);
         let deadline = Instant::now() + self.settings.write_deadline;

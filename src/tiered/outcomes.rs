@@ -1,5 +1,5 @@
-//! What became of the entries that calls told L1 of: which fills it took, and which it refused or dropped, as the protocol
-//! has it. A fill that is refused is no failure, but many of them are misses that need not be.
+//! The results of operations on L1 entries: which fills L1 installed, and which it refused or
+//! dropped. A refused fill is no failure, but many of them mean misses that could be avoided.
 //!
 //! Not here: what the repairer removes (`repair`), and commands that failed (`meter`).
 
@@ -10,20 +10,20 @@ use crate::{
     metrics::Counter,
 };
 
-/// What a call told L1.
+/// An operation on an entry whose `Effect` is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// A SETTLE under a lease, to install what L2 answered.
+    /// A SETTLE with a lease, to install what L2 returned.
     Fill,
-    /// A SETTLE to remove what is older.
+    /// A SETTLE without a lease, to remove what is older.
     Settle,
-    /// The end of a write.
+    /// A PUT, at the end of a write.
     Put,
-    /// A write taken back.
+    /// An UNMARK, after a write that failed.
     Unmark,
 }
 
-/// Counts of entries.
+/// Counts of entries, by operation and result.
 #[derive(Debug, Default)]
 pub struct Outcomes {
     /// Hit, lease, refused.
@@ -35,7 +35,6 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// ACQUIRE was answered.
     pub(super) fn acquired(&self, answers: &[Result<Acquired, CacheError>]) {
         let place = |answer: &Acquired| match answer {
             Acquired::Hit(_) => 0,
@@ -45,12 +44,10 @@ impl Outcomes {
         count(&self.acquired, answers.iter().flatten().map(place));
     }
 
-    /// MARK was answered.
     pub(super) fn marked(&self, answers: &[Result<Marked, CacheError>]) {
         count(&self.marked, answers.iter().flatten().map(|answer| usize::from(*answer == Marked::Overflow)));
     }
 
-    /// A step was answered.
     pub(super) fn effects<'a>(&self, step: Step, answers: impl IntoIterator<Item = &'a Result<Effect, CacheError>>) {
         let place = |effect: &Effect| match effect {
             Effect::Installed => 0,
@@ -61,7 +58,7 @@ impl Outcomes {
         count(&self.effects[step as usize], answers.into_iter().flatten().map(place));
     }
 
-    /// Step, outcome, and how often.
+    /// Step, outcome and count, as labels and value of the metric.
     pub fn reading(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
         let named = |step, outcomes: &'static [&'static str], counts: &[Counter]| {
             outcomes.iter().zip(counts).map(|(outcome, count)| (step, *outcome, count.get())).collect::<Vec<_>>()
@@ -75,7 +72,7 @@ impl Outcomes {
     }
 }
 
-/// One addition for each outcome that there was.
+/// Adds once to each counter, and to none that stays the same.
 fn count<const N: usize>(counters: &[Counter; N], places: impl Iterator<Item = usize>) {
     let mut counts = [0; N];
     places.for_each(|place| counts[place] += 1);

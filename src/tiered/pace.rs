@@ -1,12 +1,15 @@
-//! Whether L1 is too slow for reads: for a second more than one in a hundred of its commands took longer than `l1.slow`.
-//! Then reads leave it alone, until for some seconds no more than that were. Writes go on as ever, as they must tell it.
+//! Whether L1 is too slow for reads: for a second, more than one in a hundred commands took longer
+//! than `l1.slow`. Then reads bypass it, until for three seconds no more than one in a hundred did.
+//! Writes go on, as L1 must learn of them.
 //!
-//! But only while L2 was measured to be faster: where the share of its reads beyond the limit is no smaller, the whole machine
-//! or network is slow, and all reads at L2 would keep it so, also when what began it is long over (a metastable failure,
-//! Bronson et al., HotOS 2021). An L2 that is hardly asked, as L1 has nearly everything, is probed first.
+//! Reads bypass it only while L2 was measured to be faster. If the share of slow reads is no
+//! smaller in L2, the whole machine or network is slow, and sending all reads to L2 would keep it
+//! slow after the cause is over (a metastable failure, Bronson et al., HotOS 2021). If L2 gets few
+//! reads, because L1 has nearly everything, it is probed first.
 //!
-//! Not here: what a command was asked to do, its keys and bytes, which is taken off before it is judged (`patience`); an L1 that
-//! does not answer, which is the breaker's; and commands that may wait for replicas, whose pace is not L1's (`patience`).
+//! Not here: the time for the keys and bytes of a command, which `patience` subtracts; an L1 that
+//! does not answer (`breaker`); and commands that may wait for replicas, which do not show how fast
+//! L1 is (`patience`).
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
@@ -22,30 +25,33 @@ use crate::{
     store::ReadConcern,
 };
 
-/// Commands are judged by the half second.
+/// The commands of each half second are judged together.
 const SLICE: Duration = Duration::from_millis(500);
-/// Fewer commands tell nothing of a slice.
+/// With fewer commands in a slice, L1 is not found to be slow.
 const FEWEST: u32 = 50;
-/// So many slow slices in a row make it slow: one hiccup, however many commands it holds up, is none.
+/// This many slow slices in a row make L1 slow, so that one delay does not, however many commands
+/// it holds up.
 const SLOW_SLICES: u32 = 2;
-/// So many fast slices in a row make it fast again: longer, so that it does not flap.
+/// This many fast slices in a row make L1 fast again; more, so that the mode does not change to and
+/// fro.
 const FAST_SLICES: u32 = 6;
-/// Commands of our own a slice while no reads come. Of L2 at least so many reads must have been seen to say that it is faster.
+/// Probes in a slice while L1 is slow and gets no reads; also the fewest reads of L2 that show
+/// whether it is faster.
 const PROBES: u32 = 5;
 /// How long a probe of L2 may take.
 const L2_PROBE: Duration = Duration::from_secs(1);
 
-/// How fast L1 is.
+/// How fast L1 answers, compared with L2.
 #[derive(Debug)]
 pub struct Pace {
     limit: Duration,
     commands: AtomicU32,
     slow_commands: AtomicU32,
-    /// Of L2, by the same limit.
+    /// Reads of L2, judged by the same limit.
     l2_reads: AtomicU32,
     slow_l2_reads: AtomicU32,
     is_slow: AtomicBool,
-    /// Slices in a row that speak for a change.
+    /// The slices in a row that would change the mode.
     streak: AtomicU32,
 }
 
@@ -56,12 +62,12 @@ impl Pace {
         Self { limit, commands, slow_commands, l2_reads, slow_l2_reads, is_slow, streak }
     }
 
-    /// Whether reads leave L1 alone.
+    /// Whether reads bypass L1.
     pub fn is_slow(&self) -> bool {
         self.is_slow.load(Relaxed)
     }
 
-    /// A command took this long, apart from what its many keys and bytes took.
+    /// Counts a command that took this long, without the time for its keys and bytes.
     pub(super) fn took(&self, duration: Duration) {
         self.commands.fetch_add(1, Relaxed);
         if duration > self.limit {
@@ -69,13 +75,13 @@ impl Pace {
         }
     }
 
-    /// Commands of this slice, and how many of them were slow.
+    /// The commands of this slice, and how many of them were slow.
     #[cfg(test)]
     pub(super) fn seen(&self) -> (u32, u32) {
         (self.commands.load(Relaxed), self.slow_commands.load(Relaxed))
     }
 
-    /// A read of L2 took this long, apart from what its bytes took.
+    /// Counts a read of L2 that took this long, without the time for its bytes.
     pub(super) fn l2_took(&self, duration: Duration) {
         self.l2_reads.fetch_add(1, Relaxed);
         if duration > self.limit {
@@ -83,19 +89,20 @@ impl Pace {
         }
     }
 
-    /// Whether this slice may end with a change, and L2 was asked too seldom to be compared with.
+    /// Whether this slice may change the mode, and there were too few reads of L2 to compare with.
     fn needs_l2(&self) -> bool {
         let (commands, slow) = (self.commands.load(Relaxed), self.slow_commands.load(Relaxed));
         let is_in_question = self.is_slow() || (commands >= FEWEST && is_slow_share(slow, commands));
         is_in_question && self.l2_reads.load(Relaxed) < PROBES
     }
 
-    /// Ends a slice. `lag`: how much later than asked for this process woke, as its own slowness is not L1's.
+    /// Ends a slice. `lag` is by how much this process woke too late: then it was slow itself, and
+    /// the slice is ignored.
     fn end_slice(&self, lag: Duration) {
         let (commands, slow) = (self.commands.swap(0, Relaxed), self.slow_commands.swap(0, Relaxed));
         let (l2_reads, slow_l2) = (self.l2_reads.swap(0, Relaxed), self.slow_l2_reads.swap(0, Relaxed));
         if lag > self.limit / 2 {
-            // It speaks neither for a change nor against one.
+            // It counts neither for a change nor against one.
             return;
         }
         let is_slow = self.is_slow();
@@ -112,32 +119,37 @@ impl Pace {
         if streak == enough {
             self.is_slow.store(!is_slow, Relaxed);
             match is_slow {
-                false => tracing::warn!(slow, commands, limit = ?self.limit, "L1 is slow: reads leave it alone"),
+                false => tracing::warn!(
+                    slow,
+                    commands,
+                    limit = ?self.limit,
+                    "L1 is slow: reads bypass it and go to L2 until it is fast again"
+                ),
                 true => tracing::info!(
                     slow,
                     commands,
                     slow_l2,
                     l2_reads,
-                    "L1 is fast again, or L2 no faster: reads ask it again"
+                    "L1 is fast again, or L2 is no faster: reads use L1 again"
                 ),
             }
         }
     }
 }
 
-/// More than one in a hundred, so the 99 % rank is beyond the limit. By the same measure it is fast again: of many commands a
-/// few are slow at any time.
+/// More than one in a hundred, so the 99th percentile is beyond the limit. The same share makes L1
+/// fast again, as of many commands a few are always slow.
 fn is_slow_share(slow: u32, commands: u32) -> bool {
     u64::from(slow) * 100 > u64::from(commands)
 }
 
 impl Tiered {
-    /// How fast L1 is.
+    /// Whether L1 is too slow for reads.
     pub fn pace(&self) -> &Pace {
         &self.pace
     }
 
-    /// Judges L1's pace, slice by slice; never ends.
+    /// Judges L1 after each slice; never ends.
     pub(super) async fn keep_pace(&self) {
         loop {
             let asleep = Instant::now();
@@ -153,7 +165,7 @@ impl Tiered {
         }
     }
 
-    /// Looks up a few keys that need not be there.
+    /// Looks up a few keys in L1, which need not exist.
     async fn probe_l1_pace(&self) {
         let Some(state) = self.trust.epoch() else { return };
         let mut patience = self.l1_patience();
@@ -163,7 +175,8 @@ impl Tiered {
         }
     }
 
-    /// Reads a few keys from L2 that need not be there, where it is asked at all. What fails is no fast answer.
+    /// Reads a few keys from L2, which need not exist, if its breaker is closed. A failure counts
+    /// as slow.
     async fn probe_l2_pace(&self) {
         if !self.l2_breaker.is_healthy() {
             return;
@@ -193,7 +206,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_millis(20);
 
-    /// A slice in which L2 was seen to be fast, if it was not seen otherwise.
+    /// A slice in which L2 was fast, unless the test has already counted reads of L2.
     fn slice(pace: &Pace, fast: u32, slow: u32) -> bool {
         let seen = pace.l2_reads.load(Relaxed);
         (seen..PROBES).for_each(|_| pace.l2_took(LIMIT));
@@ -208,13 +221,13 @@ mod tests {
         let pace = Pace::new(LIMIT);
         assert!(!slice(&pace, 99, 1) && !slice(&pace, 99, 1) && !slice(&pace, 99, 1));
         assert!(!slice(&pace, 98, 2));
-        assert!(!slice(&pace, 99, 1), "one hiccup");
+        assert!(!slice(&pace, 99, 1), "one slow slice is not enough");
         assert!(!slice(&pace, 0, 1000));
         assert!(slice(&pace, 98, 2));
     }
 
     #[test]
-    fn where_l2_is_no_faster_l1_is_not_left_alone() {
+    fn reads_bypass_l1_only_if_l2_is_faster() {
         let pace = Pace::new(LIMIT);
         let l2 = |fast: u32, slow: u32| {
             (0..fast).for_each(|_| pace.l2_took(LIMIT));
@@ -227,17 +240,17 @@ mod tests {
         l2(60, 40);
         assert!(!slice(&pace, 100, 100));
         l2(60, 40);
-        assert!(slice(&pace, 100, 100), "it is faster");
+        assert!(slice(&pace, 100, 100), "now L2 is faster");
         for _ in 1..FAST_SLICES {
             l2(0, 100);
             assert!(slice(&pace, 1, 99));
         }
         l2(0, 100);
-        assert!(!slice(&pace, 1, 99), "with all reads it is not");
+        assert!(!slice(&pace, 1, 99), "under all reads L2 is not faster");
     }
 
     #[test]
-    fn an_l2_that_was_hardly_asked_is_not_taken_for_faster() {
+    fn an_l2_with_few_reads_does_not_count_as_faster() {
         let pace = Pace::new(LIMIT);
         let unmeasured = |slow: u32| {
             (0..100).for_each(|_| pace.took(LIMIT * 2));
@@ -249,20 +262,20 @@ mod tests {
         };
         assert!((0..10).all(|_| !unmeasured(0)));
         assert!(!unmeasured(1));
-        assert!(unmeasured(1), "most of its reads were faster");
+        assert!(unmeasured(1), "most of the reads of L2 were faster");
         assert!((1..FAST_SLICES).all(|_| unmeasured(0)));
-        assert!(!unmeasured(0), "it is no longer known to be");
-        assert!(!slice(&pace, 100, 0) && !pace.needs_l2(), "there is no question");
+        assert!(!unmeasured(0), "L2 is no longer known to be faster");
+        assert!(!slice(&pace, 100, 0) && !pace.needs_l2(), "L1 is fast, so L2 need not be compared");
     }
 
     #[test]
-    fn few_commands_tell_nothing() {
+    fn few_commands_do_not_make_it_slow() {
         let pace = Pace::new(LIMIT);
         assert!((0..10).all(|_| !slice(&pace, 0, FEWEST - 1)));
     }
 
     #[test]
-    fn a_process_that_is_slow_itself_does_not_blame_l1() {
+    fn a_slow_process_does_not_make_l1_slow() {
         let pace = Pace::new(LIMIT);
         for _ in 0..10 {
             (0..100).for_each(|_| pace.took(LIMIT * 2));
@@ -288,7 +301,7 @@ mod tests {
             lagging(0, 100);
         }
         (0..10).for_each(|_| lagging(100, 0));
-        assert!(pace.is_slow(), "they do not speak for a change either");
+        assert!(pace.is_slow(), "such slices do not make it fast either");
         assert!(!slice(&pace, 100, 0));
     }
 
@@ -300,10 +313,10 @@ mod tests {
         assert!((1..FAST_SLICES).all(|_| slice(&pace, 5, 0)));
         assert!(slice(&pace, 98, 2), "slow once more");
         assert!((1..FAST_SLICES).all(|_| slice(&pace, 5, 0)));
-        assert!(slice(&pace, 4, 1), "one of few is more than that");
+        assert!(slice(&pace, 4, 1), "one of five is more than one in a hundred");
         assert!((1..FAST_SLICES).all(|_| slice(&pace, 5, 0)));
         assert!(slice(&pace, 0, 0), "nothing is known");
-        assert!((1..FAST_SLICES).all(|_| slice(&pace, 99, 1)), "a write now and then");
+        assert!((1..FAST_SLICES).all(|_| slice(&pace, 99, 1)), "one slow write in a hundred commands");
         assert!(!slice(&pace, 99, 1));
     }
 }

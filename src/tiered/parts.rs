@@ -1,8 +1,9 @@
-//! Reads that bring more than is held at once. They are made part by part, each as large as records were lately; of what a
-//! part brought only that is kept which the answer needs, and the rest is let go before the next part is asked for. So a few
-//! features of a thousand large records take as much memory as these features, and one part.
+//! Reads of more than is held at once. They run part by part, and the size of a part follows from
+//! how large records were lately. Of each part only what the answer needs is kept, before the next
+//! part is read. So a few features of a thousand large records take as much memory as these
+//! features and one part.
 //!
-//! What a read holds is counted among its connection's bytes as it comes, in every read (`Board::hold`).
+//! In every read the bytes count for its connection as they come in (`Board::hold`).
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -22,24 +23,24 @@ use crate::{
     store::{READ_BYTES, StoreError},
 };
 
-/// Keys of a feature view whose records were never seen that are asked for at once.
+/// How many keys are read at once if no record of their feature view was seen yet.
 const UNSEEN_KEYS: usize = 512;
-/// Fewer keys are always asked for at once.
+/// This many keys are always read at once.
 pub(super) const FEW_KEYS: usize = 2;
 
-/// What a read is for.
+/// What a read keeps of records, and how much.
 pub trait Keep: Send {
-    /// What the answer needs of a record, in a buffer of its own.
+    /// What the answer needs of a record, copied into a buffer of its own.
     fn keep(&mut self, record: &StoredRecord) -> Result<StoredRecord, Corrupt>;
 
-    /// How many bytes of features the answer may hold.
+    /// The most bytes of features that the answer may hold.
     fn most(&self) -> usize;
 
-    /// What the read holds is counted here.
+    /// The count for the bytes that the read holds.
     fn holding(&self) -> Holding;
 }
 
-/// Keeps records as they are, however many there are.
+/// Keeps whole records, without a bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Whole;
 
@@ -57,28 +58,28 @@ impl Keep for Whole {
     }
 }
 
-/// Why a read as a whole is not answered.
+/// Why a whole read was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It would hold more than there is room for now.
+    /// There is no memory for it now.
     NoRoom,
-    /// The answer would have more than this many bytes.
+    /// The answer would have this many bytes of features, which is too many.
     TooLarge(usize),
 }
 
 impl Tiered {
-    /// How many of these keys are asked for at once.
+    /// How many of these keys are read at once.
     pub(super) fn at_once(&self, keys: &[RecordKey]) -> usize {
         let Some(first) = keys.first().filter(|_| keys.len() > FEW_KEYS) else { return FEW_KEYS };
         let size = self.sizes.of(&first.view);
         match size.get() {
-            // Only what is not in this process has to be brought.
+            // A cache in this process has nothing to send.
             0 if self.brings => UNSEEN_KEYS,
             _ => size.records_in(READ_BYTES),
         }
     }
 
-    /// Goes on with what a first try left out, or begins where there was none: part by part.
+    /// Reads part by part what a first read left out, or everything if there was none.
     pub(super) async fn read_in_parts(
         self: &Arc<Self>,
         keys: &[RecordKey],
@@ -108,7 +109,7 @@ impl Tiered {
             board.left_out = false;
             Box::pin(self.read_once(&part, &part_mins, request, board)).await;
             let left_out = kept.take(places.into_iter(), std::mem::take(&mut board.rows));
-            // Others may have read them together with more, and left out all of these.
+            // A flight may have read them together with others, and have left out all of these.
             most = if left_out.len() == count { count.div_ceil(2) } else { usize::MAX };
             to_do.extend(left_out);
         }
@@ -116,17 +117,16 @@ impl Tiered {
     }
 }
 
-/// What is kept of the rows so far.
 struct Kept<'a> {
     rows: Vec<Option<Result<Row, RowError>>>,
     keep: &'a mut dyn Keep,
-    /// Of the records, and of the features in them.
+    /// Bytes of the kept records, and of the features in them.
     bytes: usize,
     features: usize,
 }
 
 impl Kept<'_> {
-    /// Keeps what the answer needs of these rows. Gives the places of those that were left out, or not asked for yet.
+    /// Keeps what the answer needs of these rows. Returns the places of those to read again.
     fn take(&mut self, places: impl Iterator<Item = usize>, rows: Vec<Option<Result<Row, RowError>>>) -> Vec<usize> {
         let mut left_out = Vec::new();
         for (place, row) in places.zip(rows) {
@@ -151,7 +151,7 @@ impl Kept<'_> {
         Ok(Row { state: State::Record(record), tier })
     }
 
-    /// Counts what is kept instead of what a part brought, and refuses what is too much.
+    /// Counts what was kept instead of the part, and refuses the read if that is too much.
     fn hold(&self, board: &mut Board<'_>) {
         if self.features > self.keep.most() {
             board.refused = Some(Refused::TooLarge(self.features));

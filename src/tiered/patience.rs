@@ -1,5 +1,5 @@
-//! How long one call waits for L1 over all its steps: `l1.timeout` once, and a little more for what each step is asked to do
-//! (`Load`). So an L1 that stalls costs a call that timeout once, at whichever step it meets it.
+//! How long one call waits for L1 over all its steps: `l1.timeout` once, and a little more for the
+//! load of each step (`Load`). So an L1 that stalls costs a call this timeout once.
 
 use std::{future::Future, time::Duration};
 
@@ -11,13 +11,13 @@ use super::{
 };
 use crate::cache::{CacheError, CacheValue};
 
-/// What each key may add to a step.
+/// How much longer a step may take for each key.
 const PER_KEY: Duration = Duration::from_micros(50);
-/// The clock's grain: less is nothing.
+/// The resolution of the timers: less than this counts as nothing.
 const GRAIN: Duration = Duration::from_millis(1);
 
-/// How much a step is asked to do. It may take so much longer: 50 us a key, or what moving its bytes takes if that is more.
-/// So records below 5 KB count by their number, and larger ones by their bytes.
+/// The keys and bytes of a step. It may take longer for them: 50 us for each key or 10 ns for each
+/// byte, whichever is more. So records below 5 KB count by number, and larger ones by bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Load {
     keys: usize,
@@ -25,29 +25,27 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Of so many keys.
     pub(super) fn of(keys: usize) -> Self {
         Self { keys, bytes: 0 }
     }
 
-    /// Of so many bytes too, sent or brought.
+    /// Adds the bytes that the step sends or receives.
     pub(super) fn with_bytes(self, bytes: usize) -> Self {
         Self { bytes, ..self }
     }
 
-    /// Of those bytes.
     pub(super) fn bytes(self) -> usize {
         self.bytes
     }
 
-    /// What it may add to a step.
+    /// How much longer a step of this load may take.
     pub(super) fn time(self) -> Duration {
         let of_keys = PER_KEY.saturating_mul(u32::try_from(self.keys).unwrap_or(u32::MAX));
         of_keys.max(crate::cache::time_to_move(self.bytes))
     }
 }
 
-/// The bytes of a value.
+/// The size of the record in a value; 0 for an absent one.
 pub(super) fn value_bytes(value: &CacheValue) -> usize {
     match value {
         CacheValue::Record(record) => record.as_bytes().len(),
@@ -55,17 +53,16 @@ pub(super) fn value_bytes(value: &CacheValue) -> usize {
     }
 }
 
-/// What a step brought, as far as it says something of L1's pace.
+/// What a reply brought, to judge how fast L1 is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Brought {
-    /// So many bytes.
     Bytes(usize),
-    /// Nothing, as it waited behind somebody else's large answer.
+    /// It waited behind a large reply to another call, so its time does not show how fast L1 is.
     StoodBehind,
 }
 
 impl Brought {
-    /// Of the answers to a step, by the bytes of each.
+    /// What these replies brought; `bytes` is the size of each.
     pub(super) fn by<T>(answers: &[Result<T, CacheError>], bytes: impl Fn(&T) -> usize) -> Self {
         match answers.first() {
             Some(Err(CacheError::Behind)) => Self::StoodBehind,
@@ -74,7 +71,7 @@ impl Brought {
     }
 }
 
-/// What is left of a call's time for L1.
+/// The time that a call may still wait for L1.
 #[derive(Debug)]
 pub(super) struct L1Patience<'a> {
     left: Duration,
@@ -83,22 +80,23 @@ pub(super) struct L1Patience<'a> {
 }
 
 impl<'a> L1Patience<'a> {
-    /// That of a call which may still wait so long; its steps show L1's pace, and are timed.
+    /// `left` is the whole time of the call. Its steps are counted in `pace` and `meter`.
     pub(super) fn new(left: Duration, pace: &'a Pace, meter: &'a Meter) -> Self {
         Self { left, pace, meter }
     }
 
-    /// What is left; zero where no step is begun any more.
+    /// What is left. Zero: no step is begun any more.
     pub(super) fn left(&self) -> Duration {
         if self.left < GRAIN { Duration::ZERO } else { self.left }
     }
 
-    /// Others have waited on its behalf, and left no more than this.
+    /// A flight has waited for L1 on behalf of the call, and left this much.
     pub(super) fn at_most(&mut self, left: Duration) {
         self.left = self.left.min(left);
     }
 
-    /// Does a step of this load, which is told its deadline. None: nothing was left, and it was not begun.
+    /// Runs a step of this load until its deadline, which `step` gets. None: no time was left, and
+    /// it was not begun.
     pub(super) async fn step<T, F: Future<Output = T>>(
         &mut self,
         operation: Operation,
@@ -108,7 +106,8 @@ impl<'a> L1Patience<'a> {
         self.step_bringing(operation, load, |_| Brought::Bytes(0), step).await
     }
 
-    /// A `step` that may bring more bytes than expected, as `brought` says. It is asked only about a step that took long.
+    /// A `step` whose reply may be larger than expected. `brought` is asked only about a step that
+    /// took long.
     pub(super) async fn step_bringing<T, F: Future<Output = T>>(
         &mut self,
         operation: Operation,
@@ -131,8 +130,8 @@ impl<'a> L1Patience<'a> {
         Some(answer)
     }
 
-    /// A `step` that may wait for replicas (`l1.wait_replicas`: MARK, a SETTLE that fills nothing, a removal), which shows
-    /// their pace rather than L1's.
+    /// A `step` that may wait for replicas (`l1.wait_replicas`: MARK, a SETTLE that fills nothing,
+    /// a removal). Its time does not count in `pace`, as it shows how fast the replicas are.
     pub(super) async fn waiting_step<T, F: Future<Output = T>>(
         &mut self,
         operation: Operation,
@@ -142,7 +141,7 @@ impl<'a> L1Patience<'a> {
         Some(self.timed(operation, load, |_| 0, step).await?.0)
     }
 
-    /// Does a step, and takes what it took from what is left.
+    /// Runs a step, and subtracts its time from what is left.
     async fn timed<T, F: Future<Output = T>>(
         &mut self,
         operation: Operation,
@@ -202,9 +201,9 @@ mod tests {
             assert!(patience.step_bringing(Operation::Get, load, |()| brought, step).await.is_some());
             (patience.left() < Duration::from_millis(50), pace.seen())
         };
-        assert_eq!(slow(Load::of(4), Brought::Bytes(4 << 10)).await, (true, (1, 1)), "of small records it is slow");
+        assert_eq!(slow(Load::of(4), Brought::Bytes(4 << 10)).await, (true, (1, 1)), "slow for small records");
         assert_eq!(slow(Load::of(4), Brought::Bytes(5 * MIB)).await, (false, (1, 0)));
         assert_eq!(slow(Load::of(4).with_bytes(5 * MIB), Brought::Bytes(0)).await, (false, (1, 0)));
-        assert_eq!(slow(Load::of(4), Brought::StoodBehind).await, (true, (0, 0)), "it says nothing of L1's pace");
+        assert_eq!(slow(Load::of(4), Brought::StoodBehind).await, (true, (0, 0)), "it does not show how fast L1 is");
     }
 }

@@ -1,4 +1,4 @@
-//! Reads: L1 first, L2 for what L1 lacks, and L1 told what L2 answered before the caller is.
+//! Reads: from L1, then from L2 what L1 lacks. L1 gets what L2 returned before the caller does.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -16,15 +16,15 @@ use crate::{
     trace,
 };
 
-/// How many single reads a store makes at once for a linearizable batch.
+/// How many single reads a store runs at once for a linearizable batch.
 const LINEARIZABLE_AT_ONCE: usize = 32;
 
 /// Which tier may answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
-    /// L1 may.
+    /// L1 or L2.
     Cached,
-    /// L2 does.
+    /// Only L2.
     Strong,
 }
 
@@ -37,7 +37,7 @@ pub struct ReadRequest {
     pub consistency: Consistency,
     /// The oldest revision that may answer, by key.
     pub min_revisions: HashMap<RecordKey, Revision>,
-    /// When the caller stops waiting.
+    /// Rows that were not read by then are errors.
     pub deadline: Instant,
 }
 
@@ -50,50 +50,49 @@ pub enum Tier {
     L2,
 }
 
-/// What is known of a key, and from where.
+/// The state of a record, and the tier that it came from.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Absence is a state too.
+    /// The record, its tombstone, or its absence.
     pub state: State,
     /// The tier that answered.
     pub tier: Tier,
 }
 
 impl Row {
-    /// Of its record.
     pub(super) fn bytes(&self) -> usize {
         self.state.record().map_or(0, |record| record.as_bytes().len())
     }
 }
 
-/// Why a row could not be answered. Never the same as absence.
+/// Why a row could not be read. This is never the same as absence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     /// L2 failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What stands is older than `min_revisions` asks for.
-    #[error("the record stands at revision {stored}, older than asked for")]
+    /// The record is older than `min_revisions` asks for.
+    #[error("the record stands at revision {stored}, older than min_revisions asks for")]
     RevisionNotReached {
-        /// Its revision; 0: there is none.
+        /// The revision of the record; 0: there is none.
         stored: Revision,
     },
-    /// Not within the deadline.
-    #[error("not read in time")]
+    /// The deadline of the call was reached first.
+    #[error("the read did not end within its deadline")]
     Deadline,
-    /// More reads of L2 at once than are made. L2 was not asked.
+    /// Too many reads of L2 run and wait. L2 was not asked.
     #[error("too many reads of L2 at once")]
     TooBusy,
-    /// There is no room for what the read would bring. L2 was not asked.
+    /// There is no memory for what the read would bring. L2 was not asked.
     #[error("too many bytes in flight")]
     NoRoom,
-    /// A bug.
-    #[error("the read was lost")]
+    /// A bug: the task of a flight ended without an answer.
+    #[error("the task that reads L2 ended without an answer")]
     Internal,
 }
 
 impl RowError {
-    /// Nothing is wrong: the tier brought as much as it does at once, and this row is to be asked for again.
+    /// Not a failure: the tier returned as much as it does at once; the row must be read again.
     pub(super) const LEFT_OUT: Self = Self::Store(StoreError::LeftOut);
 
     pub(super) fn is_left_out(&self) -> bool {
@@ -101,29 +100,29 @@ impl RowError {
     }
 }
 
-/// One row a key, in the order of the request.
+/// The rows of a read, one for each key, in the order of the request.
 #[derive(Debug, Default)]
 pub struct ReadAnswer {
-    /// `rows[i]` answers `keys[i]`.
+    /// `rows[i]` is the answer for `keys[i]`.
     pub rows: Vec<Result<Row, RowError>>,
-    /// A tier failed or was skipped on the way.
+    /// A tier failed or was skipped.
     pub degraded: bool,
-    /// The records are what `Keep` made of them.
+    /// The records are not whole: they are what `Keep` kept of them.
     pub is_kept: bool,
-    /// The read as a whole is not answered, and the rows say nothing.
+    /// Why the whole read was refused; then the rows have no meaning.
     pub refused: Option<Refused>,
-    /// Counts what the rows hold.
+    /// Counts the bytes that the rows hold.
     pub held: Holding,
 }
 
-/// The ways that hits do not go are boxed, so that the future of a hit, which is moved several times, stays small.
+/// What a hit does not need is boxed, so that its future, which is moved several times, is small.
 impl Tiered {
     /// Reads records. Equal keys get equal rows.
     pub async fn read(self: &Arc<Self>, request: &ReadRequest) -> ReadAnswer {
         self.read_keeping(request, &mut Whole).await
     }
 
-    /// The same, but where it brings more than is held at once only what `keep` keeps is answered (`is_kept`).
+    /// The same, but a read of more than is held at once returns what `keep` keeps (`is_kept`).
     pub async fn read_keeping(self: &Arc<Self>, request: &ReadRequest, keep: &mut dyn Keep) -> ReadAnswer {
         let (distinct, places) = distinct(&request.keys);
         let mins: Vec<Revision> = if request.min_revisions.is_empty() {
@@ -141,7 +140,7 @@ impl Tiered {
             Box::pin(self.read_in_parts(&distinct, &mins, request, keep, &mut board)).await;
         }
         if tracing::enabled!(tracing::Level::DEBUG) {
-            self.tell(&distinct, &board, request.consistency);
+            self.log_rows(&distinct, &board, request.consistency);
         }
         let rows: Vec<_> = board.rows.into_iter().map(|row| row.unwrap_or(Err(RowError::Internal))).collect();
         let rows = match places {
@@ -154,7 +153,7 @@ impl Tiered {
         ReadAnswer { rows, degraded: board.degraded, is_kept, refused: board.refused, held: board.held }
     }
 
-    /// Reads distinct keys, as many of them as are brought at once.
+    /// Reads distinct keys, not more than are held at once.
     pub(super) async fn read_once(
         self: &Arc<Self>,
         keys: &[RecordKey],
@@ -218,7 +217,7 @@ impl Tiered {
         }
     }
 
-    /// Gets the missed rows through flights, at most until the caller's deadline.
+    /// Gets the missed rows through flights, until the caller's deadline at most.
     async fn board_flights(
         self: &Arc<Self>,
         keys: &[RecordKey],
@@ -226,7 +225,7 @@ impl Tiered {
         deadline: Instant,
         board: &mut Board<'_>,
     ) {
-        // What failed this call is left alone by its flights.
+        // If L1 has failed this call, its flights bypass it too.
         let l1_time = if board.degraded { Duration::ZERO } else { board.patience.left() };
         let (seats, to_start) = self.flights.board(missed.iter().map(|i| &keys[*i]), l1_time);
         if let Some(flight) = to_start {
@@ -234,7 +233,7 @@ impl Tiered {
             self.tasks.spawn(trace::carried(async move { tiered.fly(flight).await }));
         }
         for (i, seat) in missed.iter().zip(seats) {
-            // Most of a batch's seats are in one flight, so only the first of them is waited for.
+            // Most keys of a batch are in one flight, so in most cases only the first one waits.
             let landed = match seat.landed() {
                 Some(landed) => landed,
                 None => {
@@ -245,7 +244,7 @@ impl Tiered {
             board.degraded |= landed.degraded;
             board.patience.at_most(landed.l1_time);
             match &landed.row {
-                // The flight counts it until all of its passengers do, so nobody waits for that.
+                // The flight counts these bytes until all its callers do, so nothing waits here.
                 Ok(row) if !board.take_over(row.bytes()) => return,
                 Err(RowError::NoRoom) => board.refused = Some(Refused::NoRoom),
                 Err(error) => board.left_out |= error.is_left_out(),
@@ -255,7 +254,7 @@ impl Tiered {
         }
     }
 
-    /// Reads straight from L2 and removes from L1 what is older: STRONG reads, and rows that must be newer.
+    /// Reads from L2 and removes from L1 what is older: STRONG reads, and rows that are too old.
     async fn read_l2(
         &self,
         keys: &[RecordKey],
@@ -265,7 +264,7 @@ impl Tiered {
         board: &mut Board<'_>,
     ) {
         let wanted: Vec<RecordKey> = places.iter().map(|i| keys[*i].clone()).collect();
-        // A linearizable batch is a read a key, and so many are made at once.
+        // A linearizable batch is one read for each key, of which this many run at once.
         let reads = if concern == ReadConcern::Linearizable { wanted.len().min(LINEARIZABLE_AT_ONCE) } else { 1 };
         let Some(_place) = self.l2_reads.enter(reads, deadline).await else {
             board.degraded = true;
@@ -280,10 +279,10 @@ impl Tiered {
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) | L1Use::Paused(epoch) => {
                 let (tokens, patience) = (vec![None; wanted.len()], &mut board.patience);
                 let is_settled = self.settle_read(epoch, &wanted, tokens, &states, patience).await;
-                // What an L1 of one's own was told keeps no reader of the named one from reading what is older.
+                // What our L1 confirms does not keep readers of the named L1 from an older value.
                 board.degraded |= !is_settled || !self.trust.is_everybodys();
             }
-            // What L1 holds may be older than this answer, and a later hit may show it.
+            // L1 may hold something older than this answer, and a later hit may return it.
             L1Use::HitsOnly(_) | L1Use::Bypassed => board.degraded = true,
         }
         for (i, state) in places.into_iter().zip(states) {
@@ -292,8 +291,8 @@ impl Tiered {
         }
     }
 
-    /// Asks L2, unless its breaker says that there is no use. The caller has a place among those who read it, and holds what it
-    /// answers. None: there is no room for that.
+    /// Reads from L2, unless its breaker is open. The caller has a place among the reads of L2, and
+    /// `held` counts the result. None: there is no memory for it.
     pub(super) async fn query(
         &self,
         keys: &[RecordKey],
@@ -302,17 +301,17 @@ impl Tiered {
         held: &mut Holding,
     ) -> Option<Vec<Result<State, StoreError>>> {
         if !self.l2_breaker.is_healthy() {
-            return Some(vec![Err(StoreError::Unavailable("its breaker is open".into())); keys.len()]);
+            return Some(vec![Err(StoreError::Unavailable("its circuit breaker is open".into())); keys.len()]);
         }
         let size = keys.first().map(|key| self.sizes.of(&key.view));
         let _turn = match size {
             Some(size) if size.get() == 0 && keys.len() > FEW_KEYS => {
-                // Known by now, it holds up nobody else.
+                // The size of its records is known by now, so it need not hold up others.
                 self.sizes.first_look(deadline).await.filter(|_| size.get() == 0)
             }
             _ => None,
         };
-        // What it is expected to bring has its room before it comes, once as L2's reply and once as records.
+        // Reserves memory for what is expected, once for the reply of L2 and once for the records.
         let expected = size.map_or(0, |size| size.get().saturating_mul(keys.len()).min(READ_BYTES + size.get()));
         let mut reply = self.holding();
         if !reply.add_by(2 * expected, deadline.min(self.room_by())).await {
@@ -330,7 +329,7 @@ impl Tiered {
         if concern != ReadConcern::Linearizable {
             self.pace.l2_took(took.saturating_sub(time_to_move(bytes)));
         }
-        // One batch is one answer: its worst item tells how L2 is.
+        // A batch is one reply, and its worst item shows how L2 is.
         let of_l2 = || states.iter().filter(|state| **state != Err(StoreError::LeftOut));
         if let Some(state) = of_l2().find(|state| state.is_err()).or(of_l2().next()) {
             self.note_l2(state, deadline.saturating_duration_since(started));
@@ -340,7 +339,7 @@ impl Tiered {
         fits.then_some(states)
     }
 
-    /// Holds rows to `min_revisions`: what is older is read once more at linearizable, then it is an error.
+    /// Reads rows that are older than `min_revisions` again, linearizably; then they are errors.
     async fn hold_to(&self, keys: &[RecordKey], mins: &[Revision], deadline: Instant, board: &mut Board<'_>) {
         let falls_short = |board: &Board<'_>, i: usize| match &board.rows[i] {
             Some(Ok(row)) if !self.satisfies(&row.state, mins[i]) => Some(row.state.revision()),
@@ -358,8 +357,8 @@ impl Tiered {
         }
     }
 
-    /// Whether a state may answer a read that asks for this revision. A revision is a time, so one that is older than
-    /// tombstones are kept may have been collected: then absence answers it.
+    /// Whether a state satisfies `min_revisions`. A revision is a time. If that is so long ago that
+    /// its tombstone may have been collected, an absent record satisfies it.
     fn satisfies(&self, state: &State, at_least: Revision) -> bool {
         let kept = Duration::as_millis(&self.settings.tombstone_ttl) as i64;
         at_least == Revision::default()
@@ -367,8 +366,8 @@ impl Tiered {
             || (*state == State::Absent && at_least.0 / 1000 < self.clock.now().0.saturating_sub(kept))
     }
 
-    /// One line a lookup, for a person at the debug level.
-    fn tell(&self, keys: &[RecordKey], board: &Board<'_>, consistency: Consistency) {
+    /// Logs a line for each key, at the level debug.
+    fn log_rows(&self, keys: &[RecordKey], board: &Board<'_>, consistency: Consistency) {
         let skipped = consistency == Consistency::Strong || !matches!(self.l1_for_read(), L1Use::Trusted(_));
         for (key, row) in keys.iter().zip(&board.rows) {
             let (feature_view, entity_id) = (key.view.as_str(), key.entity_id.as_str());

@@ -1,5 +1,6 @@
-//! How often this server may make a new epoch for L1. Some at once are fine, as faults come in groups. But where something
-//! makes every new epoch useless the next one would not help either, and each of them empties the cache of all servers.
+//! How often this server may make a new epoch. Some at once are allowed, because faults come in
+//! groups. But if something makes every new epoch useless, the next one would not help either, and
+//! each of them empties the cache of all servers.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,17 +11,17 @@ use tokio::time::Instant;
 
 use super::seldom::Seldom;
 
-/// New epochs that may be made at once.
+/// How many new epochs may be made at once.
 const AT_ONCE: u32 = 10;
-/// Beyond those there is one in so long.
+/// After those, one may be made in each interval.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Between two explanations in the log.
+/// The least time from one explanation in the log to the next.
 const EXPLANATIONS: Duration = Duration::from_secs(60);
 
-/// The new epochs of the last time.
+/// When the latest new epochs were made.
 #[derive(Debug)]
 pub(super) struct Renewals {
-    /// When all of those that were made are worked off, at one in an `INTERVAL`.
+    /// When the epochs so far would have been made at the rate of one in an `INTERVAL`.
     worked_off: Mutex<Option<Instant>>,
     explanations: Seldom,
 }
@@ -32,7 +33,7 @@ impl Default for Renewals {
 }
 
 impl Renewals {
-    /// Whether another one may be made now; an error says how long to wait.
+    /// Whether another one may be made now. The error is the time to wait.
     pub(super) fn next(&self) -> Result<(), Duration> {
         let Some(worked_off) = *self.lock() else { return Ok(()) };
         let left = worked_off.saturating_duration_since(Instant::now());
@@ -40,14 +41,13 @@ impl Renewals {
         if left <= most { Ok(()) } else { Err(left - most) }
     }
 
-    /// One was made.
     pub(super) fn made(&self) {
         let mut worked_off = self.lock();
         let now = Instant::now();
         *worked_off = Some(worked_off.map_or(now, |at| at.max(now)) + INTERVAL);
     }
 
-    /// Whether it should be said now that there were too many.
+    /// Whether to log now that there were too many.
     pub(super) fn is_to_be_logged(&self) -> bool {
         self.explanations.now().is_some()
     }

@@ -1,5 +1,5 @@
-//! Words of the log that a dead backend would repeat with every call, or that many clients could cause: one a while is
-//! enough, and it says how many there were meanwhile.
+//! Limits log lines that a tier which is gone would repeat with every call, or that many clients
+//! could cause: one line in a while is logged, with the number of those that were not (`unsaid`).
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -8,23 +8,23 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Lets one word a while through.
+/// Allows one log line in each interval.
 #[derive(Debug)]
 pub(crate) struct Seldom {
     interval: Duration,
     born: Instant,
-    /// In ms since `born`; nothing before was said.
+    /// When the next line may be logged, in ms since `born`.
     next: AtomicU64,
     unsaid: AtomicU64,
 }
 
 impl Seldom {
-    /// With so long between two words.
+    /// Allows a line each `interval`.
     pub(crate) fn every(interval: Duration) -> Self {
         Self { interval, born: Instant::now(), next: AtomicU64::new(0), unsaid: AtomicU64::new(0) }
     }
 
-    /// Whether to say it now, and how many were left unsaid since the last time.
+    /// Some: log the line now, with the number of lines that were not logged since the last one.
     pub(crate) fn now(&self) -> Option<u64> {
         let (now, next) = (self.born.elapsed().as_millis() as u64, self.next.load(Relaxed));
         let after = now + self.interval.as_millis() as u64;
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn one_word_a_second_tells_of_those_left_unsaid() {
+    async fn one_line_in_a_second_has_the_number_of_those_that_were_not_logged() {
         const INTERVAL: Duration = Duration::from_secs(1);
         let seldom = Seldom::every(INTERVAL);
         assert_eq!(seldom.now(), Some(0));

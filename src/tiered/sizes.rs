@@ -1,4 +1,4 @@
-//! How large the records of each feature view were lately, as far as reads brought them into this process.
+//! How large the records of each feature view were lately, from the records that reads brought.
 
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -7,13 +7,15 @@ use tokio::{
 
 use crate::record::{FeatureView, TypicalSize};
 
-/// Views that fall into one place share it, which makes reads of the one with the smaller records a little slower.
+/// Views with the same hash share a size; this makes reads of the view with the smaller records a
+/// little slower.
 const PLACES: usize = 256;
 
-/// Reads at once of views of which nothing is known: one reply of L2 may be large.
+/// The most reads at the same time of views whose sizes are unknown, because one reply of L2 may be
+/// large.
 const FIRST_LOOKS: usize = 2;
 
-/// By feature view.
+/// The sizes by feature view.
 #[derive(Debug)]
 pub(super) struct Sizes {
     first_looks: Semaphore,
@@ -29,13 +31,13 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// Waits for a turn to read records of which nothing is known, until the deadline at most. The first ones that are read make
-    /// it needless for the others.
+    /// Waits for a turn to read records of unknown size, until the deadline at most. After the
+    /// first such read the size is known.
     pub(super) async fn first_look(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
         timeout_at(deadline, self.first_looks.acquire()).await.ok().and_then(Result::ok)
     }
 
-    /// Of a view's records; 0 where none were brought yet.
+    /// The size of a view's records; 0 if it is unknown.
     pub(super) fn of(&self, view: &FeatureView) -> &TypicalSize {
         &self.places[self.hasher.hash_one(view.as_str()) as usize % PLACES]
     }

@@ -1,5 +1,5 @@
-//! The end of a write: L1 is told what now stands in L2, and what it did not confirm is owned up to. What is answered
-//! with `cached` is what L1 confirmed in an epoch that still holds for everybody.
+//! The end of a write: L1 gets what now stands in L2. A write is `cached` only if L1 confirmed it
+//! in an epoch that still holds for all servers; keys that L1 did not confirm are remembered.
 
 use super::{
     OnL1Loss, Tiered, WriteError,
@@ -16,25 +16,24 @@ use crate::{
     store::StoreError,
 };
 
-/// What L1 knows of a committed write.
+/// What L1 confirmed of a committed write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
-    /// It confirmed that it holds this write, or nothing older, and everybody uses this epoch.
+    /// It holds nothing older, and the epoch holds for all servers.
     Cached,
-    /// It confirmed, but it is not everybody's: others may still use the epoch before, for a moment, or each its own L1.
+    /// It holds nothing older, but does not hold for all servers: for a moment others may use the
+    /// epoch before, or another L1.
     ThisL1,
-    /// It did not confirm.
+    /// Nothing.
     Nothing,
 }
 
-/// How many epochs a write follows with its SETTLE.
+/// In how many epochs, one after the other, a write sends its SETTLE.
 const EPOCHS: usize = 5;
 
 impl Tiered {
-    /// How a write that begins now may use L1. A view of the epoch that is too old is refreshed first: leaving L1 alone
-    /// would cost everybody a new epoch.
-    ///
-    /// With the life of the view that says so.
+    /// How a write that begins now may use L1, and the `life` of the view that says so. A view that
+    /// is too old is refreshed first, because a bypassed write may cost all servers a new epoch.
     pub(super) async fn l1_for_write(&self) -> (L1Use, u64) {
         if self.trust.breaker.is_healthy() {
             self.freshen_epoch().await;
@@ -52,13 +51,14 @@ impl Tiered {
         }
     }
 
-    /// Whether `epoch` has held for everybody since its view had this life; a view that is too old is refreshed first.
+    /// Whether `epoch` has held for all servers since its view had this `life`. A view that is too
+    /// old is refreshed first.
     async fn holds(&self, epoch: Epoch, life: u64) -> bool {
         self.freshen_epoch().await;
         self.trust.holds(epoch, life)
     }
 
-    /// PUT of what now stands in L2, or where nothing was marked SETTLE of its revision.
+    /// PUT of what now stands in L2; or, if nothing was marked, SETTLE of its revision.
     pub(super) async fn conclude(
         &self,
         prepared: &Prepared<'_>,
@@ -79,12 +79,12 @@ impl Tiered {
                 return all(Told::ThisL1);
             }
         }
-        // Nothing was marked, or the epoch changed meanwhile: only removing is allowed.
+        // Nothing was marked, or the epoch has changed: now this may only remove.
         let revisions: Vec<Revision> = states.iter().map(State::revision).collect();
         self.remove_older(keys, &revisions, patience).await
     }
 
-    /// SETTLE without a lease: L1 drops what is older.
+    /// SETTLE without a lease: L1 removes what is older.
     pub(super) async fn remove_older(
         &self,
         keys: &[RecordKey],
@@ -110,17 +110,18 @@ impl Tiered {
             let failed = self.note_failed(&answers);
             let holds = self.holds(epoch, life).await;
             let stands = self.trust.is_ours(epoch, life);
-            let tell = |confirmed: bool| match (confirmed && stands, holds) {
+            let known = |confirmed: bool| match (confirmed && stands, holds) {
                 (true, true) => Told::Cached,
                 (true, false) => Told::ThisL1,
                 (false, _) => Told::Nothing,
             };
-            told = answers.into_iter().map(|answer| tell(answer.is_ok())).collect();
+            told = answers.into_iter().map(|answer| known(answer.is_ok())).collect();
             if failed || stands {
                 return told;
             }
-            // The epoch changed on the way, and what was told is worth nothing: L1 is told again in the new one. To give up
-            // here would mark that one dirty, which brings the next, and with many writes each change meets such a write.
+            // The epoch has changed, so the confirmation does not count, and the SETTLE is sent
+            // again in the new epoch. To give up here would set the dirty flag, which causes the
+            // next new epoch; with many writes that would not end.
         }
         told
     }
@@ -138,7 +139,7 @@ impl Tiered {
             permit: permits[*i],
             fill: self.fill(states[*i].clone()),
         };
-        // Where nothing stands in L2 nothing is known of a revision either: removing is what is always safe.
+        // If nothing stands in L2, no revision is known either, and only removing is safe.
         let (gone, stands): (Vec<usize>, Vec<usize>) = (0..keys.len()).partition(|i| states[*i] == State::Absent);
         let mut confirmed = vec![false; keys.len()];
         let mut failure = None;
@@ -176,8 +177,8 @@ impl Tiered {
         confirmed
     }
 
-    /// Remembers what L1 does not know, so that L1 is not trusted before it is removed, and says for each committed write
-    /// whether it is `cached`.
+    /// Remembers the keys of writes that L1 did not confirm, and returns for each write whether it
+    /// is `cached`. L1 is not trusted before these keys are removed.
     pub(super) async fn own_up(&self, keys: &[RecordKey], told: &[Told]) -> Vec<Result<bool, WriteError>> {
         let unknown: Vec<&RecordKey> =
             keys.iter().zip(told).filter(|(_, told)| **told == Told::Nothing).map(|(key, _)| key).collect();
@@ -188,8 +189,13 @@ impl Tiered {
                 false => self.make_dirty().await,
             };
             if let Err(error) = is_told {
-                // The writes are durable and answered as not cached; only a crash before L1 is back could hide them.
-                tracing::warn!(%error, "L2 could not be told that L1 may be stale");
+                // These writes are durable and answered `cached = false`. Only if this server
+                // crashes before L1 is repaired, reads may return older values.
+                tracing::warn!(
+                    %error,
+                    "L1 did not confirm a write, and L2 could not note that L1 may hold older values: if this server \
+                     crashes before L1 is trusted again, reads may return them until l1.ttl"
+                );
             }
         }
         let not_cached = told.iter().filter(|told| **told != Told::Cached).count();
@@ -204,23 +210,24 @@ impl Tiered {
         told.iter().map(answer).collect()
     }
 
-    /// Tells L2 that L1 may hold stale values of this epoch, so that who lost sight of L1 trusts it again only under a new
-    /// one, even after a crash of this server.
+    /// Sets the dirty flag in L2: L1 may hold stale values of this epoch. A server that lost its
+    /// connection to L1 must then start a new epoch before it uses L1 again, even if this server
+    /// crashes.
     pub(super) async fn make_dirty(&self) -> Result<(), StoreError> {
         if self.is_repaired() {
-            return Ok(()); // whatever this server remembers, the repairer makes good
+            return Ok(()); // the repairer removes what this server remembers
         }
-        // An old view may be of an epoch that is gone, and the present one not dirty.
+        // An old view may show an epoch that is gone, while the present one is not dirty.
         if self.trust.fresh_epoch().is_some_and(|state| state.dirty) {
             return Ok(());
         }
         if !self.l2_breaker.is_healthy() {
-            return Err(StoreError::Unavailable("its breaker is open".into()));
+            return Err(StoreError::Unavailable("its circuit breaker is open".into()));
         }
         let asked = self.trust.now();
         let state = self.store.mark_dirty(asked.0 + self.settings.write_deadline).await;
         self.note_l2(&state, self.settings.write_deadline);
-        // Whether the mark was set is not the client's question: its own write surely did not happen.
+        // The client's own write certainly did not happen, whether the flag was set or not.
         let state = state.map_err(|error| StoreError::Unavailable(error.to_string().into()))?;
         self.trust.see(state, asked);
         Ok(())

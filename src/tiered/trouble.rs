@@ -1,21 +1,21 @@
-//! What is wrong with a tier, told once and then now and again: who looks at the log must find it, and it must not fill the
-//! log.
+//! Limits how often the same failure of a tier is logged, so that an operator finds it and it does
+//! not fill the log.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long the same trouble is not told again.
+/// How long the same failure is not logged again.
 const REMINDER: Duration = Duration::from_secs(60);
-/// How long another one is not.
+/// How long another failure is not logged.
 const OTHER: Duration = Duration::from_secs(5);
 
-/// What was told last, and when.
+/// The failure that was logged last, and when.
 #[derive(Debug, Default)]
 pub(super) struct Trouble(Option<(String, Instant)>);
 
 impl Trouble {
-    /// Whether this should be told now.
+    /// Whether this failure should be logged now.
     pub(super) fn is_news(&mut self, text: &str) -> bool {
         let quiet = match &self.0 {
             None => false,
@@ -27,7 +27,7 @@ impl Trouble {
         !quiet
     }
 
-    /// All is well again.
+    /// The failure has ended, so the next one is logged at once.
     pub(super) fn is_over(&mut self) {
         self.0 = None;
     }
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_trouble_is_told_at_once_and_then_now_and_again() {
+    async fn a_failure_is_logged_at_once_and_then_once_a_minute() {
         let mut trouble = Trouble::default();
         assert!(trouble.is_news("a") && !trouble.is_news("a") && !trouble.is_news("b"));
         tokio::time::advance(OTHER).await;

@@ -1,12 +1,13 @@
-//! Whether L1 may be used: the view of the epoch, which L1 it holds for, the breaker, and the keys that L1 may hold stale
-//! values of.
+//! Whether L1 may be used. This depends on the view of the epoch, on the L1 that the epoch names,
+//! on the breaker, and on the remembered keys, of which L1 may hold stale values.
 //!
-//! L1 is trusted while its breaker is healthy and nothing is remembered. A write that L1 did not confirm, and a read
-//! whose SETTLE was lost, leave their key here; L1 is trusted again when every such write has ended and every such key
-//! was removed from L1 (`watch` does it). The list is bounded: beyond the bound a new epoch makes it needless.
+//! L1 is trusted while its breaker is closed and no key is remembered. A write that L1 did not
+//! confirm, and a read whose SETTLE was lost, remember their keys here. L1 is trusted again when
+//! each such write has ended and each such key was removed from L1 (`watch` does it). The list is
+//! bounded; beyond the bound a new epoch replaces it.
 //!
-//! An L1 that the epoch does not hold for is left alone. After a change of the epoch, or of the L1 that it holds for,
-//! everybody bypasses L1 for longer than a view lives, so that two never both count.
+//! An L1 that the epoch does not name is not used. After a change of the epoch, or of the named L1,
+//! all servers bypass L1 for longer than a view lives, so two epochs never count at once.
 
 mod remembered;
 #[cfg(test)]
@@ -36,53 +37,52 @@ use crate::{
     store::EpochState,
 };
 
-/// How old a view of the epoch may be.
+/// How long a view of the epoch may be used.
 pub const VIEW_LIFE: Duration = Duration::from_secs(2);
-/// How long everybody bypasses L1 after a change of the epoch: longer than anybody's view lives.
+/// How long all servers bypass L1 after a change of the epoch: longer than a view lives.
 const CHANGE_PAUSE: Duration = Duration::from_secs(3);
-/// A server that starts takes an epoch of this age, by L2's clock, for one that everybody uses. Far more than the pause,
-/// as a new primary's clock may differ.
+/// At start, an epoch of this age, by L2's clock, counts as known to all servers. Far more than the
+/// pause, as the clock of a new primary may differ.
 const SETTLED_AGE: Duration = Duration::from_secs(60);
-/// How long a word of the changes holds; there is one at least each half second.
+/// How long L1 may be used after the last news of the change stream; some come each half second.
 const HEARD_LIFE: Duration = Duration::from_secs(2);
 const ALWAYS: u64 = u64::MAX;
-/// How much more the wall clock may advance between two looks than the monotonic one.
+/// By how much more than the monotonic clock the wall clock may advance between two views.
 const SUSPENDED: Duration = Duration::from_secs(1);
 
-/// How L1 may be used by one call.
+/// How one call may use L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum L1Use {
     /// Fully, in this epoch.
     Trusted(Epoch),
-    /// It may hold stale values of some keys, so nothing is read from it. Writes use it as ever: a permit counts whatever
-    /// else L1 holds.
+    /// L1 may hold stale values of some keys, so nothing is read from it. Writes use it as always:
+    /// a permit counts whatever else L1 holds.
     Untrusted(Epoch),
-    /// The epoch has just changed, and other servers may still use the one before: nothing is read, filled or marked, and
-    /// nothing that is told to L1 makes a write `cached`.
+    /// The epoch has just changed, and other servers may still use the one before. Nothing is read,
+    /// filled or marked, and no confirmation of L1 makes a write `cached`.
     Paused(Epoch),
-    /// L2 has not confirmed the epoch lately: clean hits may be answered as `degraded`, nothing may be filled.
+    /// L2 has not confirmed the epoch lately. Clean hits are `degraded`, and nothing may be filled.
     HitsOnly(Epoch),
     /// Not at all.
     Bypassed,
 }
 
-/// What this server knows of L1's trustworthiness.
+/// What this server knows about whether L1 may be used.
 pub struct Trust {
-    /// Trips when L1 does not answer.
+    /// The circuit breaker of L1.
     pub breaker: Breaker,
     trusted: AtomicBool,
-    /// Where L1 is this server's own, and others write to L2: until when it knows of their writes, in ms since `born`.
-    /// `ALWAYS`: there is nobody to be followed.
+    /// For an L1 in this process over an L2 that others write to: until when this server knows
+    /// their changes, in ms since `born`. `ALWAYS`: there are no changes to follow.
     followed_until: AtomicU64,
     born: Instant,
     view: ArcSwapOption<View>,
-    /// Which L1 ours is, as it was last verified.
     mine: ArcSwapOption<L1Name>,
     remembered: Mutex<Remembered>,
     wake: Notify,
     /// No other server can have another view of the epoch.
     exclusive: bool,
-    /// The wall clock.
+    /// The wall clock; it shows when the machine was suspended.
     clock: Clock,
 }
 
@@ -107,9 +107,9 @@ impl Trust {
         self.l1_now().0
     }
 
-    /// The same, with the life of the view that says so: what L1 confirms later counts only while that lasts.
+    /// The same, and the `life` of the view: confirmations count only while it stays the same.
     pub(super) fn l1_now(&self) -> (L1Use, u64) {
-        // Before the view: trust that was restored in a later epoch must not meet an earlier view.
+        // Loaded before the view: trust in a later epoch must not be combined with an earlier view.
         let trusted = self.trusted.load(SeqCst);
         let view = self.view.load();
         let Some(view) = view.as_deref().filter(|view| self.breaker.is_healthy() && view.role != Role::Another) else {
@@ -128,14 +128,14 @@ impl Trust {
         (l1, view.life)
     }
 
-    /// Whether what was told to L1 in `epoch` keeps every later hit of this server, and of whoever shares its L1, from being
-    /// older: the epoch still stands, and nobody can be using another.
+    /// Whether what L1 confirmed in `epoch` keeps later hits, of this server and of all that share
+    /// its L1, from being older: the epoch is still the same, and no server can be using another.
     pub fn stands(&self, epoch: Epoch) -> bool {
         self.view.load().as_deref().is_some_and(|view| view.state.epoch == epoch && self.is_in_use(view))
     }
 
-    /// Whether what L1 confirmed since the view had this life holds for everybody: the same epoch has held for the same L1 all
-    /// the time, and nobody reads from another.
+    /// Whether what L1 confirmed since the view had this `life` holds for all servers: since then
+    /// the same epoch has held for the same L1, and no server reads from another.
     pub(super) fn holds(&self, epoch: Epoch, life: u64) -> bool {
         let view = self.view.load();
         view.as_deref().is_some_and(|view| {
@@ -144,12 +144,12 @@ impl Trust {
         })
     }
 
-    /// Whether L1 would hold for everybody now, but for a pause that ends by itself.
+    /// Whether L1 would hold for all servers now, apart from a pause, which ends by itself.
     pub(super) fn is_everybodys(&self) -> bool {
         self.view.load().as_deref().is_some_and(|view| view.role == Role::Named { alone: true })
     }
 
-    /// Whether the epoch is this one and holds for our L1, even in the pause after a change.
+    /// Whether the epoch is this one and names our L1, also in the pause after a change.
     pub(super) fn is_ours(&self, epoch: Epoch, life: u64) -> bool {
         self.ours() == Some((epoch, life))
     }
@@ -158,46 +158,47 @@ impl Trust {
         view.role != Role::Another && !view.is_paused() && view.age(&self.clock) == Age::Fresh
     }
 
-    /// The epoch as it was last seen.
+    /// The epoch as L2 last returned it, however old that is.
     pub fn epoch(&self) -> Option<EpochState> {
         self.view.load().as_deref().map(|view| view.state.clone())
     }
 
-    /// The epoch, if it was seen so lately that nobody can have filled L1 in a later one: after a change everybody
-    /// bypasses L1 for longer than a view lives.
+    /// The epoch, if the view is fresh. Then no server can have filled L1 in a later one, because
+    /// after a change all bypass L1 for longer than a view lives.
     pub fn fresh_epoch(&self) -> Option<EpochState> {
         let view = self.view.load();
         view.as_deref().filter(|view| view.age(&self.clock) == Age::Fresh).map(|view| view.state.clone())
     }
 
-    /// The epoch if it holds for our L1, in the pause after a change too, and the life of the view that says so.
+    /// The epoch, if the view is fresh and the epoch names our L1, also in the pause after a
+    /// change; and the `life` of the view.
     pub(super) fn ours(&self) -> Option<(Epoch, u64)> {
         let view = self.view.load();
         let view = view.as_deref().filter(|view| view.role != Role::Another && view.age(&self.clock) == Age::Fresh);
         view.map(|view| (view.state.epoch, view.life))
     }
 
-    /// Whether the view is so fresh.
+    /// Whether the view is less than `VIEW_LIFE` old.
     pub(super) fn is_fresh(&self) -> bool {
         self.view.load().as_deref().is_some_and(|view| view.age(&self.clock) == Age::Fresh)
     }
 
-    /// Whether L1 is trusted.
+    /// Whether reads may use L1, apart from the breaker and the view of the epoch.
     pub fn is_trusted(&self) -> bool {
         self.trusted.load(SeqCst)
     }
 
-    /// How many keys are waiting to be removed from L1.
+    /// How many keys wait to be removed from L1.
     pub fn remembered(&self) -> usize {
         self.lock().keys.len()
     }
 
-    /// Which L1 ours is, as it was last verified.
+    /// The name of this server's L1, as it was last verified.
     pub fn mine(&self) -> Option<L1Name> {
         self.mine.load().as_deref().cloned()
     }
 
-    /// Ours was found to be this one; the cache answers for no other until this is said again.
+    /// A probe found that our L1 is this one. Until the next probe the cache uses no other.
     pub(super) fn found(&self, mine: &L1Name) {
         let _one_at_a_time = self.lock();
         if self.mine.load().as_deref() == Some(mine) {
@@ -211,28 +212,28 @@ impl Trust {
         }
     }
 
-    /// The wall clock, for a question to L2.
+    /// The time before a request to L2, by the monotonic clock and by the wall clock.
     pub(super) fn now(&self) -> (Instant, Millis) {
-        // The wall clock first: a suspension between the two makes the view look older, not younger.
+        // The wall clock first: after a suspension between the two, the view looks older.
         let wall = self.clock.now();
         (Instant::now(), wall)
     }
 
-    /// Takes what L2 said of the epoch, asked at `as_of`.
+    /// Takes the epoch that L2 returned to a request sent at `as_of`.
     pub(super) fn see(&self, state: EpochState, as_of: (Instant, Millis)) {
         let _one_at_a_time = self.lock();
         let known = self.view.load();
         let known = known.as_deref();
         if known.is_some_and(|known| known.as_of > as_of.0) {
-            return; // an answer to an older question
+            return; // a later request was answered before
         }
         let changed = match known {
             Some(known) => known.differs(&state),
-            // At start: others may still use the epoch before this one.
+            // At start other servers may still use the epoch before this one.
             None => state.age < SETTLED_AGE,
         };
         if known.is_some_and(|known| was_suspended((known.as_of, known.as_of_wall), as_of)) {
-            // Nobody knows yet what was missed meanwhile.
+            // The changes that were made while the machine was suspended are not known yet.
             let _ = self.followed_until.fetch_update(SeqCst, SeqCst, |until| (until != ALWAYS).then_some(0));
         }
         let mine = self.mine.load();
@@ -242,17 +243,17 @@ impl Trust {
         if changed {
             view.bypass_until = (!self.exclusive).then(|| Instant::now() + CHANGE_PAUSE);
             let what = match known {
-                None => "young epoch",
-                Some(known) if known.state.epoch == epoch => "the epoch goes on with another L1",
+                None => "the epoch is young",
+                Some(known) if known.state.epoch == epoch => "the epoch continues with another L1",
                 Some(_) => "new epoch, L1 starts cold",
             };
             let pause = view.bypass_until.map_or(Duration::ZERO, |_| CHANGE_PAUSE);
-            tracing::info!(%epoch, l1 = named, ?pause, "{what}: L1 is used once every server knows of it");
+            tracing::info!(%epoch, l1 = named, ?pause, "{what}: L1 is used after the pause, when all servers know");
         }
         self.view.store(Some(view.into()));
     }
 
-    /// Remembers keys of which L1 may hold older values, and distrusts L1 until they are removed.
+    /// Remembers keys of which L1 may hold older values. L1 is not trusted until they are removed.
     pub(super) fn remember<'a>(&self, keys: impl IntoIterator<Item = &'a RecordKey>) {
         let mut remembered = self.lock();
         self.trusted.store(false, SeqCst);
@@ -262,7 +263,7 @@ impl Trust {
         self.wake.notify_one();
     }
 
-    /// Remembers keys before a write of them commits behind L1's back, until the guard is dropped and they are removed.
+    /// Remembers keys before a bypassed write of them commits, at least until the guard is dropped.
     pub(super) fn begin_bypassed(&self, keys: Vec<RecordKey>) -> BypassedWrite<'_> {
         let mut remembered = self.lock();
         self.trusted.store(false, SeqCst);
@@ -272,14 +273,14 @@ impl Trust {
         BypassedWrite { trust: self, keys }
     }
 
-    /// Keys whose writes have ended, to be removed from L1, at most `most`.
+    /// At most `most` remembered keys whose writes have ended, to be removed from L1.
     pub(super) fn to_remove(&self, most: usize) -> Vec<(RecordKey, u64)> {
         let remembered = self.lock();
         let ended = remembered.keys.iter().filter(|(_, doubt)| doubt.writes == 0);
         ended.take(most).map(|(key, doubt)| (key.clone(), doubt.stamp)).collect()
     }
 
-    /// These were removed from L1; a key that was remembered anew meanwhile stays.
+    /// Forgets keys that were removed from L1, except those that were remembered again meanwhile.
     pub(super) fn removed(&self, keys: &[(RecordKey, u64)]) {
         let mut remembered = self.lock();
         for (key, stamp) in keys {
@@ -289,13 +290,14 @@ impl Trust {
         }
     }
 
-    /// Whether only a new epoch can make L1 trustworthy.
+    /// Whether L1 can be trusted again only in a new epoch.
     pub(super) fn needs_new_epoch(&self) -> bool {
         self.lock().overflow || self.view.load().as_deref().is_some_and(|view| view.state.dirty)
     }
 
-    /// A new epoch stands, asked for when the view was fresh: what was remembered and has ended is cold, because even an
-    /// epoch that another server made was not filled yet when those writes ended. Late answers do not count.
+    /// A new epoch was made, requested at `asked` with a fresh view. Keys whose writes have ended
+    /// are forgotten: even an epoch that another server made was not filled yet when those writes
+    /// ended. A late answer does not count.
     pub(super) fn renewed(&self, asked: Instant) {
         if !self.exclusive && asked.elapsed() > CHANGE_PAUSE - VIEW_LIFE {
             return;
@@ -305,7 +307,7 @@ impl Trust {
         remembered.keys.retain(|_, doubt| doubt.writes > 0);
     }
 
-    /// Trusts L1 again, if nothing stands against it.
+    /// Trusts L1 again if no key is remembered, its breaker is closed and the epoch is not dirty.
     pub(super) fn restore(&self) -> bool {
         let remembered = self.lock();
         let clear = remembered.keys.is_empty()
@@ -318,25 +320,27 @@ impl Trust {
         clear
     }
 
-    /// Distrusts L1 until it was looked at.
+    /// Stops trusting L1 until the watcher restores it.
     pub(super) fn lost(&self) {
         let _guard = self.lock();
         self.trusted.store(false, SeqCst);
     }
 
-    /// Nobody else's changes need to be followed.
+    /// There are no changes of other writers that this server must follow.
     pub(super) fn follows_nobody(&self) {
         self.followed_until.store(ALWAYS, SeqCst);
     }
 
-    /// The changes that others make are followed, and L1 was told of all so far. Where nobody is followed this says nothing.
+    /// The changes of other writers are followed, and all so far were applied to L1. No effect
+    /// after `follows_nobody`.
     pub(super) fn heard(&self) {
         if self.followed_until.load(SeqCst) != ALWAYS {
             self.followed_until.store(self.age_ms() + HEARD_LIFE.as_millis() as u64, SeqCst);
         }
     }
 
-    /// The changes that others make are not followed: nothing is read from L1 or filled into it, unless L2 is gone.
+    /// The changes of other writers are not followed: nothing is read from L1 or filled into it,
+    /// unless L2 is gone.
     pub(super) fn lost_track(&self) {
         self.followed_until.store(0, SeqCst);
     }
@@ -352,7 +356,7 @@ impl Trust {
         self.born.elapsed().as_millis() as u64
     }
 
-    /// Makes the watcher look at once.
+    /// Makes the watcher probe L1 at once.
     pub fn wake(&self) {
         self.wake.notify_one();
     }

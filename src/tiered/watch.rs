@@ -1,5 +1,5 @@
-//! The watchers of both tiers: they keep the view of the epoch fresh, probe tiers that were given up, and bring L1 back
-//! into trust once nothing stale can be in it. Probes and health never cost a call anything.
+//! The watchers of both tiers. They keep the view of the epoch fresh, probe tiers whose breaker is
+//! open, and trust L1 again once it can hold nothing stale. No call ever waits for a probe.
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
@@ -16,19 +16,19 @@ use crate::{
     store::{EpochState, StoreError},
 };
 
-/// Between two looks at L2; well below the life of a view of the epoch.
+/// How often a tier is probed: L2 well within the two seconds that a view of the epoch lives.
 const L2_INTERVAL: Duration = Duration::from_millis(500);
-/// Between two looks at L1.
 const L1_INTERVAL: Duration = Duration::from_millis(500);
-/// How long one question of a watcher may take.
+/// How long one request of a watcher may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the first one may take, and each that asks a lost L1: longer than a driver looks for its server.
+/// How long the first probe of a tier may take, and each probe of an L1 that was lost: longer than
+/// the MongoDB driver searches for a server.
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
-/// Keys removed from L1 at once, and how often in one look.
+/// How many keys one command removes from L1, and how many such commands one probe sends.
 const REMOVE_BATCH: usize = 1000;
 const REMOVE_BATCHES: usize = 20;
 
-/// Which tiers answer, as health tells it.
+/// Which tiers answer; health reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reach {
     /// L1 answers now.
@@ -40,14 +40,14 @@ pub struct Reach {
 }
 
 impl Tiered {
-    /// Tells which tiers answer, now and whenever that changes.
+    /// Which tiers answer, and each change of that.
     pub fn reach(&self) -> Receiver<Reach> {
         self.reach.subscribe()
     }
 
-    /// Looks after both tiers until `shutdown`.
+    /// Watches both tiers until `shutdown`.
     pub async fn watch(self: Arc<Self>, shutdown: CancellationToken) {
-        // L1 needs the epoch, so L2 comes first; afterwards neither waits for the other.
+        // L1 cannot be probed without the epoch, so L2 is first; then neither waits for the other.
         let mut trouble = Trouble::default();
         self.look_at_l2(&mut trouble).await;
         let l2 = async {
@@ -60,7 +60,7 @@ impl Tiered {
             loop {
                 self.look_at_l1().await;
                 tokio::select! {
-                    // Failures come in swarms; one look answers them all.
+                    // Failures come in groups, and one probe is enough for all of them.
                     () = self.trust.woken() => tokio::time::sleep(L1_INTERVAL / 10).await,
                     () = tokio::time::sleep(L1_INTERVAL) => {}
                 }
@@ -74,18 +74,18 @@ impl Tiered {
         }
     }
 
-    /// Asks L2 for the epoch, which shows at the same time whether L2 answers. `trouble` is what was told of it.
+    /// Reads the epoch from L2, which shows whether L2 answers. `trouble` limits the log lines.
     async fn look_at_l2(&self, trouble: &mut Trouble) {
         let asked = self.trust.now();
         let tripped = self.l2_breaker.mode() == Mode::Tripped;
         if tripped {
             self.l2_breaker.probing();
         }
-        // Before the first answer there is time to learn why there is none.
+        // The first answer gets more time, so that the driver can report why there is none.
         let patience = if self.reach.borrow().ready { PATIENCE } else { FIRST_PATIENCE };
         let mut answer = self.ask_epoch(asked.0 + patience).await;
         if tripped && answer.is_ok() {
-            // A read of one document may succeed where writes do not.
+            // A read of one document may succeed while writes fail.
             answer = match self.store.ping(Instant::now() + PATIENCE).await {
                 Ok(()) => answer,
                 Err(error) => Err(error),
@@ -108,10 +108,15 @@ impl Tiered {
                     let address = self.store.info().address;
                     match error {
                         StoreError::Unusable(_) => tracing::error!(address, "{text}"),
-                        _ => tracing::warn!(error = text, address, "L2 cannot be reached; it is tried again and again"),
+                        _ => tracing::warn!(
+                            error = text,
+                            address,
+                            "L2 cannot be reached: reads return only what L1 holds, and writes are rejected; the \
+                             server keeps trying"
+                        ),
                     }
                 }
-                // One that must not be used answers, and says so to each call.
+                // An L2 that must not be used does answer: it rejects each call with the reason.
                 if !tripped && !matches!(error, StoreError::Unusable(_)) {
                     self.l2_breaker.failed();
                 }
@@ -126,9 +131,9 @@ impl Tiered {
         });
     }
 
-    /// Probes L1, and brings it back into trust where it lost it.
+    /// Probes L1, and starts to trust it again after a loss.
     pub async fn look_at_l1(&self) {
-        // Without an epoch no key of ours can be told from others.
+        // The keys of this server cannot be recognized without the epoch.
         let Some(seen) = self.trust.epoch() else { return };
         let answers = self.probe_l1(&seen).await;
         self.tell_reach(|reach| {
@@ -153,18 +158,18 @@ impl Tiered {
     async fn probe_l1(&self, seen: &EpochState) -> bool {
         let breaker = &self.trust.breaker;
         breaker.probing();
-        // One that is given up is waited for longer: a connection takes several trips, nobody waits for it, and a server
-        // under load must not give up each time before it has connected.
+        // A lost L1 gets more time: connecting takes several round trips, no call waits for them,
+        // and a server under load must not give up each time before it is connected.
         let patience = if self.reach.borrow().l1 { PATIENCE } else { FIRST_PATIENCE };
         let mut answer = self.probe_named(seen, Instant::now() + patience).await;
         if answer == Ok(Probe::Restored) {
             self.trust.lost();
-            // Only a probe of the new epoch makes it usable again.
+            // L1 is usable again only after a probe of the new epoch.
             if let Some(renewed) = self.renew_epoch_within_bounds().await {
                 tracing::warn!(
                     epoch = %renewed.epoch,
-                    "L1 holds entries of an earlier time (Redis restarted with them, or a replica that was behind took over): \
-                     it starts cold, in a new epoch"
+                    "L1 holds old entries (Redis restarted with data from its disk, or a replica that was behind was \
+                     promoted): L1 starts cold, in a new epoch"
                 );
                 answer = self.cache.probe(renewed.epoch, renewed.l1.as_ref(), Instant::now() + PATIENCE).await;
             }
@@ -173,7 +178,7 @@ impl Tiered {
         match answer {
             Ok(Probe::Intact) => {
                 if breaker.mode() == Mode::Probing {
-                    // It was lost: what happened meanwhile is remembered, and must be removed first.
+                    // L1 was lost: the keys that were remembered meanwhile must be removed first.
                     self.trust.lost();
                     breaker.probed(true);
                 }
@@ -181,7 +186,7 @@ impl Tiered {
                 if let Some(mine) = self.cache.name() {
                     self.trust.found(&mine);
                 }
-                // Who begins to use L1 says so in L2 first.
+                // Before this server uses L1, it takes the lease on it in L2.
                 self.freshen_epoch().await;
                 true
             }
@@ -197,7 +202,6 @@ impl Tiered {
         }
     }
 
-    /// Logs why L1 is not used.
     fn report_l1(&self, error: &CacheError) {
         let text = error.to_string();
         if !self.l1_trouble.lock().unwrap_or_else(PoisonError::into_inner).is_news(&text) {
@@ -205,9 +209,17 @@ impl Tiered {
         }
         let address = self.cache.info().address;
         if matches!(error, CacheError::Unsuitable(_)) {
-            tracing::warn!(error = text, address, "L1 cannot be used: reads go to L2; it is checked every few seconds");
+            tracing::warn!(
+                error = text,
+                address,
+                "L1 cannot be used: reads go to L2. Correct what the error says; the server checks every few seconds"
+            );
         } else {
-            tracing::warn!(error = text, address, "L1 cannot be reached: reads go to L2; it is tried again and again");
+            tracing::warn!(
+                error = text,
+                address,
+                "L1 cannot be reached: reads go to L2, and the server keeps trying to connect"
+            );
         }
     }
 
@@ -218,11 +230,11 @@ impl Tiered {
         false
     }
 
-    /// Removes from L1 what it may hold stale values of, and trusts it again when nothing is left. What is still left
-    /// after some batches waits for the next look.
+    /// Removes the remembered keys from L1, and trusts it when none is left. What is left after
+    /// `REMOVE_BATCHES` waits for the next probe.
     async fn recover(&self) {
         for _ in 0..REMOVE_BATCHES {
-            // In an epoch that may be gone, removing would be worth nothing.
+            // Removing entries of an epoch that may be gone would have no effect.
             let Some((epoch, life)) = self.trust.ours() else { return };
             let removing = self.trust.to_remove(REMOVE_BATCH);
             if removing.is_empty() {
@@ -234,7 +246,7 @@ impl Tiered {
                 return;
             }
             if !self.trust.is_ours(epoch, life) {
-                return; // it was not the L1 that the epoch holds for all the time
+                return; // meanwhile the epoch changed, or held for another L1
             }
             self.trust.removed(&removing);
         }
@@ -242,19 +254,20 @@ impl Tiered {
             return;
         }
         if self.trust.restore() {
-            tracing::info!("L1 is trusted");
+            tracing::info!("L1 is trusted: it holds no value that is known to be out of date");
         }
     }
 
-    /// A new epoch, unless there were many lately: whatever asks for them again and again does not end with another one.
+    /// Makes a new epoch, unless there were many lately: then the next one would not help either.
     async fn renew_epoch_within_bounds(&self) -> Option<EpochState> {
         if let Err(wait) = self.renewals.next() {
             if self.renewals.is_to_be_logged() {
                 tracing::error!(
                     ?wait,
                     "L1 has needed many new epochs within a short time, so it is bypassed until the next one: what it \
-                     holds is not what this server left there. Do several Redis servers answer at the same address, or \
-                     does something else change keys that begin with {{}}fs:? Is l1.timeout too short for this Redis?"
+                     holds is not what this server wrote. Check whether several Redis servers answer at this address, \
+                     whether something else changes keys that begin with {{}}fs:, and whether l1.timeout is too short \
+                     for this Redis"
                 );
             }
             return None;
@@ -276,7 +289,7 @@ impl Tiered {
                 Some(state)
             }
             Err(error) => {
-                tracing::warn!(%error, "no new epoch, so L1 stays bypassed");
+                tracing::warn!(%error, "L2 made no new epoch, so L1 stays bypassed; the server keeps trying");
                 None
             }
         }

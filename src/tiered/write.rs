@@ -1,5 +1,5 @@
-//! Writes and deletes: MARK, commit in L2, PUT. Each runs in a task of its own, as a cancelled call drops its handler's
-//! future, and that would be a crash between the tiers.
+//! Writes and deletes: MARK, commit in L2, PUT. Each runs in a task of its own: a cancelled call
+//! drops the future of its handler, which would be a crash between the tiers.
 
 use std::{future::Future, slice, sync::Arc};
 
@@ -21,61 +21,62 @@ use crate::{
     trace,
 };
 
-/// What became of a write.
+/// The result of a write that L2 decided.
 #[derive(Clone, Debug)]
 pub struct WriteAnswer {
-    /// What L2 did, and what now stands.
+    /// The outcome in L2, and the revision that now stands.
     pub receipt: Receipt,
-    /// What now stands.
+    /// The record as it now stands.
     pub state: State,
-    /// L1 confirmed that it holds this write, or nothing older.
+    /// L1 confirmed that it holds nothing older than this write.
     pub cached: bool,
 }
 
-/// What became of many writes.
+/// The results of many writes.
 #[derive(Clone, Debug)]
 pub struct BulkAnswer {
-    /// One a write, with whether L1 confirmed it.
+    /// One for each write, and whether it is `cached`.
     pub items: Vec<Result<(Receipt, bool), WriteError>>,
 }
 
-/// Why a write was not answered.
+/// Why a write failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
-    /// L2 failed; `StoreError` tells whether it may have happened.
+    /// L2 failed. `StoreError` says whether the write may have happened.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// L1 is lost, and such writes are refused (`l1.on_loss`). Nothing happened.
-    #[error("L1 cannot be told of this write")]
+    /// L1 is lost, and such writes are rejected (`l1.on_loss`). Nothing happened.
+    #[error("L1 cannot be used now, and l1.on_loss = reject: nothing was written")]
     L1Lost,
-    /// L1 was lost on the way, and such writes are refused (`l1.on_loss`). It is durable in L2.
-    #[error("committed, but L1 could not be told")]
+    /// L1 was lost during the write, and such writes are rejected (`l1.on_loss`). It is durable.
+    #[error("the write is durable in L2, but L1 did not confirm it (l1.on_loss = reject)")]
     CommittedNotCached,
-    /// More writes at once than are taken. Nothing happened.
+    /// Too many writes run at the same time. Nothing happened.
     #[error("too many writes at once")]
     TooBusy,
-    /// A bug; it may have happened.
-    #[error("the write was lost")]
+    /// A bug: the task of the write ended without an answer. It may have happened.
+    #[error("the task of the write ended without an answer")]
     Internal,
 }
 
-/// How L1 was prepared for some writes.
+/// What was done in L1 before the writes.
 pub(super) enum Prepared<'a> {
-    /// Each with its permit, under a view with this life.
+    /// Each write has its permit, in this epoch, under a view with this `life`.
     Marked(Epoch, u64, Vec<PermitId>),
-    /// L1 can be reached and will be told afterwards: bulk writes, and all writes while the epoch is changing.
+    /// Nothing. L1 gets a SETTLE afterwards: bulk writes, and all writes in the pause after a
+    /// change of the epoch.
     Unmarked,
-    /// Behind L1's back; held until the answer, so that L1 is not trusted again before these writes have ended.
+    /// Bypassed writes. Held until the answer, so that L1 is not trusted before they have ended.
     Bypassed(#[expect(dead_code, reason = "held, not read")] BypassedWrite<'a>),
 }
 
 impl Tiered {
-    /// Writes one record and answers what now stands. A call that is dropped meanwhile does not stop it.
+    /// Writes one record and returns what now stands. The write continues if the call is dropped.
     pub async fn upsert(self: &Arc<Self>, write: Write) -> Result<WriteAnswer, WriteError> {
         self.upsert_holding((), write).await
     }
 
-    /// The same. `held` is dropped when the write has ended, however long after its call.
+    /// The same. `held` is dropped when the write has ended, even if that is after its call.
     pub async fn upsert_holding(
         self: &Arc<Self>,
         held: impl Send + 'static,
@@ -85,20 +86,21 @@ impl Tiered {
         self.detached(held, async move { tiered.run_write(write).await }).await?
     }
 
-    /// Deletes records of distinct keys. A call that is dropped meanwhile does not stop it.
+    /// Deletes records of distinct keys. The deletes continue if the call is dropped.
     pub async fn delete(self: &Arc<Self>, writes: Vec<Write>) -> BulkAnswer {
         self.delete_holding((), writes).await
     }
 
-    /// The same. `held` is dropped when the writes have ended, however long after their call.
+    /// The same. `held` is dropped when the deletes have ended, even if that is after their call.
     pub async fn delete_holding(self: &Arc<Self>, held: impl Send + 'static, writes: Vec<Write>) -> BulkAnswer {
         let (tiered, count) = (self.clone(), writes.len());
         let items = self.detached(held, async move { tiered.run_deletes(writes).await }).await;
         BulkAnswer { items: items.unwrap_or_else(|error| vec![Err(error); count]) }
     }
 
-    /// Runs to its end whatever becomes of the caller. It keeps its place among the writes until then, so that callers who
-    /// come and go do not leave more behind than the server takes; and so is `held` kept, which counts what it has in memory.
+    /// Runs `work` to its end in a task, even if the call is dropped. Until then it counts among
+    /// the writes, so that calls that are cancelled do not leave more work behind than the server
+    /// takes; and `held` counts its memory.
     pub(super) async fn detached<T: Send + 'static>(
         &self,
         held: impl Send + 'static,
@@ -111,7 +113,7 @@ impl Tiered {
             done
         };
         self.tasks.spawn(trace::carried(work)).await.map_err(|error| {
-            tracing::error!(%error, "a detached write was lost");
+            tracing::error!(%error, "the task of a write ended without an answer: this is a bug");
             WriteError::Internal
         })
     }
@@ -135,7 +137,7 @@ impl Tiered {
         }
         let told = self.conclude(&prepared, &keys, slice::from_ref(&state), &mut patience).await;
         let cached = self.own_up(&keys, &told).await.into_iter().next().unwrap_or(Err(WriteError::Internal))?;
-        tell(&keys[0], &receipt, cached);
+        log_write(&keys[0], &receipt, cached);
         Ok(WriteAnswer { receipt, state, cached })
     }
 
@@ -151,7 +153,7 @@ impl Tiered {
         self.answers(&keys, receipts, &told).await
     }
 
-    /// PUT of the tombstones that now stand, DEL where none does; the permits of what L2 surely never saw are given back.
+    /// PUT of the tombstones that now stand, DEL for keys without one, UNMARK after failures.
     async fn conclude_deletes(
         &self,
         prepared: &Prepared<'_>,
@@ -184,7 +186,6 @@ impl Tiered {
         told
     }
 
-    /// Writes a batch to L2, counted.
     pub(super) async fn commit_batch(&self, writes: Vec<Write>) -> Vec<Result<Receipt, StoreError>> {
         let started = Instant::now();
         let deadline = started + self.settings.write_deadline;
@@ -203,8 +204,8 @@ impl Tiered {
         receipts
     }
 
-    /// MARK, for those who mark. A permit counts only if its reply came before the L2 write is sent, so no reply means a
-    /// write behind L1's back.
+    /// Sends MARK, if `mark` says so. A permit counts only if its reply came before the write is
+    /// sent to L2, so without a reply it is a bypassed write.
     pub(super) async fn prepare(
         &self,
         keys: &[RecordKey],
@@ -212,17 +213,17 @@ impl Tiered {
         patience: &mut L1Patience<'_>,
     ) -> Result<Prepared<'_>, WriteError> {
         if !self.l2_breaker.is_healthy() {
-            return Err(StoreError::Unavailable("its breaker is open".into()).into());
+            return Err(StoreError::Unavailable("its circuit breaker is open".into()).into());
         }
         let (l1, life) = self.l1_for_write().await;
         if self.trust.breaker.is_healthy() && !self.trust.is_fresh() {
-            // L2 was just asked and does not confirm the epoch, so it is hardly there. A write behind L1's back would take
-            // away the hits that are all that can be served now.
-            return Err(StoreError::Unavailable("it does not confirm the epoch".into()).into());
+            // L2 was just asked and did not confirm the epoch, so it is hardly there. A bypassed
+            // write would take away the hits, which are all that can be served now.
+            return Err(StoreError::Unavailable("it did not confirm the epoch".into()).into());
         }
         let refuses = self.settings.on_l1_loss == OnL1Loss::Reject;
         match l1 {
-            // Not `cached` in any case, as it is not everybody's L1.
+            // These cannot be `cached`, as L1 does not hold for all servers.
             L1Use::Trusted(_) | L1Use::Untrusted(_) if refuses && !self.trust.is_everybodys() => {}
             L1Use::Trusted(epoch) | L1Use::Untrusted(epoch) if mark => {
                 if let Some(permits) = self.mark(epoch, keys, patience).await {
@@ -230,7 +231,7 @@ impl Tiered {
                 }
             }
             L1Use::Trusted(_) | L1Use::Untrusted(_) => return Ok(Prepared::Unmarked),
-            // Not `cached` in any case, so it is no use to those who refuse such writes.
+            // These cannot be `cached`, so they continue only if such writes are accepted.
             L1Use::Paused(_) if !refuses => return Ok(Prepared::Unmarked),
             L1Use::Paused(_) | L1Use::HitsOnly(_) | L1Use::Bypassed => {}
         }
@@ -251,12 +252,12 @@ impl Tiered {
             return None;
         }
         if answers.contains(&Ok(Marked::Overflow)) {
-            tracing::debug!("too many writes of one key at once: its entry was removed");
+            tracing::debug!("one key has too many permits: its entry was removed from L1");
         }
         Some(marks.into_iter().map(|(_, permit)| permit).collect())
     }
 
-    /// After failed writes: the permits of what L2 surely never saw are given back, the others lapse.
+    /// After failed writes: UNMARK for what L2 certainly did not do. The other permits lapse.
     async fn take_back(
         &self,
         prepared: &Prepared<'_>,
@@ -288,7 +289,6 @@ impl Tiered {
         }
     }
 
-    /// One answer an item.
     pub(super) async fn answers(
         &self,
         keys: &[RecordKey],
@@ -306,15 +306,15 @@ impl Tiered {
         let answers: Vec<_> = receipts.into_iter().map(answer).collect();
         if tracing::enabled!(tracing::Level::DEBUG) {
             for (key, (receipt, cached)) in keys.iter().zip(&answers).filter_map(|(k, a)| Some((k, a.as_ref().ok()?))) {
-                tell(key, receipt, *cached);
+                log_write(key, receipt, *cached);
             }
         }
         answers
     }
 }
 
-/// One line a write, for a person at the debug level.
-fn tell(key: &RecordKey, receipt: &Receipt, cached: bool) {
+/// Logs a line for each write, at the level debug.
+fn log_write(key: &RecordKey, receipt: &Receipt, cached: bool) {
     let (feature_view, entity_id, revision) = (key.view.as_str(), key.entity_id.as_str(), receipt.revision.0);
     let word = match receipt.outcome {
         Outcome::Written => "WROTE",

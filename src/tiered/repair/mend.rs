@@ -1,5 +1,6 @@
-//! Making changes good: SETTLE for what servers wrote, DEL for what others did, a new epoch where the changes cannot be told
-//! one by one. It has happened only if L1 confirmed all of it, in the epoch that still stands.
+//! Applying changes to L1: SETTLE for what servers wrote, DEL for what others did, and a new epoch
+//! if the changes are not known one by one. Changes count as applied only if L1 confirmed all of
+//! them, in an epoch that is still the same.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -15,23 +16,23 @@ use crate::{
     store::changes::{Change, Event},
 };
 
-/// What to do about a record after several changes.
+/// What to do with the entry of a record after several changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mend {
-    /// Remove what is older.
+    /// Remove it if it is older.
     Older(Revision),
     /// Remove it.
     Whole,
 }
 
 impl Tiered {
-    /// Makes changes good in L1. False: not all of it was confirmed, and all must be done again.
+    /// Applies changes to L1. False: L1 did not confirm all of them, and all must be applied again.
     pub(super) async fn mend(&self, changes: &[Change]) -> bool {
         let everything = changes.iter().any(|change| change.event == Event::Everything);
         if everything && self.cache.info().shared {
-            self.start_cold("the records were dropped or replaced").await
+            self.start_cold("the collection of the records was dropped or replaced").await
         } else if everything {
-            tracing::warn!("the records were dropped or replaced: L1 in this process starts cold");
+            tracing::warn!("the collection of the records was dropped or replaced: L1 in this process starts cold");
             self.cache.clear();
             self.repairs.epochs.fetch_add(1, Relaxed);
             true
@@ -40,10 +41,10 @@ impl Tiered {
         }
     }
 
-    /// The same but for changes that are not of one record: those are made good once and for all.
+    /// The same, except for changes that concern all records: one new epoch is enough for those.
     pub(super) async fn mend_each(&self, changes: &[Change]) -> bool {
-        // Whoever fills L1 in a later epoch read L2 after these changes: everybody pauses longer than a view lives.
-        // And only the L1 that the epoch holds for counts.
+        // A server that fills L1 in a later epoch has read L2 after these changes, because the
+        // pause after a change is longer than a view lives. And only the named L1 counts.
         let Some((epoch, life)) = self.trust.ours() else { return false };
         let (whole, older): (Vec<_>, Vec<_>) =
             coalesced(changes).into_iter().partition(|(_, mend)| *mend == Mend::Whole);
@@ -74,7 +75,7 @@ impl Tiered {
         self.trust.is_ours(epoch, life)
     }
 
-    /// Makes all that L1 holds worthless: it cannot be told what of it is old.
+    /// Makes a new epoch, because it is not known which entries of L1 are old.
     pub(super) async fn start_cold(&self, why: &str) -> bool {
         tracing::warn!(why, "L1 starts cold, in a new epoch");
         let renewed = self.renew_epoch().await.is_some();
@@ -83,7 +84,7 @@ impl Tiered {
     }
 }
 
-/// One thing to do a record.
+/// Combines all changes of a record into one thing to do.
 fn coalesced(changes: &[Change]) -> HashMap<&RecordKey, Mend> {
     let mut mends = HashMap::with_capacity(changes.len());
     for change in changes {
@@ -112,7 +113,7 @@ mod tests {
     use crate::record::{EntityId, FeatureView, Millis};
 
     #[test]
-    fn many_changes_of_a_record_are_made_good_at_once() {
+    fn many_changes_of_a_record_are_applied_at_once() {
         let key =
             |id: &str| RecordKey { view: FeatureView::parse("").unwrap(), entity_id: EntityId::parse(id).unwrap() };
         let (a, b) = (key("a"), key("b"));

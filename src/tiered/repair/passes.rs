@@ -1,5 +1,6 @@
-//! The two passes over the changes: the first as they come, the second some time later, from a stream of its own, so that
-//! nothing needs to be remembered in between. What the second has done is done for good, and its position is what is stored.
+//! The two passes over the changes. The first applies them as they come; the second applies them
+//! again some time later, from a stream of its own, so that nothing needs to be kept in between.
+//! The position of the second pass is the one that is stored.
 
 use std::{
     collections::VecDeque,
@@ -15,18 +16,17 @@ use super::{
 };
 use crate::store::changes::{Batch, Changes, Event, FollowError, Position};
 
-/// How long there may be no word of the changes, where even quiet is told.
+/// How long the change stream may be silent; it sends something at quiet times too.
 const SILENCE: Duration = Duration::from_secs(5);
-/// Between two tries of what failed.
+/// How long to wait before a retry.
 const AGAIN: Duration = Duration::from_millis(100);
-/// How long something may fail until the leader resigns.
+/// How long something may fail before the leader gives up the lease.
 const TROUBLE: Duration = Duration::from_secs(10);
-/// A change that is older when it is made good belongs to a backlog. Clocks may differ by less.
+/// A change that is older when it is applied belongs to a backlog. The clocks differ by less.
 const BACKLOG: Duration = Duration::from_secs(10);
-/// Milestones remembered at most.
 const MILESTONES: usize = 4096;
 
-/// One way along the changes, opened again where it breaks.
+/// One stream of changes, which is opened again when it breaks.
 pub(super) struct Pass {
     changes: Option<Box<dyn Changes>>,
     position: Position,
@@ -37,7 +37,7 @@ impl Pass {
         Self { position: changes.position().clone(), changes: Some(changes) }
     }
 
-    /// From this position on, to be opened.
+    /// A pass from this position on, not opened yet.
     pub(super) fn at(position: Position) -> Self {
         Self { changes: None, position }
     }
@@ -59,14 +59,14 @@ impl Pass {
         next
     }
 
-    /// The next batch, whatever breaks meanwhile.
+    /// The next batch. A stream that breaks is opened again, for `TROUBLE` at most.
     async fn next_or_end(&mut self, tiered: &Tiered) -> Result<Batch, End> {
         let since = Instant::now();
         loop {
             match self.next(tiered).await {
                 Ok(batch) => return Ok(batch),
                 Err(FollowError::HistoryLost(reason)) => {
-                    tracing::warn!(%reason, "the changes cannot be followed any further");
+                    tracing::warn!(%reason, "L2 no longer has the history of its changes that L1 is repaired from");
                     return Err(End::HistoryLost);
                 }
                 Err(FollowError::Store(error)) if since.elapsed() > TROUBLE => {
@@ -74,7 +74,7 @@ impl Pass {
                     return Err(End::ChangesLost);
                 }
                 Err(FollowError::Store(error)) => {
-                    tracing::debug!(%error, "the changes of L2 broke off; they are followed again");
+                    tracing::debug!(%error, "the change stream of L2 broke and is opened again");
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -82,7 +82,7 @@ impl Pass {
     }
 }
 
-/// Until when the first pass had made good which changes.
+/// How far the first pass had come at which time.
 pub(super) struct Progress {
     delay: Duration,
     milestones: Mutex<VecDeque<(Instant, u64)>>,
@@ -93,21 +93,21 @@ impl Progress {
         Self { delay, milestones: Mutex::default() }
     }
 
-    /// Every change up to this one is made good now.
+    /// The first pass has applied all changes up to this one.
     fn passed(&self, order: u64) {
         let mut milestones = self.milestones.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        // Of those whose time has come the last one says all.
+        // Of the milestones whose delay is over, the last one is enough.
         while milestones.get(1).is_some_and(|(at, _)| *at + self.delay <= now) {
             milestones.pop_front();
         }
         if milestones.len() >= MILESTONES {
-            milestones.pop_back(); // what it said waits a little longer
+            milestones.pop_back(); // its changes wait a little longer
         }
         milestones.push_back((now, order));
     }
 
-    /// When the second pass may make this change good; None: the first has not done so yet.
+    /// When the second pass may apply this change; None: the first pass has not applied it yet.
     fn due(&self, order: u64) -> Option<Instant> {
         let milestones = self.milestones.lock().unwrap_or_else(PoisonError::into_inner);
         milestones.iter().find(|(_, passed)| *passed >= order).map(|(at, _)| *at + self.delay)
@@ -129,7 +129,7 @@ impl Tiered {
             if let Err(end) = self.mend_or_end(&batch, true).await {
                 return end;
             }
-            // Who has just come back from a long sleep meets what is long past first.
+            // A server that was suspended first meets changes that are long past; they are no news.
             if self.clock.now().0.saturating_sub(last.at.0) < BACKLOG.as_millis() as i64 {
                 self.trust.heard();
             }
@@ -162,7 +162,7 @@ impl Tiered {
         }
     }
 
-    /// Makes a batch good, however often it takes.
+    /// Applies a batch, with retries for `TROUBLE` at most.
     async fn mend_or_end(&self, batch: &Batch, first: bool) -> Result<(), End> {
         let since = Instant::now();
         let oldest = batch.changes.first().map(|change| change.at);
@@ -172,7 +172,7 @@ impl Tiered {
             }
         };
         loop {
-            // Before it too, as it may take long.
+            // Also before the first attempt, which may take long.
             lags();
             let done = if first { self.mend(&batch.changes).await } else { self.mend_each(&batch.changes).await };
             lags();

@@ -1,6 +1,6 @@
-//! An L1 in this process over a store that others write too: this server follows their changes for itself, in two passes as
-//! whoever repairs for all. It uses L1 only while it follows, and what L1 holds from before is removed once it does: nobody can
-//! tell what was missed.
+//! An L1 in this process, over a store that others write to. This server follows their changes
+//! itself, in the same two passes as a repairer. It uses L1 only while it follows them. When it
+//! begins to follow, it clears L1, because the changes before are not known.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
     term::{OPENING, Term},
 };
 
-/// Between two tries.
+/// How long to wait before a retry.
 const AGAIN: Duration = Duration::from_millis(200);
 
 impl Tiered {
@@ -21,11 +21,11 @@ impl Tiered {
         loop {
             match self.store.changes(None, Instant::now() + OPENING).await {
                 Ok(Some(changes)) => {
-                    // Everything from now on will be told, so what is filled from now on stays true.
+                    // From now on all changes are followed, so what is filled is kept up to date.
                     self.cache.clear();
                     self.trust.heard();
                     self.repairs.leading.store(true, Relaxed);
-                    tracing::info!("L1 in this process follows the changes of L2");
+                    tracing::info!("this server follows the changes of L2, and uses its L1 in this process");
                     let first = Pass::new(changes);
                     let second = Pass::at(first.position().clone());
                     let term = Term::new("", &first, self.settings.repair.second_pass);
@@ -38,7 +38,7 @@ impl Tiered {
                     self.repairs.epochs.fetch_add(1, Relaxed);
                     tracing::warn!(?end, "the changes of L2 cannot be followed: L1 in this process starts cold");
                     trouble.clear();
-                    // At once: each moment without L1 costs reads of L2.
+                    // Without a pause: while L1 is not used, all reads go to L2.
                     continue;
                 }
                 Ok(None) => return self.trust.follows_nobody(),
@@ -47,11 +47,12 @@ impl Tiered {
                     if text != trouble {
                         tracing::warn!(
                             error = text,
-                            "the changes of L2 cannot be followed; L1 is not used until they can"
+                            "the changes of L2 cannot be followed: L1 in this process is not used until they can; the \
+                             server keeps trying"
                         );
                         trouble = text;
                     }
-                    // While L2 is gone nobody writes, and hits are all that can be served.
+                    // While L2 is gone there are no writes, and hits are all that can be served.
                     if self.reach.borrow().l2 {
                         self.cache.clear();
                     }

@@ -1,5 +1,6 @@
-//! Who repairs an L1 that several servers share: the holder of the lease in L2, for one term. Whoever cannot reach L1, or
-//! cannot make changes good for long, resigns, so that another may try. Two at once would do no harm.
+//! Which server repairs an L1 that several servers share: the one that holds the lease in L2, for
+//! one term. A leader that cannot reach L1, or cannot apply changes for long, gives up the lease,
+//! so that another server may try. Two at once do no harm.
 
 use std::{
     sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
@@ -18,38 +19,35 @@ use crate::store::{
     changes::{Changes, FollowError, Position},
 };
 
-/// How long a dead leader is waited for.
+/// How long the others wait for a leader that does not answer.
 const LEASE: Duration = Duration::from_secs(5);
-/// Between two prolongations, and between two looks of those who stand by.
+/// How often the leader renews the lease, and how often the others ask for it.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long opening the changes may take.
 pub(super) const OPENING: Duration = Duration::from_secs(3);
-/// An epoch of this age, by L2's clock, has not been used by anybody: everybody pauses longer after a change. Less than the
-/// pause, as the question took a while.
+/// An epoch of this age, by L2's clock, has not been used by any server, because all pause longer
+/// after a change. Less than the pause, as the request took some time.
 const UNUSED_AGE: Duration = Duration::from_millis(2500);
 
 /// Why a term ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// This server stops.
     Shutdown,
     /// Another server leads.
     Succeeded,
-    /// L2 did not prolong the lease.
+    /// L2 did not renew the lease.
     LeaseLost,
-    /// L1 cannot be reached from here, or does not do as told.
+    /// L1 cannot be reached from this server, or does not confirm.
     L1Lost,
-    /// The changes cannot be followed.
     ChangesLost,
-    /// What happened since the stored position cannot be told.
+    /// L2 no longer has the changes since the stored position.
     HistoryLost,
 }
 
-/// One leader's time.
+/// The time of one leader.
 pub(super) struct Term {
-    /// Names this server and this term.
+    /// A random name of this server in this term.
     me: String,
-    /// Everything before it was made good twice.
+    /// The second pass has applied everything before it.
     done: Mutex<Position>,
     /// How far the first pass has come.
     pub(super) progress: Progress,
@@ -61,7 +59,6 @@ impl Term {
         Self { me: me.to_owned(), done, progress }
     }
 
-    /// The second pass has come so far.
     pub(super) fn is_done(&self, position: Position) {
         *self.done.lock().unwrap_or_else(PoisonError::into_inner) = position;
     }
@@ -75,10 +72,10 @@ impl Tiered {
     /// Leads whenever it can, until `shutdown`.
     pub(super) async fn stand_by(&self, shutdown: &CancellationToken) {
         let mut trouble = String::new();
-        // After a history that was lost; it must not be tried again.
+        // The stored position is too old, so the next term must not use it.
         let mut afresh = false;
         while !shutdown.is_cancelled() {
-            // Each term has a name of its own, so that no late word of an earlier one counts.
+            // Each term has its own name, so that a late request of an earlier term has no effect.
             let me = format!("{:016x}", rand::random::<u64>());
             let mut pause = if self.can_repair() { INTERVAL } else { INTERVAL / 5 };
             match self.serve_a_term(&me, afresh, shutdown).await {
@@ -87,11 +84,11 @@ impl Tiered {
                     afresh = false;
                 }
                 Ok(Some(end)) => {
-                    tracing::info!(me, ?end, "no longer repairs L1");
+                    tracing::info!(me, ?end, "this server no longer repairs L1; another server may take over");
                     afresh = end == End::HistoryLost;
                     match end {
                         End::HistoryLost => pause = Duration::ZERO,
-                        // Somebody else's turn first.
+                        // Another server should try first.
                         End::L1Lost | End::ChangesLost => pause = LEASE,
                         End::Shutdown | End::Succeeded | End::LeaseLost => {}
                     }
@@ -100,7 +97,10 @@ impl Tiered {
                 Err(error) => {
                     let text = error.to_string();
                     if text != trouble {
-                        tracing::warn!(error = text, "nobody can be asked who repairs L1");
+                        tracing::warn!(
+                            error = text,
+                            "L2 did not say which server repairs L1, so this one does not; it keeps asking"
+                        );
                         trouble = text;
                     }
                 }
@@ -112,14 +112,14 @@ impl Tiered {
         }
     }
 
-    /// Leads until something ends that. None: it was not this server's turn.
+    /// Leads until something ends the term. None: it was not this server's turn.
     async fn serve_a_term(
         &self,
         me: &str,
         afresh: bool,
         shutdown: &CancellationToken,
     ) -> Result<Option<End>, StoreError> {
-        // Who cannot repair asks all the same, for no time at all, to learn whether somebody else does.
+        // A server that cannot repair asks for no lease, only whether another one repairs.
         let (asked, can_repair) = (Instant::now(), self.can_repair());
         let lease = if can_repair { LEASE } else { Duration::ZERO };
         let leadership = self.store.lead(me, lease, None, asked + PATIENCE).await?;
@@ -127,7 +127,7 @@ impl Tiered {
         if !leadership.held || !can_repair {
             return Ok(None);
         }
-        tracing::info!(me, resumes = leadership.position.is_some(), "repairs L1");
+        tracing::info!(me, resumes = leadership.position.is_some(), "this server repairs L1 from now on");
         self.repairs.leading.store(true, Relaxed);
         let position = leadership.position.filter(|_| !afresh);
         let end = tokio::select! {
@@ -136,7 +136,7 @@ impl Tiered {
         };
         self.repairs.leading.store(false, Relaxed);
         if let Err(error) = self.store.resign(me, Instant::now() + PATIENCE).await {
-            tracing::warn!(%error, "the lease could not be given up; it ends by itself");
+            tracing::warn!(%error, "the lease of the repairer could not be given up; it ends by itself after 5 s");
         }
         Ok(Some(end))
     }
@@ -149,7 +149,7 @@ impl Tiered {
         let (first, second) = match self.open(position).await {
             Ok(passes) => passes,
             Err(FollowError::HistoryLost(reason)) => {
-                tracing::warn!(%reason, "the changes since the stored position cannot be told");
+                tracing::warn!(%reason, "L2 no longer has the changes since the stored position of the repairer");
                 return End::HistoryLost;
             }
             Err(FollowError::Store(error)) => {
@@ -165,24 +165,24 @@ impl Tiered {
         }
     }
 
-    /// Both passes from the stored position. Without one from now on, and whatever L1 holds from before is left behind.
+    /// Opens both passes at the stored position; without one, at the present, in a new epoch.
     async fn open(&self, position: Option<Position>) -> Result<(Pass, Pass), FollowError> {
         let resumed = position.is_some();
-        // First the changes and then the epoch: what is filled in the new one is younger than where they begin.
+        // The changes first: what is filled in the new epoch is younger than where they begin.
         let first = Pass::new(self.open_changes(position).await?);
         let second = Pass::at(first.position().clone());
-        if !resumed && !self.is_unused_epoch().await && !self.start_cold("nobody knows what it missed").await {
-            return Err(StoreError::Unavailable("there is no new epoch".into()).into());
+        if !resumed && !self.is_unused_epoch().await && !self.start_cold("changes of L2 may have been missed").await {
+            return Err(StoreError::Unavailable("it made no new epoch".into()).into());
         }
         Ok((first, second))
     }
 
     pub(super) async fn open_changes(&self, after: Option<Position>) -> Result<Box<dyn Changes>, FollowError> {
         let changes = self.store.changes(after, Instant::now() + OPENING).await?;
-        changes.ok_or_else(|| StoreError::Unavailable("it has no changes to follow".into()).into())
+        changes.ok_or_else(|| StoreError::Unavailable("it has no change stream".into()).into())
     }
 
-    /// Whether nobody has filled L1 in this epoch yet.
+    /// Whether the epoch is so young that no server has filled L1 in it.
     async fn is_unused_epoch(&self) -> bool {
         let state = self.store.epoch(Instant::now() + PATIENCE).await;
         state.is_ok_and(|state| state.age < UNUSED_AGE)
@@ -202,9 +202,9 @@ impl Tiered {
                 }
                 Ok(_) => return End::Succeeded,
                 Err(_) if held_at.elapsed() > LEASE => return End::LeaseLost,
-                Err(_) => {} // L2's watcher tells of it
+                Err(_) => {} // the watcher of L2 logs it
             }
-            // More often than the lease is prolonged: who cannot reach L1 should not keep it.
+            // More often than the lease is renewed: without L1 a server should not keep it.
             for _ in 0..5 {
                 tokio::time::sleep(INTERVAL / 5).await;
                 if !self.trust.breaker.is_healthy() {

@@ -1,4 +1,4 @@
-//! The keys that L1 may hold stale values of, and the writes on their way behind L1's back.
+//! The keys that L1 may hold stale values of, and the bypassed writes that have not ended.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,8 @@ pub(super) struct Remembered {
 pub(super) struct Doubt {
     /// Writes of this key that have not ended.
     pub(super) writes: u32,
-    /// Changes whenever the key is remembered anew, so that an earlier removal does not count for it.
+    /// Changes whenever the key is remembered again, so that an earlier removal does not count for
+    /// it.
     pub(super) stamp: u64,
 }
 
@@ -30,7 +31,8 @@ impl Remembered {
         if let Some(doubt) = self.keys.get_mut(key) {
             *doubt = Doubt { writes: doubt.writes + writes, stamp };
         } else if self.keys.len() < MAX_REMEMBERED || writes > 0 {
-            // Writes on their way are bounded by the calls in flight; the bound is for what has ended.
+            // Bypassed writes are bounded by the calls in flight. The bound is for keys whose
+            // writes have ended.
             self.keys.insert(key.detached(), Doubt { writes, stamp });
         } else {
             self.overflow = true;
@@ -38,7 +40,7 @@ impl Remembered {
     }
 }
 
-/// Writes on their way behind L1's back.
+/// Bypassed writes that have not ended. When it is dropped, their keys may be removed from L1.
 pub(in super::super) struct BypassedWrite<'a> {
     pub(super) trust: &'a Trust,
     pub(super) keys: Vec<RecordKey>,

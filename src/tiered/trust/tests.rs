@@ -1,4 +1,4 @@
-//! The rules of trust, without tiers.
+//! Tests of the rules of trust, without a cache and a store.
 
 use super::{remembered::MAX_REMEMBERED, *};
 use crate::{
@@ -23,7 +23,7 @@ fn state(epoch: u64, dirty: bool) -> EpochState {
     EpochState { dirty, age: SETTLED_AGE, l1: Some(ours()), leased: LEASE, ..EpochState::new(Epoch(epoch)) }
 }
 
-/// A wall clock that goes with tokio's.
+/// A wall clock that runs with the clock of tokio.
 fn clock() -> Clock {
     let start = Instant::now();
     Clock::new(move || Millis(1_790_000_000_000).after(start.elapsed()))
@@ -63,7 +63,7 @@ async fn a_remembered_key_is_forgotten_only_when_its_write_has_ended_and_it_was_
     assert_eq!(removing.len(), 1);
     drop(trust.begin_bypassed(vec![key("a")]));
     trust.removed(&removing);
-    assert!(!trust.restore(), "remembered anew while it was being removed");
+    assert!(!trust.restore(), "it was remembered again while it was being removed");
     trust.removed(&trust.to_remove(10));
     assert!(trust.restore());
 }
@@ -77,7 +77,7 @@ async fn a_dirty_epoch_is_never_trusted_again() {
     assert!(!trust.restore());
     trust.see_now(state(2, false));
     assert!(trust.restore());
-    assert_eq!(trust.l1(), L1Use::Paused(Epoch(2)), "until everybody has seen the change");
+    assert_eq!(trust.l1(), L1Use::Paused(Epoch(2)), "until all servers have seen the change");
     assert!(!trust.holds_now(Epoch(2)), "others may still use the epoch before");
 }
 
@@ -106,11 +106,11 @@ async fn a_server_that_starts_into_a_young_epoch_pauses_too() {
     alone.found(&ours());
     alone.see_now(EpochState { age: Duration::ZERO, ..state(1, false) });
     assert!(alone.restore());
-    assert_eq!(alone.l1(), L1Use::Trusted(Epoch(1)), "nobody else can use another");
+    assert_eq!(alone.l1(), L1Use::Trusted(Epoch(1)), "no other server can use another epoch");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_must_be_followed_is_used_only_while_it_is() {
+async fn an_l1_that_follows_changes_is_used_only_while_it_does() {
     let trust = trusted();
     trust.lost_track();
     assert_eq!(trust.l1(), L1Use::Untrusted(Epoch(1)));
@@ -118,7 +118,7 @@ async fn what_must_be_followed_is_used_only_while_it_is() {
     assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)));
     tokio::time::advance(HEARD_LIFE).await;
     trust.see_now(state(1, false));
-    assert_eq!(trust.l1(), L1Use::Untrusted(Epoch(1)), "nothing was heard for too long");
+    assert_eq!(trust.l1(), L1Use::Untrusted(Epoch(1)), "the change stream was silent for too long");
     trust.follows_nobody();
     tokio::time::advance(HEARD_LIFE).await;
     trust.see_now(state(1, false));
@@ -146,21 +146,22 @@ async fn an_l1_is_used_only_while_the_epoch_holds_for_it() {
         trust.see_now(EpochState { l1: Some(another.clone()), ..state(1, false) });
         assert_eq!(trust.l1(), L1Use::Bypassed, "{another:?}");
         assert!(!trust.holds(Epoch(1), life) && !trust.stands(Epoch(1)) && trust.ours().is_none());
-        // It was found to be that one: after a failover the same epoch may go on, once nobody uses the one before.
+        // A probe found that ours is that one: after a failover the same epoch may continue, when
+        // no server uses the L1 before it.
         trust.found(&another);
         assert_eq!(trust.l1(), L1Use::Paused(Epoch(1)));
         tokio::time::advance(CHANGE_PAUSE).await;
         trust.see_now(EpochState { l1: Some(another), ..state(1, false) });
         assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)));
         assert!(trust.holds_now(Epoch(1)));
-        assert!(!trust.holds(Epoch(1), life), "what the L1 before confirmed is worth nothing");
+        assert!(!trust.holds(Epoch(1), life), "what the L1 before confirmed does not count");
     }
     trust.see_now(EpochState { l1: None, ..state(1, false) });
     assert_eq!(trust.l1(), L1Use::Bypassed);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_did_not_say_so_does_not_use_l1() {
+async fn a_server_without_the_lease_does_not_use_l1() {
     let trust = trusted();
     trust.see_now(EpochState { leased: Duration::from_secs(1), ..state(1, false) });
     assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)));
@@ -181,14 +182,14 @@ async fn a_view_from_before_a_suspension_is_worth_nothing() {
         assert_eq!(trust.l1(), L1Use::Bypassed, "the first call after {asleep} ms");
         assert!(!trust.holds(Epoch(1), life) && !trust.is_fresh() && trust.fresh_epoch().is_none());
         trust.see_now(state(1, false));
-        assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)), "it looked again");
+        assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)), "L2 was asked again");
     }
     slept.fetch_add(400, SeqCst);
-    assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)), "a clock that was set a little");
+    assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)), "the clock was set by a little");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_followed_changes_does_not_know_what_it_missed_while_it_was_suspended() {
+async fn a_server_that_was_suspended_does_not_know_the_changes_it_missed() {
     use std::sync::{Arc, atomic::AtomicI64};
     let (slept, ticks) = (Arc::new(AtomicI64::new(0)), clock());
     let by = slept.clone();
@@ -204,26 +205,26 @@ async fn who_followed_changes_does_not_know_what_it_missed_while_it_was_suspende
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_l1_of_ones_own_beside_another_is_read_and_makes_no_write_cached() {
+async fn an_l1_in_this_process_beside_the_named_one_is_read_and_makes_no_write_cached() {
     let trust = Trust::new(false, clock());
     let mine = l1("mine", "", false);
     trust.found(&mine);
     let beside = |beside| EpochState { beside, ..state(1, false) };
     trust.see_now(beside(Duration::ZERO));
     assert!(trust.restore());
-    assert_eq!(trust.l1(), L1Use::Bypassed, "nobody knows of it yet");
+    assert_eq!(trust.l1(), L1Use::Bypassed, "no other server knows of it yet");
     trust.see_now(beside(LEASE));
-    assert_eq!(trust.l1(), L1Use::Paused(Epoch(1)), "until everybody knows of it");
+    assert_eq!(trust.l1(), L1Use::Paused(Epoch(1)), "until all servers know of it");
     tokio::time::advance(CHANGE_PAUSE).await;
     trust.see_now(beside(LEASE));
     assert_eq!(trust.l1(), L1Use::Trusted(Epoch(1)));
     assert!(trust.stands(Epoch(1)) && !trust.holds_now(Epoch(1)));
-    // The epoch comes to hold for it.
+    // Now the epoch names it.
     let named = |beside| EpochState { l1: Some(mine.clone()), beside, ..state(2, false) };
     trust.see_now(named(LEASE));
     tokio::time::advance(CHANGE_PAUSE).await;
     trust.see_now(named(LEASE));
-    assert!(trust.stands(Epoch(2)) && !trust.holds_now(Epoch(2)), "others read from theirs");
+    assert!(trust.stands(Epoch(2)) && !trust.holds_now(Epoch(2)), "other servers read from their own");
     trust.see_now(named(Duration::ZERO));
     assert!(trust.holds_now(Epoch(2)), "it is alone");
 }

@@ -1,4 +1,4 @@
-//! What L2 said of the epoch, when, and what this server may do under it.
+//! What L2 last returned about the epoch, when, and what this server may do under it.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use crate::{
     store::EpochState,
 };
 
-/// How far the wall clock and the monotonic one may be apart since a look, ms, and of how much one more. With this a view lives
-/// shorter than everybody pauses after a change.
+/// How far the wall clock and the monotonic clock may differ since the request, in ms, and of how
+/// many ms one more. With this a view lives shorter than the pause after a change.
 const MAX_APART: i64 = 500;
 const MAX_DRIFT: i64 = 500;
 
-/// What this server's L1 is to the epoch.
+/// How this server's L1 stands to the L1 that the epoch names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// The epoch holds for it. `alone`: nobody reads from another one beside it.
+    /// It is the named one. `alone`: no server reads from another L1 beside it.
     Named { alone: bool },
-    /// It is in this process, beside the one that the epoch holds for, and others know of it: reads follow L2's changes, and
-    /// what it confirms is no one else's.
+    /// It is in this process, beside the named one, and other servers know of it. Reads use it, as
+    /// it follows the changes of L2; what it confirms does not hold for other servers.
     Beside,
-    /// The epoch holds for another one or for none, or it is not known yet which one ours is.
+    /// The epoch names another one or none, or it is not known yet which one ours is.
     Another,
 }
 
@@ -32,28 +32,28 @@ pub(super) enum Role {
 pub(super) struct View {
     pub(super) state: EpochState,
     pub(super) role: Role,
-    /// From before the read that told it, by the monotonic clock and by the wall clock.
+    /// Taken before the request to L2 was sent, by the monotonic clock and by the wall clock.
     pub(super) as_of: Instant,
     pub(super) as_of_wall: Millis,
     pub(super) bypass_until: Option<Instant>,
-    /// Counts the changes of the epoch, of the L1 that it holds for, and of our role.
+    /// Grows with each change of the epoch, of the named L1, and of our role.
     pub(super) life: u64,
-    /// How long it counts: not beyond what L2 was told of our use of L1.
+    /// How long it may be used: not longer than L2 knows that this server uses L1.
     lives: Duration,
 }
 
-/// How much a view is worth now.
+/// Whether a view may still be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Age {
     Fresh,
     /// L2 has not confirmed it lately.
     Old,
-    /// The wall clock and the monotonic one do not agree how long ago L2 was asked: this machine was suspended.
+    /// The wall clock and the monotonic clock differ about its age: this machine was suspended.
     Suspended,
 }
 
 impl View {
-    /// What L2 said, asked at `as_of`, after what it had said before.
+    /// The view after `known`, from what L2 returned to a request sent at `as_of`.
     pub(super) fn new(
         known: Option<&Self>,
         state: EpochState,
@@ -79,7 +79,7 @@ impl View {
         Self { state, role, as_of: as_of.0, as_of_wall: as_of.1, bypass_until, life, lives }
     }
 
-    /// Whether this is another epoch, or it holds for another L1.
+    /// Whether `state` has another epoch, or names another L1.
     pub(super) fn differs(&self, state: &EpochState) -> bool {
         let is_same = match (&self.state.l1, &state.l1) {
             (Some(known), Some(named)) => known.is(named),
@@ -93,7 +93,7 @@ impl View {
         self.bypass_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Nobody but us changes the epoch of an exclusive store, so no view of it is too old.
+    /// No other server changes the epoch of an exclusive store, so no view of it is too old.
     pub(super) fn age(&self, clock: &Clock) -> Age {
         if self.lives == Duration::MAX {
             return Age::Fresh;

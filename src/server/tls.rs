@@ -1,6 +1,6 @@
-//! TLS on the gRPC port: rustls with ring, HTTP/2 only. The files are looked at again and again, as Kubernetes swaps symlinks
-//! below them, and what they hold is used for new connections once it is a good pair; a bad one is told once, and the last
-//! good one stays in use.
+//! TLS on the gRPC port: rustls with ring, HTTP/2 only. The files are looked at again and again, as
+//! Kubernetes swaps symlinks below them, and what they hold is used for new connections once it is
+//! a good pair; a bad one is told once, and the last good one stays in use.
 
 use std::{
     fmt::{self, Display},
@@ -27,11 +27,12 @@ use tokio_util::sync::CancellationToken;
 use crate::access::reload::Reload;
 
 const HTTP2: &[u8] = b"h2";
-/// Between two looks at files that make a bad pair: one of them may have been new and the other not yet.
+/// Between two looks at files that make a bad pair: one of them may have been new and the other not
+/// yet.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
 
-/// Whether a client has asked for HTTP/2. One that names protocols and not this one was refused by rustls; one that names none
-/// was not.
+/// Whether a client has asked for HTTP/2. One that names protocols and not this one was refused by
+/// rustls; one that names none was not.
 pub(super) fn asks_for_http2(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(HTTP2)
 }
@@ -104,6 +105,11 @@ impl Tls {
         Ok(tls)
     }
 
+    /// Whether clients must show a certificate (mTLS).
+    pub(super) fn needs_client_certificate(&self) -> bool {
+        self.0.files.client_ca_file.is_some()
+    }
+
     /// When the certificate that is in use ends, in seconds since 1970.
     pub(super) fn not_after(&self) -> i64 {
         self.0.not_after.load(Relaxed)
@@ -114,7 +120,8 @@ impl Tls {
         self.0.is_failing.load(Relaxed)
     }
 
-    /// It is used all the same: clients that do not look at the time are served, and all others say why not.
+    /// It is used all the same: clients that do not look at the time are served, and all others say
+    /// why not.
     fn warn_if_expired(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
         let ago = now.saturating_sub(self.not_after());

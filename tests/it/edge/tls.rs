@@ -228,7 +228,7 @@ async fn who_speaks_something_else_or_nothing_is_dropped_with_a_word_in_the_debu
     put(&mut client, record("a", [])).await;
     for server in [&tls, &plain] {
         let log = server.log();
-        assert!(log.contains("a connection broke") && log.contains("did not greet in time"), "{log}");
+        assert!(log.contains("a connection broke") && log.contains("did not finish the handshake in time"), "{log}");
         assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     }
 }

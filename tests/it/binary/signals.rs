@@ -23,7 +23,7 @@ async fn sighup_has_tokens_and_certificates_read_again_and_no_signal_of_its_kind
 
     server.signal("HUP");
     says("auth.tokens_file was read again, and holds what it held before").await;
-    says("the certificates were read again, and are what they were before").await;
+    says("the certificates were read again, and have not changed").await;
     assert_eq!(authority.shown(server.port).await, signed[0].der());
 
     secret.swap(&[("tls.crt", &signed[1].cert), ("tls.key", &signed[1].key)]);

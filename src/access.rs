@@ -162,15 +162,15 @@ impl fmt::Display for Denied {
                 "this server requires a token: send the metadata \"authorization: Bearer <token>\" with every call",
             ),
             Self::UnknownToken => f.write_str(
-                "this server does not know the token: it may have been replaced; ask the operator of the server for a new one \
-                  (auth.tokens_file)",
+                "this server does not know the token: it may have been replaced; the operator of the server has \
+                 new ones (auth.tokens_file)",
             ),
             Self::NoRule => f.write_str("nobody may call this RPC: the server has no rule for it"),
             Self::NoRight { caller, right, view } => {
                 let right = right.name();
                 match view {
-                    Some(view) => write!(f, "{caller:?} does not have the right {right:?} on the feature view {view:?}")?,
-                    None => write!(f, "{caller:?} does not have the right {right:?} on any feature view")?,
+                    Some(view) => write!(f, "{caller:?} lacks the right {right:?} on the feature view {view:?}")?,
+                    None => write!(f, "{caller:?} lacks the right {right:?} on every feature view")?,
                 }
                 f.write_str("; auth.tokens_file of the server grants rights")
             }

@@ -144,7 +144,7 @@ impl Api {
     fn access<'r, T>(&self, request: &'r Request<T>) -> Result<Option<&'r Access>, Failure> {
         match self.0.callers_are_known {
             false => Ok(None),
-            true => request.extensions().get::<Access>().map(Some).ok_or_else(|| Failure::internal("a call without a caller")),
+            true => request.extensions().get::<Access>().map(Some).ok_or_else(|| Failure::internal("no caller")),
         }
     }
 

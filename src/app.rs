@@ -56,9 +56,9 @@ impl App {
         if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
                 ttl = ?config.l1_ttl,
-                "L1 is in the memory of this process, but other servers may write to the same MongoDB. This server sees their \
-                 writes a moment later, and over a standalone MongoDB only when l1.ttl ends (5 minutes at most). Configure \
-                 Redis (redis.url) to see them at once"
+                "L1 is in the memory of this process, but other servers may write to the same MongoDB. This server \
+                 sees their writes a moment later, and over a standalone MongoDB only when l1.ttl ends (5 minutes at \
+                 most). Configure Redis (redis.url) to see them at once"
             );
         }
         let settings = Settings {
@@ -104,7 +104,6 @@ fn all_wrong(errors: [Option<StartError>; 4]) -> StartError {
     if wrong.is_empty() { StartError::Machine(refused.join("\n")) } else { StartError::Config(wrong.join("\n")) }
 }
 
-/// The tokens file, if one is configured.
 fn gate(config: &Config) -> Result<Option<Arc<Gate>>, StartError> {
     let Some(path) = &config.tokens_file else { return Ok(None) };
     let wrong = |error: String| {

@@ -87,7 +87,6 @@ enum TokenAction {
 }
 
 impl Command {
-    /// Runs the command.
     pub(crate) fn run(self) -> ExitCode {
         if let Some(Action::Version) = self.action {
             println!("featurestore {} ({})", env!("CARGO_PKG_VERSION"), env!("BUILD_GIT_COMMIT"));
@@ -229,7 +228,7 @@ async fn serve_logging(config: &Config, effective: &Effective, telemetry: &Telem
     let bind = async |key: &str, address: SocketAddr| {
         TcpListener::bind(address).await.map_err(|error| {
             StartError::Machine(format!(
-                "{key}: cannot listen on {address}: {error}; stop the process that uses this port, or choose another one"
+                "{key}: cannot listen on {address}: {error}; another process may use this port: choose another one"
             ))
         })
     };
@@ -269,7 +268,6 @@ async fn health(config: &Config, service: &str) -> ExitCode {
     }
 }
 
-/// What a server answered.
 enum Asked {
     Told(ServingStatus),
     Refused(String),

@@ -41,7 +41,6 @@ impl<'a> Input<'a> {
         self.byte() & 1 == 1
     }
 
-    /// A number that is often small.
     pub(crate) fn number(&mut self) -> i64 {
         match self.byte() {
             small @ 0..=0xf7 => i64::from(small) - 16,
@@ -79,7 +78,6 @@ impl<'a> Input<'a> {
         choices[usize::from(self.byte()) % choices.len()]
     }
 
-    /// All bytes that are left.
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }

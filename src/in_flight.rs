@@ -64,7 +64,6 @@ pub struct ConnectionBytes {
     received: AtomicUsize,
     /// Bytes of answers that are not sent yet.
     unsent: AtomicUsize,
-    /// How often something was sent.
     sent: AtomicUsize,
 }
 
@@ -95,8 +94,8 @@ impl ConnectionBytes {
         is_full
     }
 
-    /// If bytes are scarce and this connection has answers to send: how often it sent something.
-    /// The same number twice means that its client does not read.
+    /// If bytes are scarce and this connection has answers to send: how often it sent something. If
+    /// that stays the same, its client does not read.
     pub fn keeps_scarce_bytes(&self) -> Option<usize> {
         let keeps = self.all.is_scarce() && self.unsent.load(Relaxed) > 0;
         keeps.then(|| self.sent.load(Relaxed))
@@ -137,9 +136,8 @@ impl ConnectionBytes {
         fits
     }
 
-    /// Like `try_take`, but waits until `until` at most for bytes that others hold. What exceeds
-    /// the connection's own part is refused at once: a waiter for that would keep all others
-    /// waiting.
+    /// Like `try_take`, but waits for other holders until `until`. What exceeds the connection's
+    /// own part is refused at once: a waiter for that would keep all others waiting.
     async fn take_by(&self, part: Part, bytes: usize, until: Instant) -> bool {
         let has_room = || self.held() + bytes <= self.max;
         let waiting = async {
@@ -183,15 +181,15 @@ impl Share {
         of.try_take(part, bytes).then(|| Self { of: of.clone(), part, bytes })
     }
 
-    /// The same, but waits until `until` at most for bytes that others hold.
+    /// Like `try_take`, but waits for other holders until `until`.
     pub async fn take_by(of: &Arc<ConnectionBytes>, bytes: usize, until: Instant) -> Option<Self> {
         let part = Part::Answer;
         of.take_by(part, bytes, until).await.then(|| Self { of: of.clone(), part, bytes })
     }
 
-    /// Takes up to `bytes` bytes for requests that arrived before the service read them; no more
-    /// than half of what the connection may hold, so that no call is refused because of them. None:
-    /// bytes are short.
+    /// Takes up to `bytes` bytes for requests that arrived before the service read them, at most
+    /// half of the connection's part, so that no call is refused because of them. None: bytes are
+    /// short.
     pub fn take_ahead(of: &Arc<ConnectionBytes>, bytes: usize) -> Option<Self> {
         let (part, free) = (Part::Request, (of.all.max / CONNECTION_PART / 2).saturating_sub(of.held()));
         let bytes = bytes.min(free);
@@ -277,7 +275,7 @@ impl Holding {
         fits
     }
 
-    /// Like `add`, but waits until `until` at most for bytes that others hold.
+    /// Like `add`, but waits for other holders until `until`.
     #[must_use]
     pub async fn add_by(&mut self, bytes: usize, until: Instant) -> bool {
         let Some(of) = &self.of else { return true };
@@ -308,8 +306,8 @@ impl Holding {
         self.bytes
     }
 
-    /// Counts the same bytes only among all, and no longer for the connection: for the moment in
-    /// which both the records of a read and its answer are in memory.
+    /// Counts the same bytes only among all, and no longer for the connection, while both the
+    /// records of a read and its answer are in memory.
     pub fn beside_connection(mut self) -> Self {
         let bytes = self.bytes;
         let beside = self.of.as_ref().map(|of| {
@@ -339,8 +337,8 @@ impl Drop for Holding {
     }
 }
 
-/// The place of a call among the calls in flight, and the bytes of its request; released when the
-/// last clone is dropped. The server's guard puts it into the extensions of the request.
+/// The place of a call, and the bytes of its request; released when the last clone is dropped. The
+/// server's guard puts it into the extensions of a read or a write.
 #[derive(Clone, Debug)]
 pub struct InFlight(Arc<Held>);
 
@@ -376,8 +374,8 @@ impl InFlight {
         self.0.connection.all.max / CONNECTION_PART
     }
 
-    /// Takes bytes for what a request becomes in memory. None: too few are free. At most half of
-    /// what a connection may hold is taken, so that every valid request can be served.
+    /// Takes bytes for what a request becomes in memory, at most half of the connection's part, so
+    /// that every valid request can be served. None: too few are free.
     pub fn hold(&self, bytes: usize) -> Option<Share> {
         let bytes = bytes.min(self.most() / 2);
         let (of, part) = (self.0.connection.clone(), Part::Request);

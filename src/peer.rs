@@ -13,7 +13,6 @@ use tokio::{
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// The most bytes of an answer.
 const MAX_ANSWER: usize = 4 << 10;
 /// The first bytes of TLS records: an alert, or a part of a handshake.
 const TLS_RECORDS: [u8; 2] = [0x15, 0x16];
@@ -38,7 +37,6 @@ pub(crate) async fn speaks_tls(host: &str, port: u16) -> bool {
     ask(host, port, &hello).await.is_some_and(|answer| TLS_RECORDS.contains(&answer[0]))
 }
 
-/// The first message of a TLS client.
 fn client_hello() -> Option<Vec<u8>> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     let builder = builder.with_safe_default_protocol_versions().ok()?;

@@ -181,7 +181,7 @@ pub async fn run(
     tokio::time::sleep(settings.drain_delay).await;
     stop_accepting.cancel();
     let _ = accepting.await;
-    tracing::info!(patience = ?settings.drain_timeout, "draining: no new calls are accepted, and those in flight may finish");
+    tracing::info!(patience = ?settings.drain_timeout, "draining: no new calls are accepted, others may finish");
     api.close();
     connections.close(settings.drain_timeout).await;
     settle(&tiered).await;
@@ -213,7 +213,7 @@ fn first_command(address: SocketAddr, tls: Option<&Tls>, needs_token: bool, refl
 async fn settle(tiered: &Arc<Tiered>) {
     const PATIENCE: Duration = Duration::from_secs(30);
     if tokio::time::timeout(PATIENCE, tiered.settled()).await.is_err() {
-        tracing::warn!("some writes did not end in time; none of them was answered OK, so their clients know to retry them");
+        tracing::warn!("some writes did not end in time; none of them was answered OK, so that clients retry them");
     }
     if tiered.trust().remembered() > 0 {
         // The last attempt to remove from L1 the keys that it may hold old values of.

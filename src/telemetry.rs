@@ -60,7 +60,8 @@ impl Telemetry {
 /// `OTEL_EXPORTER_OTLP_ENDPOINT` (or the one for traces) is set; the other `OTEL_*` variables work
 /// as in the OpenTelemetry specification. Must be called within a runtime.
 pub fn init(json: bool, filter: &str) -> Result<Telemetry, String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {filter:?} is not a valid filter: {error}"))?;
+    let wrong = |error| format!("log.filter: {filter:?} is not a valid filter: {error}");
+    let filter = EnvFilter::try_new(filter).map_err(wrong)?;
     // Lines of a traced call have its trace id, whatever the level of the log. Other calls have no
     // such span.
     let filter = filter.or(Targets::new().with_target(CALL_SPANS, tracing::Level::INFO));

@@ -113,7 +113,7 @@ impl Gate {
                 Err(error) => {
                     let file = self.path.display();
                     let words = error.replace('\n', "; ");
-                    tracing::warn!(%file, error = words, "auth.tokens_file is bad: the tokens that were read before stay valid");
+                    tracing::warn!(%file, error = words, "auth.tokens_file is bad: the tokens read before stay valid");
                     trouble = error;
                 }
             }
@@ -141,7 +141,8 @@ impl Gate {
         let (old, new) = (names(&old), names(&self.tokens.load()));
         let (added, removed): (Vec<_>, Vec<_>) = (new.difference(&old).collect(), old.difference(&new).collect());
         let file = self.path.display();
-        tracing::info!(target: AUDIT, %file, callers = new.len(), ?added, ?removed, "auth.tokens_file has changed, and was read again");
+        let callers = new.len();
+        tracing::info!(target: AUDIT, %file, callers, ?added, ?removed, "auth.tokens_file has changed: it was read again");
         Ok(true)
     }
 
@@ -181,7 +182,6 @@ impl Gate {
         Ok(Some(Access { caller, right, rpc, token, peer, gate: self.clone() }))
     }
 
-    /// The caller that this token belongs to now.
     pub(super) fn known(
         &self,
         token: &Digest,

@@ -107,7 +107,7 @@ impl Reading {
             }
         }
         if self.errors.is_empty() && self.tokens.by_digest.is_empty() {
-            self.errors.push("it has no token in it, so nobody could call: add one that begins with [[tokens]]".to_owned());
+            self.errors.push("it has no token, so nobody could call: add one that begins with [[tokens]]".to_owned());
         }
     }
 
@@ -157,7 +157,7 @@ impl Reading {
                 self.errors.push(format!("{place}.sha256[{at}]: must be 64 hexadecimal digits"));
             }
             if *digest == Some(self::digest(b"")) {
-                self.errors.push(format!("{place}.sha256[{at}]: is the SHA-256 of nothing; use `featurestore token new`"));
+                self.errors.push(format!("{place}.sha256[{at}]: is the SHA-256 of nothing; see `featurestore token new`"));
             }
         }
         read.into_iter().flatten().collect()

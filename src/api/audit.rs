@@ -9,7 +9,6 @@ use crate::{
     record::DEFAULT_VIEW,
 };
 
-/// Records of a write, by outcome.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Count {
     written: u64,
@@ -71,7 +70,6 @@ impl Attempt {
         Self(access.map(|access| Asked { access: access.clone(), view: view.to_owned(), records }))
     }
 
-    /// Logs the outcome.
     pub(super) fn ended(mut self, became: Result<Count, &Status>) {
         let code = became.as_ref().map_or_else(|status| status.code(), |_| Code::Ok);
         self.log(became.unwrap_or_default(), code);

@@ -59,7 +59,7 @@ fn parse_feature_names(names: &[String], wrong: &mut Vec<Violation>) -> Vec<Feat
 /// makes its own.
 fn parse_request_id(id: &str, wrong: &mut Vec<Violation>) -> RequestId {
     if id.len() > MAX_REQUEST_ID_BYTES {
-        let why = format!("a request id may have {MAX_REQUEST_ID_BYTES} bytes at most, and this one has {}", id.len());
+        let why = format!("a request id may have {MAX_REQUEST_ID_BYTES} bytes at most, not {}", id.len());
         wrong.push(Violation::new("request_id", "INVALID_REQUEST_ID", why));
     }
     if id.is_empty() { our_request_id() } else { RequestId::of_client(id) }
@@ -73,7 +73,7 @@ fn our_request_id() -> RequestId {
 /// Checks the length of a model version, because every answer about the record repeats it.
 fn check_model_version(field: &str, text: &str, wrong: &mut Vec<Violation>) {
     if text.len() > MAX_MODEL_VERSION_BYTES {
-        let why = format!("a model version may have {MAX_MODEL_VERSION_BYTES} bytes at most, and this one has {}", text.len());
+        let why = format!("a model version may have {MAX_MODEL_VERSION_BYTES} bytes at most, not {}", text.len());
         wrong.push(Violation::new(field, "INVALID_MODEL_VERSION", why));
     }
 }

@@ -43,7 +43,6 @@ pub(crate) struct Failure {
     pub(super) metadata: BTreeMap<String, String>,
     /// The first violations, as many as fit into the answer.
     pub(super) violations: Vec<Violation>,
-    /// How many more violations there are.
     pub(super) more_violations: usize,
     pub(super) retry_after: Option<Duration>,
 }
@@ -122,7 +121,6 @@ impl Failure {
         Self { violations, more_violations, ..Self::new(Code::InvalidArgument, reason, message) }
     }
 
-    /// Prefixes the paths with the field of the enclosing message.
     pub(super) fn under(mut self, parent: &str) -> Self {
         if self.violations.is_empty() {
             self.violations.push(Violation::new(parent, self.reason, &self.message));
@@ -132,7 +130,6 @@ impl Failure {
         Self::invalid_and_more(violations, self.more_violations)
     }
 
-    /// More of `what` than a limit allows.
     pub(super) fn too_many(reason: &'static str, what: &str, count: usize, maximum: usize) -> Self {
         let message = format!("{count} {what}; at most {maximum} are allowed");
         Self::new(Code::InvalidArgument, reason, message).with("count", count).with("maximum", maximum)
@@ -145,8 +142,8 @@ impl Failure {
 
     pub(super) fn response_too_large(bytes: usize, maximum: usize) -> Self {
         let message = format!(
-            "the response would have at least {bytes} bytes; at most {maximum} are allowed: ask for fewer entities, or name \
-             the features that you need"
+            "the response would have at least {bytes} bytes; at most {maximum} are allowed: ask for fewer entities, or \
+             name the features that you need"
         );
         Self::new(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
     }
@@ -214,14 +211,16 @@ impl Failure {
     }
 
     pub(super) fn bad_timeout() -> Self {
-        Self::new(Code::InvalidArgument, "INVALID_TIMEOUT", "the header grpc-timeout must be at most 8 digits and a unit (H, M, S, m, u or n)")
+        let message = "the header grpc-timeout must be at most 8 digits and a unit (H, M, S, m, u or n)";
+        Self::new(Code::InvalidArgument, "INVALID_TIMEOUT", message)
     }
 
     /// A bug. The cause is logged under an id, and the client receives the id.
     pub(crate) fn internal(cause: impl Display) -> Self {
         let id = format!("{:016x}", rand::random::<u64>());
         tracing::error!(%id, %cause, "internal error");
-        Self::new(Code::Internal, "INTERNAL", format!("internal error: the log of the server has its cause under the id {id}")).with("id", id)
+        let message = format!("internal error: the log of the server has its cause under the id {id}");
+        Self::new(Code::Internal, "INTERNAL", message).with("id", id)
     }
 
     /// A stored record that cannot be read, with its entity id where that is known here.
@@ -230,7 +229,9 @@ impl Failure {
             tracing::error!(entity_id, %cause, unsaid, "a stored record cannot be read");
         }
         UNREADABLE.fetch_add(1, Relaxed);
-        Self::new(Code::DataLoss, "RECORD_UNREADABLE", "the stored record of this entity cannot be read; an upsert (REPLACE, without conditions) or a delete replaces it")
+        let message = "the stored record of this entity cannot be read; an upsert (REPLACE, without conditions) or \
+                       a delete replaces it";
+        Self::new(Code::DataLoss, "RECORD_UNREADABLE", message)
     }
 
     /// The error of an outcome. None: the write succeeded.
@@ -244,8 +245,8 @@ impl Failure {
             Outcome::RequestIdReused => Some(Self::new(
                 Code::InvalidArgument,
                 "REQUEST_ID_REUSED",
-                "this request_id was used for another write of this record: a retry must be the same request, and every other \
-                 write needs its own id",
+                "this request_id was used for another write of this record: a retry must be the same request, and \
+                 every other write needs its own id",
             )),
             Outcome::TooManyFeatures { count } => {
                 Some(Self::too_many("TOO_MANY_FEATURES", "features after the merge", *count, limits.max_features))
@@ -253,7 +254,7 @@ impl Failure {
             Outcome::RecordTooLarge { bytes } => Some(Self::record_too_large(*bytes, limits.max_record_bytes)),
             Outcome::DocumentTooLarge { bytes, document, maximum } => {
                 let message = format!(
-                    "a record of {bytes} bytes would take {document} bytes in the store, which allows {maximum} for one record"
+                    "a record of {bytes} bytes would take {document} bytes in the store, which allows {maximum}"
                 );
                 let failure = Self::new(Code::InvalidArgument, "RECORD_TOO_LARGE", message);
                 Some(failure.with("bytes", bytes).with("document_bytes", document).with("maximum", maximum))
@@ -302,15 +303,15 @@ impl From<StoreError> for Failure {
             StoreError::Unusable(_) => Self::new(
                 Code::Unavailable,
                 "L2_UNUSABLE",
-                "the store is not used, because its setup was changed so that its answers would be wrong; the log of the \
-                 server says what to correct",
+                "the store is not used, because its setup was changed so that its answers would be wrong; the log of \
+                 the server says what to correct",
             )
             .retry(),
             StoreError::Refused(_) => Self::new(
                 Code::FailedPrecondition,
                 "L2_REFUSED",
-                "the store rejects this record because of a rule that the server did not create (a validator, a unique index, \
-                 an option); the log of the server says which",
+                "the store rejects this record because of a rule that the server did not create (a validator, a unique \
+                 index, an option); the log of the server says which",
             ),
             StoreError::Internal(cause) => Self::internal(cause),
         }
@@ -342,8 +343,8 @@ impl From<WriteError> for Failure {
             WriteError::L1Lost => Self::new(
                 Code::Unavailable,
                 "L1_LOST",
-                "the cache cannot be reached, and until it can, this server rejects writes (l1.on_loss = reject); nothing was \
-                  written",
+                "the cache cannot be reached, and until it can, this server rejects writes (l1.on_loss = reject); \
+                 nothing was written",
             )
             .retry(),
             WriteError::CommittedNotCached => Self::new(

@@ -101,7 +101,6 @@ fn check_refusal<T>(checked: Result<T, Failure>) {
     }
 }
 
-/// Checks that clients can read a refusal.
 fn check_failure(failure: Failure, code: Code) {
     let item: proto::Error = failure.clone().into();
     assert!(item.encoded_len() <= MAX_STATUS_BYTES, "{} bytes of an item's error", item.encoded_len());
@@ -310,7 +309,6 @@ impl World {
         }
     }
 
-    /// Checks the row of this key.
     fn status(&self, key: &RecordKey, request: &GetFeaturesRequest) -> RowStatus {
         let Some(snapshot) = self.snapshot(key) else { return RowStatus::NotFound };
         let (wanted, max_age) = (&request.expected_model_version, request.max_age.as_ref());

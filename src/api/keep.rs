@@ -17,7 +17,6 @@ use crate::{
     tiered::{Keep, Tiered},
 };
 
-/// Keeps what the answer to this request needs.
 pub(super) struct Needed<'a> {
     read: &'a Read,
     tiered: &'a Tiered,

@@ -105,7 +105,6 @@ fn all_failed(rows: &[Result<Row, RowError>]) -> Option<RowError> {
     rows.iter().all(lacking).then(|| rows.first().and_then(|row| row.as_ref().err()).cloned()).flatten()
 }
 
-/// Decides the status of a row from its stored record.
 pub(super) struct Judge<'a> {
     now: Millis,
     expected: &'a str,

@@ -23,7 +23,7 @@ pub(super) fn handle(shutdown: &CancellationToken, reload: AskReload, log: Lines
                 _ = interrupt.recv() => {}
                 _ = quit.recv() => {}
                 _ = hangup.recv() => {
-                    tracing::info!("SIGHUP: the files of tokens and certificates are read again, if any are configured");
+                    tracing::info!("SIGHUP: files of tokens and certificates are read again, if configured");
                     reload.ask();
                     continue;
                 }

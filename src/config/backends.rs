@@ -4,7 +4,6 @@ use std::{net::Ipv6Addr, path::PathBuf, time::Duration};
 
 use super::{DAY, Mongodb, Redis, SECOND, Said, Tls, parse::Parser};
 
-/// Settings that may also be options of the URI.
 const OF_A_MONGODB: [&str; 3] = ["mongodb.max_pool_size", "mongodb.max_connecting", "mongodb.server_selection_timeout"];
 
 pub(super) fn tls(p: &mut Parser) -> Option<Tls> {
@@ -76,7 +75,6 @@ pub(super) fn redis(p: &mut Parser) -> Option<Redis> {
     Some(Redis { url, username, password, database, connections, ca_file, client_files })
 }
 
-/// None: it is not set.
 fn redis_database(p: &mut Parser) -> Option<u16> {
     let database = p.count("redis.db", 0..=u32::from(u16::MAX));
     if p.is_set("redis.db") { u16::try_from(database).ok() } else { None }
@@ -93,7 +91,7 @@ fn host_of_url(p: &mut Parser, host: &str) -> String {
         // The value is not shown: it may be a whole URL with a password.
         p.wrong(
             "redis.host",
-            "must be the name or the address of a host and nothing else: a port belongs in redis.port, a URL in redis.url",
+            "must be the name or the address of a host alone: a port belongs in redis.port, a URL in redis.url",
         );
         return "invalid".to_owned();
     }

@@ -79,8 +79,8 @@ fn check_limits(config: &Config, p: &mut Parser) {
         p.wrong(
             "limits.max_bytes_in_flight",
             format!(
-                "must be at least {CONNECTION_PART} times limits.max_request_bytes and limits.max_response_bytes, because one \
-                  connection may have 1/{CONNECTION_PART} of it"
+                "must be at least {CONNECTION_PART} times limits.max_request_bytes and limits.max_response_bytes: \
+                 one connection may have 1/{CONNECTION_PART} of it"
             ),
         );
     }
@@ -100,7 +100,8 @@ fn check_limits(config: &Config, p: &mut Parser) {
 
 fn check_times(config: &Config, p: &mut Parser) {
     if config.l1_ttl >= config.tombstone_ttl / 2 {
-        p.wrong("l1.ttl", "must be below half of l2.tombstone_ttl, otherwise L1 could keep a record longer than L2 remembers its deletion");
+        let why = "must be below half of l2.tombstone_ttl, or L1 could keep a record after L2 forgot its deletion";
+        p.wrong("l1.ttl", why);
     }
     if config.default_ttl > config.limits.max_ttl {
         p.wrong("ttl.default", "must not be above limits.max_ttl");

@@ -21,12 +21,10 @@ impl Parser {
         Self { settings, defaults, errors, warnings, notices }
     }
 
-    /// Takes the warnings.
     pub(super) fn warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
     }
 
-    /// Takes the notices.
     pub(super) fn notices(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notices)
     }
@@ -106,7 +104,6 @@ impl Parser {
         self.one_of(key, &[("true", true), ("false", false), ("1", true), ("0", false)])
     }
 
-    /// A whole number within bounds.
     pub(super) fn count(&mut self, key: &str, bounds: RangeInclusive<u32>) -> usize {
         let text = self.text(key);
         let count = self.parsed::<u32>(key, &text, "a whole number").unwrap_or(*bounds.start());
@@ -122,7 +119,7 @@ impl Parser {
 
     pub(super) fn duration(&mut self, key: &str, bounds: RangeInclusive<Duration>) -> Duration {
         let text = self.text(key);
-        let duration = self.parsed::<humantime::Duration>(key, &text, "a duration with its unit, for example 50ms, 2s or 7days");
+        let duration = self.parsed::<humantime::Duration>(key, &text, "a duration with its unit, for example 50ms");
         let duration = duration.map_or(*bounds.start(), Duration::from);
         self.within(key, duration, bounds, |duration| humantime::format_duration(duration).to_string())
     }

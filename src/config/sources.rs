@@ -95,10 +95,8 @@ pub(super) fn is_secret(key: &str) -> bool {
     SECRET.contains(&key)
 }
 
-/// The name of the defaults as a source.
 pub(super) const THE_DEFAULTS: &str = "the defaults";
 
-/// What all sources contain.
 pub(super) struct Gathered {
     pub(super) settings: Settings,
     pub(super) defaults: Settings,
@@ -108,7 +106,6 @@ pub(super) struct Gathered {
     pub(super) notices: Vec<String>,
 }
 
-/// Reads all sources.
 pub(super) fn gather(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Gathered {
     let mut errors = Vec::new();
     let mut defaults = from_toml(DEFAULTS, THE_DEFAULTS, &mut errors);
@@ -170,16 +167,17 @@ impl Unknown {
         }
     }
 
-    /// Returns warnings and notices.
     fn report(self) -> (Vec<String>, Vec<String>) {
         let list = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(", ");
-        let misspelt =
-            |name: String| format!("{name} is not a setting of this server and has no effect; see `featurestore config --defaults`");
+        let misspelt = |name: String| {
+            format!("{name} is not a setting of this server and has no effect; see `featurestore config --defaults`")
+        };
         let mut warnings: Vec<String> = self.misspelt.into_iter().map(misspelt).collect();
         if !self.others.is_empty() {
             let names = list(self.others);
             warnings.push(format!(
-                "these variables are not settings of this server and have no effect: {names}; see `featurestore config --defaults`"
+                "these variables are not settings of this server and have no effect: {names}; see `featurestore config \
+                 --defaults`"
             ));
         }
         let links = (!self.links.is_empty())
@@ -205,7 +203,6 @@ fn only_known(settings: Settings, known: &[String], errors: &mut Vec<String>) ->
     settings.filter(|(key, setting)| is_known(key, setting, errors)).collect()
 }
 
-/// Whether a key is in a section.
 fn is_within(key: &str, section: &str) -> bool {
     key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'))
 }

@@ -15,7 +15,6 @@ thread_local! {
     };
 }
 
-/// The shard of this thread.
 pub(super) fn mine() -> usize {
     // A thread that is ending has no thread-local variables any more.
     SHARD.try_with(|shard| *shard).unwrap_or(0)

@@ -52,19 +52,16 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const MAX_CONCURRENT_STREAMS: u32 = 16;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 
-/// What the admin port serves from.
 #[derive(Clone)]
 pub(super) struct Shown {
     pub(super) tiered: Arc<Tiered>,
     pub(super) metrics: Metrics,
-    /// The service grpc.health.v1.
     pub(super) health: Routes,
     pub(super) draining: CancellationToken,
     /// Counts requests that are neither calls of health nor GET or HEAD.
     pub(super) not_grpc: Arc<Refusals>,
 }
 
-/// Serves the admin endpoints until `stop`.
 pub(super) async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (failures, refusals) = (Seldom::every(WARNINGS), Seldom::every(WARNINGS));
@@ -85,7 +82,7 @@ pub(super) async fn serve(listener: TcpListener, shown: Shown, stop: Cancellatio
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
             if let Some(others) = refusals.now() {
-                tracing::warn!(others, max = MAX_CONNECTIONS, "a connection to the admin port was closed, because it has too many");
+                tracing::warn!(others, max = MAX_CONNECTIONS, "too many connections to the admin port: one was closed");
             }
             continue;
         };

@@ -29,7 +29,6 @@ impl<S> Layer<S> for AuthLayer {
     }
 }
 
-/// A service whose callers are authenticated.
 #[derive(Clone, Debug)]
 pub(super) struct Auth<S> {
     inner: S,
@@ -40,7 +39,6 @@ pub(super) struct Auth<S> {
 }
 
 impl<S> Auth<S> {
-    /// Sets the client of a new connection.
     pub(super) fn set_peer(&mut self, peer: Option<SocketAddr>) {
         self.peer = peer;
     }

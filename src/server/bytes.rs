@@ -44,11 +44,9 @@ const ANSWER: usize = 512;
 /// not read.
 const PIECE: usize = 256 << 10;
 
-/// Completes when a stream is over.
 type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pin_project! {
-    /// The body of a request.
     pub(super) struct Receiving<B> {
         #[pin]
         body: B,
@@ -62,7 +60,6 @@ pin_project! {
     }
 }
 
-/// The arriving side of a stream.
 struct Arriving {
     life: Arc<Life>,
     messages: Messages,
@@ -75,7 +72,6 @@ impl Arriving {
         Self { life, messages: Messages::default(), over }
     }
 
-    /// Why the stream has ended.
     fn why_ended(&self) -> Status {
         self.life.why_ended().cloned().unwrap_or_else(|| Status::cancelled("the stream has ended"))
     }
@@ -144,7 +140,6 @@ where
     }
 }
 
-/// The body of an answer.
 pub(super) struct Sending {
     body: tonic::body::Body,
     connection: Arc<ConnectionBytes>,
@@ -153,7 +148,6 @@ pub(super) struct Sending {
     /// The pieces of a long message. The last one holds the share of all of it.
     pieces: VecDeque<Counted>,
     is_refused: bool,
-    /// Only of a stream.
     stream: Option<(Arc<Life>, Over)>,
 }
 
@@ -169,7 +163,6 @@ impl Sending {
         Self { body, connection, may_be_refused, pieces: VecDeque::new(), is_refused: false, stream }
     }
 
-    /// The stream, if the answer is that of one.
     pub(super) fn life(&self) -> Option<&Arc<Life>> {
         self.stream.as_ref().map(|(life, _)| life)
     }
@@ -205,7 +198,6 @@ impl Sending {
 }
 
 impl Sending {
-    /// Ends the answer with this status.
     fn give_up(&mut self, why: &Status) -> Frame<Counted> {
         self.is_refused = true;
         // What the body still holds is not sent.

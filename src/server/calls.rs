@@ -41,7 +41,6 @@ const METHODS: [&str; 10] = [
 ];
 const OTHER: usize = METHODS.len() - 1;
 
-/// The names of the status codes, by number.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -85,7 +84,6 @@ impl CallMeter {
         self.0[method][code as usize].get_or_init(Histogram::default).note(began.elapsed());
     }
 
-    /// Method, code and durations.
     pub(super) fn durations(&self) -> impl Iterator<Item = (&'static str, &'static str, Distribution)> {
         METHODS.into_iter().zip(&self.0).flat_map(|(method, by_code)| {
             let codes = CODES.into_iter().zip(by_code);
@@ -120,7 +118,6 @@ impl<S> Layer<S> for CallsLayer {
     }
 }
 
-/// A service whose calls are counted.
 #[derive(Clone, Debug)]
 pub(super) struct Calls<S> {
     inner: S,
@@ -128,7 +125,6 @@ pub(super) struct Calls<S> {
 }
 
 impl<S> Calls<S> {
-    /// The inner service.
     pub(super) fn inner_mut(&mut self) -> &mut S {
         &mut self.inner
     }
@@ -205,7 +201,6 @@ impl Drop for Call {
 }
 
 pin_project! {
-    /// A call until its answer begins.
     pub(super) struct Called<F> {
         #[pin]
         answer: F,
@@ -234,7 +229,6 @@ impl<F: Future<Output = Result<Response<A>, Infallible>>, A> Future for Called<F
 }
 
 pin_project! {
-    /// The body of an answer.
     pub(super) struct Answer<A> {
         #[pin]
         body: A,

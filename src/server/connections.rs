@@ -43,7 +43,6 @@ pub(super) struct Connections {
     abort: CancellationToken,
 }
 
-/// What the connections of a listener share.
 pub(super) struct Bounds {
     /// None: plaintext.
     pub(super) tls: Option<Tls>,
@@ -52,9 +51,7 @@ pub(super) struct Bounds {
     /// The open connections, and the number of those that were closed as too many; for the metrics.
     pub(super) open: TaskTracker,
     pub(super) refused: Arc<Counter>,
-    /// Counts connections and requests that are not gRPC.
     pub(super) not_grpc: Arc<Refusals>,
-    /// The bytes in flight of all connections.
     pub(super) bytes: Arc<ByteBudget>,
     /// Limits of warnings that clients could fill the log with.
     pub(super) refusals: Seldom,
@@ -84,7 +81,7 @@ impl Connections {
                     drop(stream);
                     if let Some(others) = self.bounds.refusals.now() {
                         let max = self.bounds.max_connections;
-                        tracing::warn!(%client, others, max, "a new connection was closed, because limits.max_connections are open");
+                        tracing::warn!(%client, others, max, "closed a connection beyond limits.max_connections");
                     }
                 }
                 Err(error) => {
@@ -104,7 +101,7 @@ impl Connections {
         self.go_away.cancel();
         self.open.close();
         if tokio::time::timeout(patience, self.open.wait()).await.is_err() {
-            tracing::warn!(connections = self.open.len(), "calls did not finish within drain.timeout: their connections are closed");
+            tracing::warn!(connections = self.open.len(), "calls did not finish within drain.timeout and are cut off");
             self.abort.cancel();
             self.open.wait().await;
         }
@@ -167,7 +164,8 @@ impl Connections {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "the client did not finish the handshake in time"))
             }),
             () = self.go_away.cancelled() => {
-                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client had not finished the handshake when the server stopped accepting calls"))
+                let why = "the client had not finished the handshake when the server stopped accepting calls";
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, why))
             }
         }
     }
@@ -225,7 +223,7 @@ impl Stall {
             if let Some(others) = self.bounds.stalls.now() {
                 tracing::warn!(
                     others,
-                    "a client is disconnected: it read nothing for 10 s while limits.max_bytes_in_flight was nearly used up"
+                    "a client is disconnected: it read nothing for 10 s while limits.max_bytes_in_flight was short"
                 );
             }
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));

@@ -28,7 +28,6 @@ impl<S> Layer<S> for DeadlineLayer {
     }
 }
 
-/// A service whose calls have the deadline of their client.
 #[derive(Clone, Debug)]
 pub(super) struct Deadline<S> {
     inner: S,

@@ -54,7 +54,6 @@ pub(super) struct GuardLayer {
     bytes: Arc<ByteBudget>,
 }
 
-/// What the calls of all connections share.
 #[derive(Debug)]
 struct Bounds {
     places: Arc<Semaphore>,
@@ -79,7 +78,6 @@ impl GuardLayer {
         Self { bounds: Arc::new(bounds), bytes: Arc::new(ByteBudget::new(max_bytes_in_flight)) }
     }
 
-    /// The bytes in flight of all connections.
     pub(super) fn bytes(&self) -> &Arc<ByteBudget> {
         &self.bytes
     }
@@ -89,12 +87,10 @@ impl GuardLayer {
         self.bounds.max_in_flight - self.bounds.places.available_permits()
     }
 
-    /// Calls that were shed since the start.
     pub(super) fn shed(&self) -> u64 {
         self.bounds.shed.get()
     }
 
-    /// The streams, by kind.
     pub(super) fn streams(&self) -> &Streams {
         &self.bounds.streams
     }
@@ -115,17 +111,14 @@ pub(super) struct Guard<S> {
     inner: S,
     bounds: Arc<Bounds>,
     connection: Arc<ConnectionBytes>,
-    /// The share of this connection.
     streams: Arc<ConnectionStreams>,
 }
 
 impl<S> Guard<S> {
-    /// The inner service.
     pub(super) fn inner_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// Sets the connection of the calls.
     pub(super) fn set_connection(&mut self, connection: Arc<ConnectionBytes>) {
         (self.connection, self.streams) = (connection, Arc::default());
     }
@@ -210,7 +203,6 @@ where
 }
 
 pin_project! {
-    /// A call and its place.
     pub(super) struct Guarded<F> {
         #[pin]
         answer: CatchUnwind<AssertUnwindSafe<F>>,

@@ -24,7 +24,6 @@ use crate::{api::Api, proto::feature_store_service_server::FeatureStoreServiceSe
 
 const NAMES: [&str; 4] = ["", <FeatureStoreServiceServer<Api> as NamedService>::NAME, "l1", "l2"];
 
-/// The status of all names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Said {
     serving: [bool; NAMES.len()],
@@ -45,14 +44,12 @@ impl Said {
     }
 }
 
-/// Keeps the health service up to date.
 pub(super) struct Health {
     said: Sender<Said>,
     reach: Receiver<Reach>,
 }
 
 impl Health {
-    /// Starts with the health of this moment.
     pub(super) fn new(reach: Receiver<Reach>) -> (Self, HealthServer<impl HealthApi>) {
         let (said, says) = watch::channel(Said::new(*reach.borrow(), false));
         (Self { said, reach }, HealthServer::new(Service { says }))
@@ -77,7 +74,6 @@ impl Health {
     }
 }
 
-/// The service.
 struct Service {
     says: Receiver<Said>,
 }
@@ -99,7 +95,6 @@ impl HealthApi for Service {
     }
 }
 
-/// A client that watches a name.
 struct Watching {
     name: String,
     says: Receiver<Said>,

@@ -86,7 +86,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<S> {
         Ok(Self { connection, inboxes, pings, read, read_before: 0, silent_for: 0, service })
     }
 
-    /// Serves until the connection ends.
     pub(super) async fn serve(&mut self) -> io::Result<()> {
         while let Some(accepted) = poll_fn(|cx| self.poll_accept(cx)).await {
             let (request, respond) = accepted.map_err(io::Error::other)?;

@@ -7,7 +7,6 @@ const HEAD: usize = 5;
 #[derive(Debug, Default)]
 pub(super) struct Messages {
     head: [u8; HEAD],
-    /// Bytes of the head that have arrived.
     begun: usize,
     /// Bytes of the message that are missing, once the head is complete.
     missing: usize,

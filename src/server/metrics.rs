@@ -29,7 +29,6 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// The text of all metrics at this moment.
     pub(super) fn text(&self, format: Format) -> String {
         let mut text = Text::new(format);
         let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("BUILD_GIT_COMMIT"))];

@@ -27,7 +27,6 @@ use super::{
 };
 use crate::api::ConnectionBytes;
 
-/// A service that receives only gRPC calls.
 #[derive(Clone, Debug)]
 pub(super) struct OnlyGrpc<S> {
     inner: S,
@@ -40,12 +39,10 @@ impl<S> OnlyGrpc<S> {
         Self { inner, refusals, connection }
     }
 
-    /// The inner service.
     pub(super) fn inner_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// Sets the connection of the requests.
     pub(super) fn set_connection(&mut self, connection: Arc<ConnectionBytes>) {
         self.connection = connection;
     }
@@ -81,7 +78,6 @@ where
     }
 }
 
-/// Checks whether a request is a gRPC call.
 pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), NotGrpc> {
     if method != Method::POST {
         return Err(NotGrpc::Method);
@@ -100,7 +96,6 @@ fn is_grpc(content_type: &[u8]) -> bool {
     of.eq_ignore_ascii_case(b"application/grpc") || of.eq_ignore_ascii_case(b"application/grpc+proto")
 }
 
-/// The answer to a request that is not a gRPC call.
 pub(super) fn refusal(what: NotGrpc) -> Response<String> {
     let mut response = Response::new(format!("{}\n", what.words()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -19,16 +19,12 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The first byte of a TLS record with a ClientHello.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// The protocol of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Speaks {
-    /// HTTP/2.
     Http2,
     /// Text, as in HTTP/1.
     Http1,
-    /// TLS.
     Tls,
-    /// None of these.
     SomethingElse,
 }
 

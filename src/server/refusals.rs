@@ -26,7 +26,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CALLS: u32 = 16;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 
-/// Why a request or a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotGrpc {
     /// A request with another method than POST.
@@ -41,7 +40,6 @@ pub(super) enum NotGrpc {
     Plaintext,
     /// TLS, but the client does not ask for HTTP/2.
     NoAlpn,
-    /// An unknown protocol.
     Unknown,
 }
 
@@ -63,7 +61,6 @@ impl NotGrpc {
     }
 }
 
-/// Refusals since the start, by reason.
 #[derive(Debug, Default)]
 pub(super) struct Refusals([Counter; NAMES.len()]);
 

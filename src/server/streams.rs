@@ -36,9 +36,7 @@ pub(crate) const MAX_BULK_STREAMS: usize = 1024;
 /// A kind of stream.
 #[derive(Debug)]
 pub(super) struct Kind {
-    /// The name in the metrics.
     name: &'static str,
-    /// The paths of its calls.
     paths: &'static [&'static str],
     max: usize,
     silence: Silence,
@@ -86,7 +84,6 @@ pub(super) fn kind(path: &str) -> Option<usize> {
     KINDS.iter().position(|kind| kind.paths.contains(&path))
 }
 
-/// The places of streams over all connections.
 #[derive(Debug)]
 pub(super) struct Streams {
     places: [Arc<Semaphore>; KINDS.len()],
@@ -94,7 +91,6 @@ pub(super) struct Streams {
     closing: CancellationToken,
 }
 
-/// The streams of a kind at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reading {
     pub(super) kind: &'static str,
@@ -139,7 +135,6 @@ impl Streams {
     }
 }
 
-/// The shares of one connection.
 #[derive(Debug)]
 pub(super) struct ConnectionStreams([Arc<Semaphore>; KINDS.len()]);
 
@@ -192,7 +187,6 @@ impl Life {
         self.why.get()
     }
 
-    /// Waits until it is ended.
     pub(super) async fn ended(self: Arc<Self>) {
         self.ended.cancelled().await;
     }

@@ -77,14 +77,12 @@ struct Inner {
     is_failing: AtomicBool,
 }
 
-/// What is made of the files.
 struct Made {
     config: ServerConfig,
     /// When the certificate ends, in seconds since 1970.
     not_after: i64,
 }
 
-/// The contents of the files.
 #[derive(Clone, PartialEq, Eq)]
 struct Contents {
     cert: Vec<u8>,
@@ -169,7 +167,7 @@ impl Tls {
                     self.warn_if_expired();
                     tracing::info!(file = %files.cert_file.display(), "new certificates are in use for new connections");
                 }
-                Err(error) => tracing::warn!(%error, "the new certificates are bad: the certificates before them stay in use"),
+                Err(error) => tracing::warn!(%error, "the new certificates are bad: the old ones stay in use"),
             }
             seen = now;
         }

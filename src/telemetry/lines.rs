@@ -33,7 +33,6 @@ const FLUSH: Duration = Duration::from_secs(5);
 /// The pause before the next write if standard error is non-blocking and full.
 const FULL: Duration = Duration::from_millis(10);
 
-/// Lines of each log.
 type Counts = [u64; Log::ALL.len()];
 
 /// The queue to standard error; clones share it.
@@ -42,9 +41,7 @@ pub struct Lines(Arc<Queue>);
 
 struct Queue {
     state: Mutex<State>,
-    /// Notified when there is something to write.
     filled: Condvar,
-    /// Notified when something was written.
     written: Condvar,
     lost: Arc<LostLines>,
     writer: OnceLock<ThreadId>,
@@ -54,7 +51,6 @@ struct Queue {
 struct State {
     waiting: Batch,
     is_writing: bool,
-    /// How often something was written.
     writes: u64,
 }
 
@@ -148,7 +144,6 @@ impl Queue {
         }
     }
 
-    /// Waits for lines, and takes them.
     fn next(&self) -> Batch {
         let mut state = self.lock();
         state.is_writing = false;
@@ -190,11 +185,15 @@ fn standard_error() -> Box<dyn Write + Send> {
 /// Logs the losses of each log in that log.
 fn log_loss([server, audit]: Counts) {
     if server > 0 {
-        tracing::warn!(lines = server, "lines of this log were lost, because standard error was not read or could not be written");
+        tracing::warn!(
+            lines = server,
+            "lines of this log were lost, because standard error was not read or could not be written"
+        );
     }
     if audit > 0 {
         tracing::warn!(
-            target: AUDIT, lines = audit,
+            target: AUDIT,
+            lines = audit,
             "lines of the audit log were lost, because standard error was not read or could not be written"
         );
     }

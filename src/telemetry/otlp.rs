@@ -26,11 +26,9 @@ use tracing::subscriber::{NoSubscriber, with_default};
 use self::variables::Variables;
 use crate::trace::{Sampler, Traces};
 
-/// The schema of the semantic conventions.
 const SCHEMA: &str = "https://opentelemetry.io/schemas/1.45.0";
 /// The longest times that are accepted, in milliseconds.
 const LONGEST: u64 = 24 * 3600 * 1000;
-/// The most spans that may wait.
 const LONGEST_QUEUE: u64 = 1 << 20;
 
 /// Sends spans in batches, from a thread of its own; sends the last ones when it is dropped.
@@ -69,7 +67,7 @@ impl Exporter {
                 let what = format!("{exporter:?} is not supported, so otlp is used; supported are otlp and none");
                 variables.warn("OTEL_TRACES_EXPORTER", what);
             } else if endpoint.is_none() {
-                let what = "nothing is traced, because OTEL_EXPORTER_OTLP_ENDPOINT (the address of the collector) is not set";
+                let what = "nothing is traced, because OTEL_EXPORTER_OTLP_ENDPOINT is not set";
                 variables.warn("OTEL_TRACES_EXPORTER", what);
             }
         }
@@ -82,7 +80,7 @@ impl Exporter {
         if let Some((name, protocol)) = variables.exporter("PROTOCOL")
             && protocol != "grpc"
         {
-            variables.warn(&name, format!("{protocol} is not supported: spans are sent by grpc, in most cases to port 4317"));
+            variables.warn(&name, format!("{protocol} is not supported: spans are sent by grpc, mostly to port 4317"));
         }
         let (sampler, batches, resource) = (sampler(variables), batches(variables), resource(variables));
         let limits = ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_EVENT_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT"];
@@ -121,9 +119,7 @@ impl Exporter {
     }
 }
 
-/// The address of the collector.
 struct Endpoint {
-    /// Scheme, host and port.
     url: String,
     is_tls: bool,
 }
@@ -144,8 +140,8 @@ impl Endpoint {
         }
         if rest.contains('@') {
             return wrong(
-                &"it must have no user and password, because gRPC does not send them: put what the collector requires into \
-                  OTEL_EXPORTER_OTLP_HEADERS, for example authorization=Basic%20...",
+                &"it must have no user and password, because gRPC does not send them: put what the collector requires \
+                  into OTEL_EXPORTER_OTLP_HEADERS, for example authorization=Basic%20...",
             );
         }
         let uri = format!("{scheme}://{rest}").parse::<Uri>().ok();
@@ -253,7 +249,6 @@ fn sampler(variables: &mut Variables) -> Sampler {
     sampler
 }
 
-/// The queue and the batches of spans.
 fn batches(variables: &mut Variables) -> BatchConfigBuilder {
     let queue = variables.number("OTEL_BSP_MAX_QUEUE_SIZE", 1..=LONGEST_QUEUE).unwrap_or(2048);
     let delay = variables.number("OTEL_BSP_SCHEDULE_DELAY", 1..=LONGEST).unwrap_or(5000);
@@ -298,7 +293,10 @@ impl opentelemetry_sdk::trace::SpanExporter for LossLogger {
             (Ok(()), false) | (Err(_), true) => {}
             (Ok(()), true) => tracing::info!("spans reach the collector again"),
             (Err(error), false) => {
-                tracing::warn!(%error, "spans do not reach the collector (OTEL_EXPORTER_OTLP_ENDPOINT); they are dropped until it accepts them again");
+                tracing::warn!(
+                    %error,
+                    "spans do not reach the collector (OTEL_EXPORTER_OTLP_ENDPOINT); they are dropped until they do"
+                );
             }
         }
         // It was logged here; the SDK would log it each time.
@@ -335,7 +333,6 @@ fn resource(variables: &mut Variables) -> Resource {
     }
 }
 
-/// A random UUID (version 4).
 fn random_uuid() -> String {
     let random = rand::random::<u128>() & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
     let hex = format!("{random:032x}");

@@ -9,7 +9,6 @@ use std::{
 use super::lines::Lines;
 use crate::metrics::Log;
 
-/// Logs panics from now on.
 pub(super) fn log_to(lines: Lines) {
     panic::set_hook(Box::new(move |info| {
         log(&lines, info);
@@ -26,12 +25,12 @@ fn log(lines: &Lines, info: &PanicHookInfo<'_>) {
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then_some(&backtrace);
     if tracing::enabled!(tracing::Level::ERROR) {
         let backtrace = backtrace.map(tracing::field::display);
-        tracing::error!(thread, backtrace, "a bug, please report it: {}", text(info));
+        tracing::error!(thread, backtrace, "a bug: {}", text(info));
     } else {
         // Panics are logged even if the filter excludes all errors.
         let backtrace = backtrace.map(|backtrace| format!("\n{backtrace}")).unwrap_or_default();
         lines
-            .push(Log::Server, format!("featurestore: thread {thread}: a bug, please report it: {}{backtrace}\n", text(info)).as_bytes());
+            .push(Log::Server, format!("featurestore: thread {thread}: a bug: {}{backtrace}\n", text(info)).as_bytes());
     }
 }
 

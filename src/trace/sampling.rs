@@ -87,7 +87,6 @@ impl Sampler {
         }
     }
 
-    /// Whether a call is traced.
     pub(super) fn samples(&self, parent: Option<Parent>) -> bool {
         match parent {
             Some(parent) if self.parent_based => parent.sampled,

@@ -19,9 +19,7 @@ use crate::{
     tiered::{Consistency, ReadRequest},
 };
 
-/// A checked GetFeaturesRequest.
 pub(in crate::api) struct Read {
-    /// What the tiers are asked.
     pub(in crate::api) request: ReadRequest,
     pub(in crate::api) expected_model_version: String,
     /// In milliseconds.
@@ -30,7 +28,6 @@ pub(in crate::api) struct Read {
     pub(in crate::api) omit_metadata: bool,
 }
 
-/// The form of the answer.
 pub(in crate::api) enum Shape {
     Rows(Option<Projection>),
     Matrix { names: Vec<String>, columns: Columns, single: bool },
@@ -77,7 +74,7 @@ pub(in crate::api) fn read(
     });
     let is_matrix = matches!(format, ResponseFormat::MatrixFloat64 | ResponseFormat::MatrixFloat32);
     if is_matrix && feature_names.is_empty() {
-        wrong.push(Violation::new("feature_names", "MISSING_FIELD", "a matrix needs feature_names: they are its columns"));
+        wrong.push(Violation::new("feature_names", "MISSING_FIELD", "a matrix needs feature_names as columns"));
     }
     let max_age = max_age.and_then(|max_age| match parse_duration(max_age) {
         Ok(millis) => Some(millis),

@@ -44,7 +44,6 @@ impl BulkDefaults {
     }
 }
 
-/// A checked record and its condition.
 pub(super) struct ParsedRecord {
     pub(super) entity_id: EntityId,
     pub(super) record: Record,
@@ -81,7 +80,7 @@ pub(super) fn parse_record(
     check_model_version("model_version", &model_version, &mut wrong);
     let event_time = event_time.and_then(|at| parse_time(at, &mut wrong));
     if never_expires && ttl.is_some() {
-        wrong.push(Violation::new("ttl", "INVALID_TTL", "a record that never expires has no ttl: give either ttl or never_expires"));
+        wrong.push(Violation::new("ttl", "INVALID_TTL", "give ttl or never_expires, and not both"));
     }
     let given = parse_ttl(ttl, limits, &mut wrong);
     let mode = match ProtoWriteMode::try_from(write_mode) {
@@ -125,7 +124,7 @@ fn parse_features(features: BTreeMap<String, Value>, wrong: &mut Vec<Violation>,
         match FeatureName::parse(&name) {
             Err(why) => wrong.push(Violation::new(field(), "INVALID_FEATURE_NAME", why)),
             Ok(_) if !has_kind(&value) => {
-                wrong.push(Violation::new(field(), "INVALID_VALUE", "the value, or one within it, is empty: set one of its kinds"));
+                wrong.push(Violation::new(field(), "INVALID_VALUE", "the value, or one within it, is not set"));
             }
             Ok(name) => {
                 parsed.insert(name, value);
@@ -172,7 +171,7 @@ fn parse_ttl(ttl: Option<prost_types::Duration>, limits: &Limits, wrong: &mut Ve
             Some(Lifetime::Ttl(Duration::from_millis(millis.unsigned_abs())))
         }
         Ok(_) => {
-            let why = format!("a ttl may be {} s at most; set never_expires to keep a record", limits.max_ttl.as_secs());
+            let why = format!("a ttl may be {} s at most; never_expires keeps a record", limits.max_ttl.as_secs());
             wrong.push(Violation::new("ttl", "INVALID_TTL", why));
             None
         }

@@ -60,7 +60,6 @@ pub(in crate::api) fn upsert_response(answer: WriteAnswer, limits: &Limits) -> R
     })
 }
 
-/// A checked DeleteFeaturesRequest.
 pub(in crate::api) struct Deletes {
     entity_ids: Vec<String>,
     /// One for each distinct id.
@@ -124,7 +123,6 @@ pub(in crate::api) fn all_failed(items: &[Result<(Receipt, bool), WriteError>]) 
     items.iter().all(lacking).then(|| worst.or(first).cloned()).flatten()
 }
 
-/// The result of one item.
 pub(in crate::api) fn result(
     index: usize,
     entity_id: String,

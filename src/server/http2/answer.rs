@@ -24,7 +24,6 @@ type Body = Answer<Sending>;
 /// The client cancelled the call, or its connection is gone: the answer is not needed.
 struct Gone;
 
-/// Serves one request.
 pub(super) async fn answer(
     mut respond: SendResponse<Counted>,
     call: impl Future<Output = Result<Response<Body>, Infallible>>,

@@ -34,7 +34,6 @@ const JOINED: usize = 64 << 10;
 /// client.
 const STEP: usize = 256 << 10;
 
-/// The body of a request.
 pub(in super::super) struct Incoming(Kind);
 
 enum Kind {
@@ -114,7 +113,6 @@ impl Inbox {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Called by the service.
     fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
         let mut arrived = self.lock();
         if let Some(piece) = arrived.next() {
@@ -131,7 +129,6 @@ impl Inbox {
         }
     }
 
-    /// Takes what h2 has.
     fn take_what_came(&self) {
         let mut arrived = self.lock();
         // No wakeup of h2 is needed: bytes arrive only while this connection is polled, and this is
@@ -201,7 +198,6 @@ impl Arrived {
 /// The inboxes of a connection.
 pub(super) struct Inboxes {
     of: Vec<Weak<Inbox>>,
-    /// Bytes in all of them.
     kept: Arc<AtomicUsize>,
     /// The part of them that is counted.
     counted: Option<Share>,
@@ -215,7 +211,6 @@ impl Inboxes {
         Self { of: Vec::new(), kept: Arc::default(), counted: None, connection, read_before: 0 }
     }
 
-    /// Adds the body of a stream.
     pub(super) fn add(&mut self, mut stream: RecvStream) -> Incoming {
         let flow = stream.flow_control().clone();
         let (pieces, small) = (VecDeque::new(), BytesMut::new());

@@ -18,7 +18,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// of them than h2 accepts unread (`SMALL_FRAMES`).
 const SIP: usize = 32 << 10;
 
-/// Counts the bytes read from a connection.
 #[derive(Debug, Default)]
 pub(super) struct Read(AtomicUsize);
 

@@ -11,14 +11,12 @@ use crate::{
     server::{refusals::Refusals, tls::Tls},
 };
 
-/// What the edge of the server counts.
 #[derive(Clone)]
 pub(in super::super) struct Edge {
     /// None: no tokens file is configured.
     pub(in super::super) gate: Option<Arc<Gate>>,
     /// None: plaintext.
     pub(in super::super) tls: Option<Tls>,
-    /// The open connections of the gRPC port.
     pub(in super::super) open: TaskTracker,
     pub(in super::super) refused: Arc<Counter>,
     pub(in super::super) not_grpc: Arc<Refusals>,
@@ -28,7 +26,7 @@ pub(in super::super) struct Edge {
 pub(super) fn write(text: &mut Text, edge: &Edge) {
     let gauges = [
         ("featurestore_connections", "Open connections to the gRPC port.", edge.open.len()),
-        ("featurestore_connections_max", "The most connections to the gRPC port: limits.max_connections.", edge.max_connections),
+        ("featurestore_connections_max", "The most of them: limits.max_connections.", edge.max_connections),
     ];
     for (name, help, value) in gauges {
         text.family(name, Kind::Gauge, help).value(&[], value as f64);

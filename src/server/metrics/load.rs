@@ -16,7 +16,11 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered, calls: &GuardLayer) {
             "Bytes of requests, of what reads hold, and of answers, of limits.max_bytes_in_flight.",
             calls.bytes().held(),
         ),
-        ("featurestore_tasks_in_flight", "Tasks that continue when their calls end: writes, and reads of L2 (flights).", tiered.tasks()),
+        (
+            "featurestore_tasks_in_flight",
+            "Tasks that continue when their calls end: writes, and reads of L2 (flights).",
+            tiered.tasks(),
+        ),
         ("featurestore_writes_in_flight", "Writes, including those whose calls have ended.", writes.taken()),
         (
             "featurestore_flights_in_flight",
@@ -30,13 +34,13 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered, calls: &GuardLayer) {
         text.family(name, Kind::Gauge, help).value(&[], value as f64);
     }
     let shed = [
-        ("featurestore_calls_shed", "Calls that were shed because limits.max_in_flight were in progress.", calls.shed()),
+        ("featurestore_calls_shed", "Calls that were shed because of limits.max_in_flight.", calls.shed()),
         (
             "featurestore_bytes_shed",
             "Calls and answers that were refused because limits.max_bytes_in_flight was used up.",
             calls.bytes().refused(),
         ),
-        ("featurestore_l2_reads_shed", "Reads of L2 that were shed because l2.max_reads were in progress for too long.", reads.shed()),
+        ("featurestore_l2_reads_shed", "Reads of L2 that were shed because of l2.max_reads.", reads.shed()),
         ("featurestore_writes_shed", "Writes that were shed because too many were in progress.", writes.shed()),
     ];
     for (name, help, value) in shed {
@@ -57,7 +61,8 @@ fn streams(text: &mut Text, calls: &GuardLayer) {
     for stream in &streams {
         text.value(&[("kind", stream.kind)], stream.max as f64);
     }
-    text.family("featurestore_streams_shed", Kind::Counter, "Streams that were shed because too many of their kind were open.");
+    let help = "Streams that were shed because too many of their kind were open.";
+    text.family("featurestore_streams_shed", Kind::Counter, help);
     for stream in &streams {
         text.value(&[("kind", stream.kind)], stream.refused as f64);
     }

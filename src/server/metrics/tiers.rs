@@ -90,8 +90,8 @@ fn use_of_tiers(text: &mut Text, tiered: &Tiered) {
 }
 
 fn setup_of_l2(text: &mut Text, tiered: &Tiered) {
-    let help = "Things in the collections of L2 that the server did not create: wrong (L2 is not used), odd (it may reject or \
-                lose records), unchecked (a right is missing) or extra (harmless). The log describes them.";
+    let help = "Things in the collections of L2 that the server did not create: wrong (L2 is not used), odd (it may \
+                reject or lose records), unchecked (a right is missing) or extra (harmless). The log describes them.";
     text.family("featurestore_l2_setup_findings", Kind::Gauge, help);
     for (severity, count) in tiered.setup_findings() {
         text.value(&[("severity", severity)], count as f64);

@@ -16,7 +16,6 @@ const OF_OTHERS: [&str; 5] = ["METRIC", "_LOGS", "OTEL_LOG", "BLRP", "OTEL_RESOU
 #[derive(Debug, Default)]
 pub(super) struct Variables {
     given: BTreeMap<String, String>,
-    /// Names that were read.
     known: BTreeSet<String>,
     /// Errors; the server does not start with one.
     wrong: Vec<String>,
@@ -57,7 +56,6 @@ impl Variables {
         self.parsed(name, &text, bounds)
     }
 
-    /// The same for an option of the exporter.
     pub(super) fn exporter_number(&mut self, option: &str, bounds: RangeInclusive<u64>) -> Option<u64> {
         let (name, text) = self.exporter(option)?;
         self.parsed(&name, &text, bounds)

@@ -121,7 +121,7 @@ impl Access {
                 // The name is not validated yet, so its length is bounded here.
                 let view = view.chars().take(MAX_FEATURE_VIEW_BYTES + 1).collect();
                 let denied = Denied::NoRight { caller: self.caller.name.clone(), right, view: Some(view) };
-                self.gate.tell(&denied, self.rpc, self.peer);
+                self.gate.log_denial(&denied, self.rpc, self.peer);
                 Err(denied)
             }
             _ => Ok(()),

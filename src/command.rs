@@ -251,16 +251,16 @@ async fn health(config: &Config, service: &str) -> ExitCode {
         Some(_) => health_at(config.admin_listen, service).await,
     };
     if let (Ok(Asked::Closed(_)), None) = (&answer, &config.tls)
-        && let Ok(told) = health_at(config.admin_listen, service).await
+        && let Ok(status) = health_at(config.admin_listen, service).await
     {
-        answer = Ok(told);
+        answer = Ok(status);
     }
     match answer {
-        Ok(Asked::Told(ServingStatus::Serving)) => {
+        Ok(Asked::Status(ServingStatus::Serving)) => {
             println!("SERVING");
             ExitCode::SUCCESS
         }
-        Ok(Asked::Told(status)) => {
+        Ok(Asked::Status(status)) => {
             println!("{}", status.as_str_name());
             ExitCode::FAILURE
         }
@@ -269,7 +269,7 @@ async fn health(config: &Config, service: &str) -> ExitCode {
 }
 
 enum Asked {
-    Told(ServingStatus),
+    Status(ServingStatus),
     Refused(String),
     /// It accepted the connection and closed it.
     Closed(String),
@@ -291,7 +291,7 @@ async fn health_at(listen: SocketAddr, service: &str) -> Result<Asked, String> {
         Ok::<_, Box<dyn std::error::Error>>(answer.into_inner().status())
     };
     match tokio::time::timeout(Duration::from_secs(3), ask).await {
-        Ok(Ok(status)) => Ok(Asked::Told(status)),
+        Ok(Ok(status)) => Ok(Asked::Status(status)),
         Ok(Err(error)) => match error.downcast_ref::<tonic::Status>() {
             Some(status) if status.code() == tonic::Code::NotFound => Ok(Asked::Refused(format!(
                 "the server on {address} knows no health name {service:?}; use \"\", {SERVICE}, l1 or l2"

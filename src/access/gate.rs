@@ -142,7 +142,7 @@ impl Gate {
         let (added, removed): (Vec<_>, Vec<_>) = (new.difference(&old).collect(), old.difference(&new).collect());
         let file = self.path.display();
         let callers = new.len();
-        tracing::info!(target: AUDIT, %file, callers, ?added, ?removed, "auth.tokens_file has changed: it was read again");
+        tracing::info!(target: AUDIT, %file, callers, ?added, ?removed, "auth.tokens_file has changed and is in use");
         Ok(true)
     }
 
@@ -159,7 +159,7 @@ impl Gate {
             None => ("(unknown)", None),
         };
         let Some(token) = authorization.and_then(bearer) else {
-            self.tell(&Denied::NoToken, rpc, peer);
+            self.log_denial(&Denied::NoToken, rpc, peer);
             return Err(Denied::NoToken);
         };
         let token = tokens::digest(token);
@@ -168,7 +168,7 @@ impl Gate {
             Some(Rule::Needs(right)) => Some(right),
             Some(Rule::AnyCaller | Rule::Open) => None,
             None => {
-                self.tell(&Denied::NoRule, rpc, peer);
+                self.log_denial(&Denied::NoRule, rpc, peer);
                 return Err(Denied::NoRule);
             }
         };
@@ -176,7 +176,7 @@ impl Gate {
         // right on no view.
         if let Some(right) = right.filter(|right| !caller.may_anywhere(*right)) {
             let denied = Denied::NoRight { caller: caller.name().to_owned(), right, view: None };
-            self.tell(&denied, rpc, peer);
+            self.log_denial(&denied, rpc, peer);
             return Err(denied);
         }
         Ok(Some(Access { caller, right, rpc, token, peer, gate: self.clone() }))
@@ -190,13 +190,13 @@ impl Gate {
     ) -> Result<Arc<Caller>, Denied> {
         let found = self.tokens.load().find(token).cloned();
         found.ok_or_else(|| {
-            self.tell(&Denied::UnknownToken, rpc, peer);
+            self.log_denial(&Denied::UnknownToken, rpc, peer);
             Denied::UnknownToken
         })
     }
 
     /// Counts a denial, and logs it to the audit log.
-    pub(super) fn tell(&self, denied: &Denied, rpc: &'static str, peer: Option<SocketAddr>) {
+    pub(super) fn log_denial(&self, denied: &Denied, rpc: &'static str, peer: Option<SocketAddr>) {
         let reason = match denied {
             Denied::NoToken => 0,
             Denied::UnknownToken => 1,

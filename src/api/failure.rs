@@ -60,7 +60,7 @@ pub(crate) struct Violation {
 /// within what clients accept. A status is sent as a header list, with the text twice and once more
 /// as details. The gRPC clients for Python and Java accept 8 KiB in all, and report another error
 /// for more.
-fn told(violations: &[Violation]) -> usize {
+fn count_sent(violations: &[Violation]) -> usize {
     const MAX_BYTES: usize = 1024;
     let mut bytes = 0;
     let fits = |violation: &&Violation| {
@@ -108,9 +108,9 @@ impl Failure {
     /// Like `invalid`, with `more` further violations. Only those that are sent are kept, because a
     /// chunk keeps the errors of its records until it is answered.
     pub(super) fn invalid_and_more(mut violations: Vec<Violation>, more: usize) -> Self {
-        let told = told(&violations);
-        let more_violations = more + violations.len() - told;
-        violations.truncate(told);
+        let sent = count_sent(&violations);
+        let more_violations = more + violations.len() - sent;
+        violations.truncate(sent);
         violations.shrink_to_fit();
         let words = |violation: &Violation| format!("{}: {}", violation.field, violation.message);
         let mut message = violations.iter().map(words).collect::<Vec<_>>().join("; ");

@@ -90,7 +90,7 @@ impl HealthApi for Service {
     type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let watching = Watching { name: request.into_inner().service, says: self.says.clone(), told: None };
+        let watching = Watching { name: request.into_inner().service, says: self.says.clone(), sent: None };
         Ok(Response::new(Box::pin(stream::unfold(watching, Watching::next))))
     }
 }
@@ -98,7 +98,7 @@ impl HealthApi for Service {
 struct Watching {
     name: String,
     says: Receiver<Said>,
-    told: Option<ServingStatus>,
+    sent: Option<ServingStatus>,
 }
 
 impl Watching {
@@ -107,7 +107,7 @@ impl Watching {
         loop {
             let said = *self.says.borrow_and_update();
             let status = said.of(&self.name).unwrap_or(ServingStatus::ServiceUnknown);
-            if self.told.replace(status) != Some(status) {
+            if self.sent.replace(status) != Some(status) {
                 return Some((Ok(answer(status)), self));
             }
             if said.ended || self.says.changed().await.is_err() {

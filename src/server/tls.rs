@@ -145,14 +145,14 @@ impl Tls {
                 () = tokio::time::sleep(files.reload_interval) => false,
                 () = reload.asked() => true,
             };
-            let mut now = self.look().await;
+            let mut now = self.read_files().await;
             if now == seen && !is_asked {
                 continue;
             }
             let mut made = self.make(&now);
             if made.is_err() {
                 tokio::time::sleep(SECOND_LOOK).await;
-                now = self.look().await;
+                now = self.read_files().await;
                 made = self.make(&now);
             }
             self.0.is_failing.store(made.is_err(), Relaxed);
@@ -173,10 +173,10 @@ impl Tls {
         }
     }
 
-    async fn look(&self) -> Result<Contents, TlsError> {
+    async fn read_files(&self) -> Result<Contents, TlsError> {
         let files = self.0.files.clone();
-        let looked = tokio::task::spawn_blocking(move || read(&files)).await;
-        looked.unwrap_or_else(|error| Err(TlsError(format!("the files were not read: {error}"))))
+        let contents = tokio::task::spawn_blocking(move || read(&files)).await;
+        contents.unwrap_or_else(|error| Err(TlsError(format!("the files were not read: {error}"))))
     }
 
     fn make(&self, contents: &Result<Contents, TlsError>) -> Result<Made, TlsError> {

@@ -30,7 +30,7 @@ async fn sighup_has_tokens_and_certificates_read_again_and_no_signal_of_its_kind
     tokens.write(&entry("a", &["new"], "admin = [\"*\"]"));
     server.signal("HUP");
     says("new certificates are in use").await;
-    says("auth.tokens_file has changed: it was read again").await;
+    says("auth.tokens_file has changed and is in use").await;
     assert_eq!(authority.shown(server.port).await, signed[1].der());
     let mut client = Client::new(authority.channel(server.port).await);
     client.get_features(with("new", get(["a"]))).await.unwrap();

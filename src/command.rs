@@ -26,8 +26,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 pub(crate) const EXIT_CONFIG: u8 = 64;
 const SERVICE: &str = "featurestore.v1.FeatureStoreService";
 
-/// An online feature store: Redis in front of MongoDB, behind gRPC, with a cache that never returns
-/// stale data.
+/// An online feature store: Redis in front of MongoDB, behind gRPC, kept coherent.
 ///
 /// With nothing configured it serves on 127.0.0.1:50051 from an embedded pair: a cache in this
 /// process and a store in ./data. REDIS_URL and MONGO_URI switch each tier to the real engine.

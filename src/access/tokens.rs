@@ -157,7 +157,8 @@ impl Reading {
                 self.errors.push(format!("{place}.sha256[{at}]: must be 64 hexadecimal digits"));
             }
             if *digest == Some(self::digest(b"")) {
-                self.errors.push(format!("{place}.sha256[{at}]: is the SHA-256 of nothing: make a token by `token new`"));
+                self.errors
+                    .push(format!("{place}.sha256[{at}]: is the SHA-256 of nothing: make a token by `token new`"));
             }
         }
         read.into_iter().flatten().collect()

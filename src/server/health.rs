@@ -3,7 +3,7 @@
 //! | service name | SERVING means |
 //! |---|---|
 //! | `""` | the process is up and does not drain |
-//! | `featurestore.v1.FeatureStoreService` | L2 was reached once since the start, and the server does not drain |
+//! | `featurestore.v1.FeatureStoreService` | L2 was reached once, and the server does not drain |
 //! | `l1`, `l2` | that tier answers now, and can be used as it is |
 //!
 //! The service is our own: that of `tonic-health` ends a Watch of an unknown name with NOT_FOUND,

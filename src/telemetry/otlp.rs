@@ -223,8 +223,7 @@ fn tls(variables: &mut Variables, is_tls: bool) -> Option<Option<ClientTlsConfig
         (Some((_, certificate)), Some((_, key))) => Some(Some(tls.identity(Identity::from_pem(certificate, key)))),
         (None, None) => Some(Some(tls)),
         (Some((name, _)), None) | (None, Some((name, _))) => {
-            variables
-                .wrong(&name, "a client certificate needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY");
+            variables.wrong(&name, "a client certificate needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY");
             None
         }
     }

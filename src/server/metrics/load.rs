@@ -22,11 +22,7 @@ pub(super) fn write(text: &mut Text, tiered: &Tiered, calls: &GuardLayer) {
             tiered.tasks(),
         ),
         ("featurestore_writes_in_flight", "Writes, including those whose calls have ended.", writes.taken()),
-        (
-            "featurestore_flights_in_flight",
-            "Keys that are being read from L2 for one or more calls.",
-            tiered.flights(),
-        ),
+        ("featurestore_flights_in_flight", "Keys that are being read from L2 for one or more calls.", tiered.flights()),
         ("featurestore_l2_reads_in_flight", "Reads of L2 that are in progress, of l2.max_reads.", reads.taken()),
         ("featurestore_l2_reads_waiting", "Reads of L2 that wait for others to end.", reads.waiting()),
     ];

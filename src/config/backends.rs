@@ -114,7 +114,7 @@ fn refuse_without_redis(p: &mut Parser) {
     for key in OF_A_REDIS.into_iter().filter(|key| p.is_changed(key)).collect::<Vec<_>>() {
         p.wrong(
             key,
-            "is set, but the address of Redis is not: set redis.url (REDIS_URL) or redis.host (REDIS_HOST) too",
+            "is set, but the address of Redis is missing: set redis.url (REDIS_URL) or redis.host (REDIS_HOST) too",
         );
     }
 }
@@ -140,7 +140,7 @@ pub(super) fn mongodb(p: &mut Parser) -> Option<Mongodb> {
     let Some(uri) = p.optional("mongodb.uri") else {
         for key in ["mongodb.database"].into_iter().chain(OF_A_MONGODB) {
             if !is_uri_set && p.is_changed(key) {
-                p.wrong(key, "is set, but the address of MongoDB is not: set mongodb.uri (MONGO_URI) too");
+                p.wrong(key, "is set, but the address of MongoDB is missing: set mongodb.uri (MONGO_URI) too");
             }
         }
         return None;

@@ -1,7 +1,9 @@
-//! Who calls, and what they may do: callers known by their tokens (`tokens`), a file of them that is read anew when it
-//! changes (`gate`), and what each RPC asks for (`rules`). What is not allowed is denied.
+//! Who calls, and what they may do: callers and their rights (`tokens`), the tokens file, which is
+//! read again when it changes (`gate`), and the right that each RPC needs (`rules`). What no rule
+//! allows is denied.
 //!
-//! Not here: how a refusal looks on the wire (`api`), and where a call's token is read (`server::auth`).
+//! Elsewhere: the form of a refusal in the protocol (`api`), and how a call's token is read
+//! (`server::auth`).
 
 pub mod gate;
 pub mod reload;
@@ -13,8 +15,9 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 use self::{gate::Gate, tokens::Digest};
 use crate::record::MAX_FEATURE_VIEW_BYTES;
 
-/// The target of the audit log's lines: who was denied, who wrote what, and changes of the tokens. Denials are warnings.
-/// `featurestore::audit=off` in the log's filter leaves it out, `featurestore::audit=warn` keeps only the denials.
+/// The target of the lines of the audit log: denied calls, writes, and changes of the tokens.
+/// Denials are warnings. In `log.filter`, `featurestore::audit=off` switches it off, and
+/// `featurestore::audit=warn` keeps only the denials.
 pub const AUDIT: &str = "featurestore::audit";
 
 /// What a caller may do to feature views.
@@ -26,15 +29,15 @@ pub enum Right {
     Write,
     /// Delete records.
     Delete,
-    /// All of these.
+    /// All of the rights above.
     Admin,
 }
 
 impl Right {
-    /// All of them, in the order in which they are numbered.
+    /// All rights, in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Delete, Self::Admin];
 
-    /// As the tokens' file has it.
+    /// The name in the tokens file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -45,12 +48,12 @@ impl Right {
     }
 }
 
-/// The feature views that a right is for: a name, or the beginning of names and a star.
+/// The feature views that a right covers: a name, or a prefix and a star.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Views {
-    /// This one.
+    /// The view with this name.
     One(String),
-    /// All that begin so.
+    /// All views whose names have this prefix.
     Beginning(String),
 }
 
@@ -63,33 +66,33 @@ impl Views {
     }
 }
 
-/// Somebody who has a token.
+/// A client that has a token.
 #[derive(Debug)]
 pub struct Caller {
     name: String,
-    /// By the right's number.
+    /// The views of each right, by its number.
     rights: [Vec<Views>; Right::ALL.len()],
 }
 
 impl Caller {
-    /// As the tokens' file and the log have it.
+    /// The name in the tokens file and in the log.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether a right was given on any feature view at all.
+    /// Whether the caller has a right on any feature view at all.
     pub fn may_anywhere(&self, right: Right) -> bool {
         [right, Right::Admin].into_iter().any(|right| !self.rights[right as usize].is_empty())
     }
 
-    /// Whether a right on a feature view was given.
+    /// Whether the caller has a right on this feature view.
     pub fn may(&self, right: Right, view: &str) -> bool {
         let given = |right: Right| self.rights[right as usize].iter().any(|views| views.have(view));
         given(right) || given(Right::Admin)
     }
 }
 
-/// A call that was let in; the server puts it into the request's extensions.
+/// A call that was admitted. The server puts it into the extensions of the request.
 #[derive(Clone, Debug)]
 pub struct Access {
     caller: Arc<Caller>,
@@ -101,53 +104,53 @@ pub struct Access {
 }
 
 impl Access {
-    /// Whose call it is.
+    /// The caller.
     pub fn caller(&self) -> &Caller {
         &self.caller
     }
 
-    /// The RPC's name.
+    /// The name of the RPC, without its service.
     pub fn rpc(&self) -> &'static str {
         self.rpc.rsplit('/').next().unwrap_or_default()
     }
 
-    /// Whether the call may go on to this feature view.
+    /// Checks the caller's right on the feature view that the request names.
     pub fn check(&self, view: &str) -> Result<(), Denied> {
         match self.right {
             Some(right) if !self.caller.may(right, view) => {
-                // Nobody has checked the name yet.
+                // The name is not validated yet, so its length is bounded here.
                 let view = view.chars().take(MAX_FEATURE_VIEW_BYTES + 1).collect();
                 let denied = Denied::NoRight { caller: self.caller.name.clone(), right, view: Some(view) };
-                self.gate.tell(&denied, self.rpc, self.peer);
+                self.gate.log_denial(&denied, self.rpc, self.peer);
                 Err(denied)
             }
             _ => Ok(()),
         }
     }
 
-    /// The same for a stream that began a while ago: by what the tokens' file says now.
+    /// The same for a later chunk of a stream: by the tokens file as it is now.
     pub fn check_again(&mut self, view: &str) -> Result<(), Denied> {
         self.caller = self.gate.known(&self.token, self.rpc, self.peer)?;
         self.check(view)
     }
 }
 
-/// Why a call is not let in.
+/// Why a call is denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denied {
-    /// It has no token.
+    /// The call has no token.
     NoToken,
-    /// Its token is nobody's.
+    /// The token is not in the tokens file.
     UnknownToken,
-    /// No rule says who may call this.
+    /// No rule exists for this RPC.
     NoRule,
-    /// Its caller was not given this right.
+    /// The caller does not have the right that the RPC needs.
     NoRight {
         /// The caller's name.
         caller: String,
-        /// What was needed.
+        /// The right that the RPC needs.
         right: Right,
-        /// On what. None: it was given on no feature view at all.
+        /// The feature view. None: the caller has the right on no view at all.
         view: Option<String>,
     },
 }
@@ -156,19 +159,20 @@ impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoToken => f.write_str(
-                "this server asks for a token: send the metadata \"authorization: Bearer <token>\" with every call",
+                "this server requires a token: send the metadata \"authorization: Bearer <token>\" with every call",
             ),
             Self::UnknownToken => f.write_str(
-                "this token is nobody's: it may have been replaced; whoever keeps the server's auth.tokens_file gives new ones",
+                "this server does not know the token: it may have been replaced; the operator of the server has \
+                 new ones (auth.tokens_file)",
             ),
-            Self::NoRule => f.write_str("no rule lets anybody call this"),
+            Self::NoRule => f.write_str("nobody may call this RPC: the server has no rule for it"),
             Self::NoRight { caller, right, view } => {
                 let right = right.name();
                 match view {
-                    Some(view) => write!(f, "{caller:?} has not the right {right:?} on the feature view {view:?}")?,
-                    None => write!(f, "{caller:?} has the right {right:?} on no feature view")?,
+                    Some(view) => write!(f, "{caller:?} lacks the right {right:?} on the feature view {view:?}")?,
+                    None => write!(f, "{caller:?} lacks the right {right:?} on every feature view")?,
                 }
-                f.write_str(": auth.tokens_file grants it")
+                f.write_str("; auth.tokens_file of the server grants rights")
             }
         }
     }

@@ -1,7 +1,8 @@
-//! The gRPC service: five thin methods over [`Tiered`].
+//! The gRPC service: five methods over [`Tiered`].
 //!
-//! A method reads its request (`convert`), asks the tiers within a deadline, and answers (`rows`, `matrix`, `status`).
-//! The call's status code is about the request; a row's status is about its entity.
+//! A method converts its request (`convert`), calls the tiers within a deadline, and builds the
+//! answer (`rows`, `matrix`, `status`). The status code of the call is about the request; the
+//! status of a row is about its entity.
 
 mod audit;
 mod bulk;
@@ -46,32 +47,33 @@ use keep::Needed;
 
 pub use crate::in_flight::{ByteBudget, CONNECTION_PART, ConnectionBytes, InFlight, Place, Share, StreamPlace};
 
-/// Answers that are too small to be counted before they are encoded.
+/// Answers of fewer bytes than this are not counted before they are encoded.
 const UNCOUNTED: usize = 4 << 10;
 
-/// What a request may hold at most.
+/// The limits of a request.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Ids of a read or a delete.
+    /// Entity ids in a read or a delete.
     pub max_entities: usize,
-    /// Features of a record, after a merge; names of a read.
+    /// Features of a record, after a merge; feature names in a read.
     pub max_features: usize,
-    /// Bytes of a record's features as they are stored, after a merge; of a record that is written also of its model version.
+    /// Bytes of a record's features as they are stored, after a merge; in a request, also those of
+    /// its model version.
     pub max_record_bytes: usize,
-    /// Records of a bulk message.
+    /// Records in a message of a bulk stream.
     pub max_bulk_records: usize,
     /// Bytes of a request message.
     pub max_request_bytes: usize,
     /// Bytes of a response message.
     pub max_response_bytes: usize,
-    /// The longest time to live.
+    /// The longest ttl of a record.
     pub max_ttl: Duration,
 }
 
-/// How long calls may take that give no deadline, or a longer one.
+/// How long calls may take if their clients set no deadline, or a later one.
 #[derive(Clone, Debug)]
 pub struct Deadlines {
-    /// Reads.
+    /// Reads that L1 may answer.
     pub read: Duration,
     /// Reads with strong consistency.
     pub strong: Duration,
@@ -79,11 +81,12 @@ pub struct Deadlines {
     pub write: Duration,
 }
 
-/// When the client stops waiting; the server's deadline layer puts it into the request's extensions.
+/// The deadline of the client. The layer `server::deadline` puts it into the extensions of the
+/// request.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientDeadline(pub Instant);
 
-/// The service.
+/// The gRPC service; clones share it.
 #[derive(Clone)]
 pub struct Api(Arc<Inner>);
 
@@ -91,18 +94,19 @@ struct Inner {
     tiered: Arc<Tiered>,
     limits: Limits,
     deadlines: Deadlines,
-    /// For Info.
+    /// Only reported, in Info.
     default_ttl: Duration,
     callers_are_known: bool,
     started: Instant,
     draining: AtomicBool,
-    /// Connections are told to go away.
+    /// Cancelled when connections receive GOAWAY.
     closing: CancellationToken,
     bulk_records: BulkRecords,
 }
 
 impl Api {
-    /// The service over these tiers. `callers_are_known`: no call is served unless the server says whose it is.
+    /// Makes the service over these tiers. `callers_are_known`: a call without an [`Access`] is an
+    /// internal error.
     pub fn new(
         tiered: Arc<Tiered>,
         limits: Limits,
@@ -123,38 +127,40 @@ impl Api {
         }))
     }
 
-    /// What a request may hold at most.
+    /// The limits of requests.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
 
-    /// Whether a call may go on to the feature view that it names. None: it may, and nobody asks whose it is.
+    /// Checks the caller's right on the feature view that the request names. None: no tokens file
+    /// is configured, so everybody may do everything.
     fn let_in<'r, T>(&self, request: &'r Request<T>, view: &str) -> Result<Option<&'r Access>, Failure> {
         let Some(access) = self.access(request)? else { return Ok(None) };
         access.check(if view.is_empty() { DEFAULT_VIEW } else { view })?;
         Ok(Some(access))
     }
 
-    /// Whose call it is, where that is known.
+    /// The caller. None: no tokens file is configured.
     fn access<'r, T>(&self, request: &'r Request<T>) -> Result<Option<&'r Access>, Failure> {
         match self.0.callers_are_known {
             false => Ok(None),
-            true => request.extensions().get::<Access>().map(Some).ok_or_else(|| Failure::internal("nobody's call")),
+            true => request.extensions().get::<Access>().map(Some).ok_or_else(|| Failure::internal("no caller")),
         }
     }
 
-    /// Records of bulk streams since start, by what became of them.
+    /// Records of bulk streams since the start, by outcome.
     pub fn bulk_records(&self) -> [(&'static str, u64); 3] {
         self.0.bulk_records.reading()
     }
 
-    /// How often a stored record could not be read, since start.
+    /// How often a stored record could not be read, since the start.
     pub fn unreadable_records(&self) -> u64 {
         failure::unreadable_records()
     }
 
-    /// Takes the bytes that writes become on their way to L2, and for one write what is expected to come back with its answer.
-    /// What is too much now is waited for, a moment.
+    /// Takes the bytes that writes need in memory on their way to L2 and, for a single write, the
+    /// bytes of the record that is expected to come back. If they are not free now, waits for them
+    /// for 0.5 s.
     async fn hold_unfolded(&self, place: Option<&InFlight>, writes: &[Write]) -> Result<Option<Share>, Failure> {
         const PATIENCE: Duration = Duration::from_millis(500);
         let bytes = match place {
@@ -181,7 +187,8 @@ impl Api {
         }
     }
 
-    /// Checks a read and takes it apart. Not within the call's future, which would hold the request to its end.
+    /// Checks and converts a read. This is not part of the call's future, which would otherwise
+    /// hold the request to its end.
     fn begin_read(
         &self,
         request: Request<GetFeaturesRequest>,
@@ -218,12 +225,12 @@ impl Api {
         answer.and_then(|answer| convert::delete_response(deletes, answer, &self.0.limits))
     }
 
-    /// From now on Info says that the server is shutting down.
+    /// From now on, Info says that the server is shutting down.
     pub fn drain(&self) {
         self.0.draining.store(true, Relaxed);
     }
 
-    /// From now on streams end whose clients are silent.
+    /// From now on, streams of clients that send nothing end.
     pub fn close(&self) {
         self.0.closing.cancel();
     }
@@ -240,11 +247,12 @@ impl FeatureStoreService for Api {
         let most = self.0.limits.max_response_bytes;
         let mut needed = Needed::of(&read, &self.0.tiered, most, connection.clone());
         let answer = {
-            // Pinned, as the future is large and would be moved into the timeout.
+            // The future is large: pinned here, it is not moved into the timeout.
             let reading = std::pin::pin!(self.0.tiered.read_keeping(&read.request, &mut needed));
             match arrived.is_clients(deadline) {
                 true => tokio::time::timeout_at(deadline, reading).await.map_err(|_| Failure::deadline())?,
-                // Nobody gives up at that moment, so what the tiers say of it is worth waiting for.
+                // The deadline is ours, so the client still waits: what the tiers return at that
+                // moment is used.
                 false => reading.await,
             }
         };
@@ -252,7 +260,7 @@ impl FeatureStoreService for Api {
         rows::check_time(&answer, deadline, arrived.is_clients(deadline))?;
         let (mut response, bytes, held) = rows::response(read, answer, now, most)?;
         if let Some(connection) = connection.filter(|_| bytes > UNCOUNTED) {
-            // What the rows hold is there until they are encoded.
+            // The bytes of the rows stay in memory until the rows are encoded.
             let held = held.beside_connection();
             let until = deadline.min(self.0.tiered.room_by());
             let share = Box::pin(Share::take_by(&connection, bytes, until)).await;
@@ -303,12 +311,13 @@ impl FeatureStoreService for Api {
     }
 }
 
-/// The bytes that a write came as. They are its task's and not its call's, as the write outlives a call that is given up.
+/// The bytes of a write's request. They belong to the task of the write and not to the call,
+/// because the write continues if the call is cancelled.
 fn received<T>(request: &Request<T>) -> Option<Share> {
     request.extensions().get::<InFlight>().map(InFlight::take_received)
 }
 
-/// When a call came, and how long its client waits.
+/// When a call arrived, and the deadline of its client.
 #[derive(Clone, Copy, Debug)]
 struct Arrival {
     at: Instant,
@@ -321,19 +330,19 @@ impl Arrival {
         Self { at: Instant::now(), client }
     }
 
-    /// The client's deadline, or this long after the call came if that is sooner.
+    /// The client's deadline, or this long after the arrival if that is sooner.
     fn deadline(self, ours: Duration) -> Instant {
         let ours = self.at + ours;
         self.client.map_or(ours, |client| client.min(ours))
     }
 
-    /// Whether this deadline is when the client stops waiting.
+    /// Whether this is the deadline of the client.
     fn is_clients(self, deadline: Instant) -> bool {
         self.client == Some(deadline)
     }
 }
 
-/// Stops waiting for a write at the deadline. The write goes on: it is detached.
+/// Stops waiting for a write at the deadline. The write itself continues in its own task.
 async fn within<T, E: Into<Failure>>(
     deadline: Instant,
     work: impl Future<Output = Result<T, E>>,

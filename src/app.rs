@@ -1,4 +1,5 @@
-//! The composition root: a configuration becomes two tiers, the protocol over them, and the service.
+//! Puts a server together from a configuration: the two tiers, the protocol over them, and the
+//! service.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,24 +25,26 @@ pub use crate::server::App;
 /// Why a server cannot be put together. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// What is configured cannot work.
+    /// The configuration is wrong (exit code 64).
     #[error("{0}")]
     Config(String),
-    /// The machine does not allow it.
+    /// The machine does not allow it, for example a locked folder or a port in use (exit code 1).
     #[error("{0}")]
     Machine(String),
 }
 
 impl App {
-    /// Puts a server together. Redis and MongoDB need not be reachable yet; the embedded store's folder must be.
+    /// Puts a server together. Redis and MongoDB need not be reachable yet; the folder of the
+    /// embedded store must be.
     pub async fn new(config: &Config) -> Result<Self, StartError> {
         Self::with_clock(config, Clock::system()).await
     }
 
-    /// The same on a machine whose clock reads this.
+    /// Like [`new`](Self::new), with this clock instead of the system's; for tests.
     pub async fn with_clock(config: &Config, clock: Clock) -> Result<Self, StartError> {
         let (gate, tls, cache) = (gate(config), tls(config), cache(config));
-        // Nothing is opened for a configuration that cannot work; but a URI is looked at.
+        // If the configuration is wrong, no folder is opened. A MongoDB URI is still checked, which
+        // opens nothing, so that all errors are reported at once.
         let is_worth_it = config.mongodb.is_some() || (gate.is_ok() && tls.is_ok() && cache.is_ok());
         let store = is_worth_it.then(|| store(config, rules(config), &clock));
         let (gate, tls, cache, store) = match (gate, tls, cache, store) {
@@ -53,8 +56,9 @@ impl App {
         if !cache.info().shared && !store.info().exclusive {
             tracing::warn!(
                 ttl = ?config.l1_ttl,
-                "L1 is in this process over a store that others may write to: their writes are seen here a moment later, \
-                 over a standalone MongoDB when the L1 ttl ends (5 minutes at most); configure Redis to see them at once"
+                "L1 is in the memory of this process, but other servers may write to the same MongoDB. This server \
+                 sees their writes a moment later, and over a standalone MongoDB only when l1.ttl ends (5 minutes at \
+                 most). Configure Redis (redis.url) to see them at once"
             );
         }
         let settings = Settings {
@@ -66,7 +70,7 @@ impl App {
             read_deadline: config.deadlines.read,
             write_deadline: config.deadlines.write,
             max_l2_reads: max_l2_reads(config, &*store),
-            // A bulk stream has a place of its own, and writes a chunk at a time.
+            // Bulk streams are counted apart from the calls, and each writes one chunk at a time.
             max_writes: config.max_in_flight.saturating_add(MAX_BULK_STREAMS),
             repair: RepairSettings::default(),
         };
@@ -81,13 +85,14 @@ impl App {
             drain_delay: config.drain_delay,
             drain_timeout: config.drain_timeout,
         };
-        // Whoever set up the telemetry puts in the rest.
+        // The caller sets these after it has started the telemetry.
         let (traces, lost_lines, reload) = (Traces::default(), Arc::default(), Reload::never());
         Ok(Self { api, tiered, settings, gate, tls, traces, lost_lines, reload })
     }
 }
 
-/// Everything that is wrong, a line each. What is configured wrongly comes before what the machine does not allow.
+/// All errors, one on each line. Errors of the configuration hide those of the machine, which may
+/// follow from them.
 fn all_wrong(errors: [Option<StartError>; 4]) -> StartError {
     let (mut wrong, mut refused) = (Vec::new(), Vec::new());
     for error in errors.into_iter().flatten() {
@@ -99,7 +104,6 @@ fn all_wrong(errors: [Option<StartError>; 4]) -> StartError {
     if wrong.is_empty() { StartError::Machine(refused.join("\n")) } else { StartError::Config(wrong.join("\n")) }
 }
 
-/// Who may call.
 fn gate(config: &Config) -> Result<Option<Arc<Gate>>, StartError> {
     let Some(path) = &config.tokens_file else { return Ok(None) };
     let wrong = |error: String| {
@@ -109,13 +113,14 @@ fn gate(config: &Config) -> Result<Option<Arc<Gate>>, StartError> {
     Gate::open(path).map(Some).map_err(wrong)
 }
 
-/// As configured, but writes keep connections to MongoDB of their own.
+/// The configured number, but at most three quarters of the connections to MongoDB: the others are
+/// for writes.
 fn max_l2_reads(config: &Config, store: &dyn Store) -> usize {
     let Some(connections) = store.pool().map(|pool| pool.max) else { return config.max_l2_reads };
     let most = (connections / 4 * 3).max(1);
     if config.max_l2_reads > most {
         tracing::info!(
-            "l2.max_reads is {}, and {most} are used: three quarters of the {connections} connections to MongoDB \
+            "l2.max_reads is {}, but only {most} is used: three quarters of the {connections} connections to MongoDB \
              (mongodb.max_pool_size, or maxPoolSize in the URI)",
             config.max_l2_reads
         );
@@ -123,9 +128,9 @@ fn max_l2_reads(config: &Config, store: &dyn Store) -> usize {
     config.max_l2_reads.min(most)
 }
 
-/// Makes a new epoch in the configured L2, whatever stands there: what every L1 holds is worthless then. It holds for the
-/// configured L1, whichever was used before, or where that is in a process or cannot be reached for the first that a server
-/// names.
+/// Makes a new epoch in the configured L2, whatever is there, so that every L1 starts cold. The
+/// epoch names the configured Redis, whichever was named before. If L1 is in the process or cannot
+/// be reached, the epoch names none, and the first L1 that a server names will be used.
 pub async fn new_epoch(config: &Config) -> Result<EpochState, StartError> {
     const PATIENCE: Duration = Duration::from_secs(10);
     const L1_PATIENCE: Duration = Duration::from_secs(5);
@@ -142,7 +147,7 @@ pub async fn new_epoch(config: &Config) -> Result<EpochState, StartError> {
     })?;
     let cache = cache(config)?;
     let l1 = match cache.info().shared {
-        // Any epoch will do, as none is verified.
+        // The probe needs an epoch, and no entry is verified here, so any will do.
         true => match cache.probe(Epoch(0), None, Instant::now() + L1_PATIENCE).await {
             Ok(Probe::Another { found, .. }) => Some(found),
             Ok(_) => None,

@@ -1,4 +1,4 @@
-//! The subcommands.
+//! The command line and its subcommands.
 
 mod memory;
 mod signals;
@@ -22,14 +22,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-/// EX_USAGE of sysexits: the configuration is bad.
+/// EX_USAGE of sysexits.h: the configuration is bad.
 pub(crate) const EXIT_CONFIG: u8 = 64;
 const SERVICE: &str = "featurestore.v1.FeatureStoreService";
 
-/// An online feature store: Redis in front of MongoDB behind gRPC, with a cache that never lies.
+/// An online feature store: Redis in front of MongoDB, behind gRPC, kept coherent.
 ///
-/// With nothing configured it serves on 127.0.0.1:50051 from an embedded pair: a cache in this process and a store in
-/// ./data. REDIS_URL and MONGO_URI switch each tier to the real engine.
+/// With nothing configured it serves on 127.0.0.1:50051 from an embedded pair: a cache in this
+/// process and a store in ./data. REDIS_URL and MONGO_URI switch each tier to the real engine.
 #[derive(Parser)]
 #[command(version, about)]
 pub(crate) struct Command {
@@ -46,8 +46,8 @@ pub(crate) struct Command {
 enum Action {
     /// Serve (the default)
     Serve,
-    /// Ask the server on FEATURESTORE_LISTEN (with TLS, or where it takes no more connections, FEATURESTORE_ADMIN_LISTEN) for
-    /// its health; exit 0 if SERVING, 1 if not
+    /// Ask the server on FEATURESTORE_LISTEN for its health (with TLS, or if it accepts no more
+    /// connections, on FEATURESTORE_ADMIN_LISTEN); exit 0 if SERVING, 1 if not
     Health {
         /// "" (the process), featurestore.v1.FeatureStoreService (ready to serve), l1 or l2
         #[arg(default_value = SERVICE)]
@@ -59,7 +59,7 @@ enum Action {
         #[arg(long)]
         defaults: bool,
     },
-    /// Make all of L1 worthless, as after restoring a backup of L2
+    /// Make every L1 start cold, for example after a backup of L2 was restored
     #[command(subcommand)]
     Epoch(EpochAction),
     /// Tokens for callers
@@ -71,21 +71,21 @@ enum Action {
 
 #[derive(Subcommand)]
 enum EpochAction {
-    /// Make a new epoch in L2, so that every L1 starts cold, and have it hold for the configured Redis, whichever was used
-    /// before; also where the epoch cannot be read. Servers over MongoDB may run, and know of it within 2 s; with the embedded
-    /// store the server must be stopped
+    /// Make a new epoch in L2, so that every L1 starts cold and the configured Redis is the one
+    /// that is used, whichever was used before. This also works if the old epoch cannot be read.
+    /// Servers over MongoDB may run, and notice it within 2 s; over the embedded store, stop the
+    /// server first
     New,
 }
 
 #[derive(Subcommand)]
 enum TokenAction {
-    /// Make a random token. The first line is the token, for the caller, and is shown only here; the second is what
-    /// auth.tokens_file keeps of it
+    /// Make a random token. The first line is the token for the caller, and is shown only once; the
+    /// second line is for auth.tokens_file
     New,
 }
 
 impl Command {
-    /// Does what was asked for.
     pub(crate) fn run(self) -> ExitCode {
         if let Some(Action::Version) = self.action {
             println!("featurestore {} ({})", env!("CARGO_PKG_VERSION"), env!("BUILD_GIT_COMMIT"));
@@ -131,16 +131,16 @@ impl Command {
     }
 }
 
-/// Names and values that are UTF-8. Of ours all must be: a setting that is not taken up is not left out without a word.
+/// The environment. A variable that may be a setting must be UTF-8: no setting is ignored silently.
 fn environment() -> Result<Vec<(String, String)>, String> {
     const OURS: [&str; 5] = ["FEATURESTORE_", "REDIS_", "MONGO_", "OTEL_", "RUST_LOG"];
     let (mut environment, mut wrong) = (Vec::new(), Vec::new());
     for (name, value) in std::env::vars_os() {
         match (name.into_string(), value.into_string()) {
             (Ok(name), Ok(value)) => environment.push((name, value)),
-            // Without the value, which may be a secret.
+            // The value is left out, because it may be a secret.
             (Ok(name), Err(_)) if OURS.iter().any(|ours| name.starts_with(ours)) => {
-                wrong.push(format!("{name}: its value is not UTF-8"));
+                wrong.push(format!("{name}: the value of this variable is not UTF-8"));
             }
             _ => {}
         }
@@ -153,7 +153,7 @@ fn bad_config(errors: &impl std::fmt::Display) -> ExitCode {
     ExitCode::from(EXIT_CONFIG)
 }
 
-/// Puts a word before each line.
+/// Puts `word` before each line of `text`.
 fn lines(word: &str, text: &str) -> String {
     text.lines().map(|line| format!("{word}{line}")).collect::<Vec<_>>().join("\n")
 }
@@ -167,7 +167,7 @@ fn block_on(work: impl Future<Output = ExitCode>) -> ExitCode {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(work);
-            // A read that hangs on a broken disk must not keep the process.
+            // The process must end even if a read hangs on a broken disk.
             runtime.shutdown_timeout(Duration::from_secs(5));
             code
         }
@@ -181,15 +181,15 @@ async fn new_epoch(config: Config) -> ExitCode {
         tracing::info!(target: AUDIT, %epoch, "a new epoch was made");
         println!("epoch {epoch}: every L1 starts cold");
         match l1 {
-            Some(l1) => println!("it holds for the L1 {l1}: servers with another one leave theirs alone"),
-            None => println!("it names no L1: it will hold for the first that a server names"),
+            Some(l1) => println!("it names the L1 {l1}: servers that are configured with another one do not use it"),
+            None => println!("it names no L1: the first one that a server names will be used"),
         }
         Ok(())
     })
     .await
 }
 
-/// Does `work` while there is a log. Why it ended is said after the log's last line.
+/// Runs `work` with a log. The reason why it failed is printed after the last line of the log.
 async fn with_telemetry(config: &Config, work: impl AsyncFnOnce(&Telemetry) -> Result<(), StartError>) -> ExitCode {
     let telemetry = match telemetry::init(config.json_log, &config.log_filter) {
         Ok(telemetry) => telemetry,
@@ -209,7 +209,8 @@ async fn serve(config: Config, effective: &Effective) -> ExitCode {
 }
 
 async fn serve_logging(config: &Config, effective: &Effective, telemetry: &Telemetry) -> Result<(), StartError> {
-    // First of all: as a container's first process it would not hear of what it has no handler for.
+    // Signals come first: the first process of a container gets no signal that it has no handler
+    // for.
     let shutdown = CancellationToken::new();
     let (ask_reload, reload) = Reload::new();
     signals::handle(&shutdown, ask_reload, telemetry.lines())
@@ -226,7 +227,7 @@ async fn serve_logging(config: &Config, effective: &Effective, telemetry: &Telem
     let bind = async |key: &str, address: SocketAddr| {
         TcpListener::bind(address).await.map_err(|error| {
             StartError::Machine(format!(
-                "{key}: cannot listen on {address}: {error}; another process may serve there, or choose another port"
+                "{key}: cannot listen on {address}: {error}; another process may use this port: choose another one"
             ))
         })
     };
@@ -239,24 +240,26 @@ async fn serve_logging(config: &Config, effective: &Effective, telemetry: &Telem
     served.map_err(|error| StartError::Machine(error.to_string()))
 }
 
-/// Asks where calls go; or at the admin port, which tells the same, where TLS may want a certificate or no more connections are
-/// taken. Not where nobody listens: at the admin port there may be another server.
+/// Asks the gRPC port, as calls go there. With TLS it asks the admin port, because the gRPC port
+/// may want a certificate; and also if the gRPC port closes the connection, because it may accept
+/// no more. It does not ask the admin port if nothing listens on the gRPC port: another server may
+/// be there.
 async fn health(config: &Config, service: &str) -> ExitCode {
     let mut answer = match config.tls {
         None => health_at(config.listen, service).await,
         Some(_) => health_at(config.admin_listen, service).await,
     };
     if let (Ok(Asked::Closed(_)), None) = (&answer, &config.tls)
-        && let Ok(told) = health_at(config.admin_listen, service).await
+        && let Ok(status) = health_at(config.admin_listen, service).await
     {
-        answer = Ok(told);
+        answer = Ok(status);
     }
     match answer {
-        Ok(Asked::Told(ServingStatus::Serving)) => {
+        Ok(Asked::Status(ServingStatus::Serving)) => {
             println!("SERVING");
             ExitCode::SUCCESS
         }
-        Ok(Asked::Told(status)) => {
+        Ok(Asked::Status(status)) => {
             println!("{}", status.as_str_name());
             ExitCode::FAILURE
         }
@@ -264,17 +267,16 @@ async fn health(config: &Config, service: &str) -> ExitCode {
     }
 }
 
-/// What a server said.
 enum Asked {
-    Told(ServingStatus),
+    Status(ServingStatus),
     Refused(String),
-    /// Nothing: it was there, and closed the connection.
+    /// It accepted the connection and closed it.
     Closed(String),
 }
 
-/// Fails where nobody answered.
+/// Asks one port. An error means that nothing answered gRPC there.
 async fn health_at(listen: SocketAddr, service: &str) -> Result<Asked, String> {
-    // Everywhere is no place to dial.
+    // A server that listens on all addresses is reached by the loopback address.
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
@@ -288,14 +290,14 @@ async fn health_at(listen: SocketAddr, service: &str) -> Result<Asked, String> {
         Ok::<_, Box<dyn std::error::Error>>(answer.into_inner().status())
     };
     match tokio::time::timeout(Duration::from_secs(3), ask).await {
-        Ok(Ok(status)) => Ok(Asked::Told(status)),
+        Ok(Ok(status)) => Ok(Asked::Status(status)),
         Ok(Err(error)) => match error.downcast_ref::<tonic::Status>() {
             Some(status) if status.code() == tonic::Code::NotFound => Ok(Asked::Refused(format!(
-                "{service:?} is no health name of the server on {address}; there are \"\", {SERVICE}, l1, l2"
+                "the server on {address} knows no health name {service:?}; use \"\", {SERVICE}, l1 or l2"
             ))),
             Some(status) => Ok(Asked::Closed(format!("{service:?} on {address}: {}", status.message()))),
-            None => Err(format!("nothing answers gRPC on {address}: is the server running there? ({error})")),
+            None => Err(format!("no gRPC server answers on {address}: is it running there? ({error})")),
         },
-        Err(_) => Err(format!("{service:?} on {address}: no answer within 3 s")),
+        Err(_) => Err(format!("{service:?} on {address}: the server did not answer within 3 s")),
     }
 }

@@ -1,7 +1,9 @@
-//! The configuration: flags > environment > TOML file > defaults.
+//! The configuration. Flags win over the environment, the environment over a TOML file, and the
+//! file over the defaults.
 //!
-//! The defaults are a commented file, embedded in the binary, and that file is also the reference. All sources become
-//! texts by key (`sources`), which are parsed once, here, so that every error is told at once and by the key's name.
+//! The defaults are a commented file, which is part of the binary and also the reference. All
+//! sources become texts by key (`sources`). They are parsed once, here, so that all errors are
+//! reported at once and by the name of the key.
 
 mod backends;
 mod check;
@@ -28,130 +30,132 @@ const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// What a time in L2 and on the wire can hold, which ends with the year 9999, is far beyond now and this.
+/// 1000 years. Times in L2 and in the protocol end with the year 9999, which is far beyond now and
+/// this.
 const LONGEST_TTL: Duration = Duration::from_secs(365_250 * 24 * 3600);
-/// L1's entries must be gone before the marker that vouches for them, which Redis keeps for 7 days.
+/// Below 7 days: entries of L1 must be gone before the marker in Redis that vouches for them, which
+/// is kept for 7 days.
 const LONGEST_L1_TTL: Duration = Duration::from_secs(6 * 24 * 3600);
-/// Shorter deadlines nothing can meet; longer ones nobody waits for.
+/// Nothing can meet shorter deadlines, and no client waits for longer ones.
 const DEADLINES: RangeInclusive<Duration> = Duration::from_millis(10)..=HOUR;
 const CACHES: RangeInclusive<usize> = 64 << 10..=1 << 40;
-/// Clients count a message's bytes in 31 bits.
+/// Clients count the bytes of a message in 31 bits.
 const MESSAGES: RangeInclusive<usize> = 1 << 10..=1 << 30;
 
-/// What the server runs with.
+/// The settings of a server; `default.toml` explains each of them.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where gRPC is served.
+    /// The address of the gRPC port.
     pub listen: SocketAddr,
-    /// Where the admin port is.
+    /// The address of the admin port.
     pub admin_listen: SocketAddr,
     /// The folder of the embedded store.
     pub data_dir: PathBuf,
-    /// Whether reflection is served.
+    /// Whether gRPC reflection is served.
     pub reflection: bool,
-    /// Who may call, by their tokens; None: everybody, everything.
+    /// The file of tokens and rights. None: everybody may call everything.
     pub tokens_file: Option<PathBuf>,
-    /// TLS on the gRPC port; None: plaintext.
+    /// TLS on the gRPC port. None: plaintext.
     pub tls: Option<Tls>,
-    /// L1 in Redis; None: in this process.
+    /// L1 in Redis. None: L1 is in this process.
     pub redis: Option<Redis>,
-    /// L2 in MongoDB; None: embedded.
+    /// L2 in MongoDB. None: L2 is embedded.
     pub mongodb: Option<Mongodb>,
     /// How long L1 keeps a record at most.
     pub l1_ttl: Duration,
-    /// How long a call waits for L1.
+    /// How long a call waits for L1, apart from the time for keys and bytes.
     pub l1_timeout: Duration,
-    /// When L1 is too slow for reads.
+    /// The time of a command of L1 from which on it counts as slow.
     pub l1_slow: Duration,
-    /// How many of Redis's replicas must know that a value is old before L1 confirms it.
+    /// How many replicas of Redis must know that a value is old before L1 confirms it.
     pub l1_wait_replicas: u32,
-    /// What becomes of writes that L1 does not confirm.
+    /// What happens to writes that L1 does not confirm.
     pub on_l1_loss: OnL1Loss,
-    /// Bytes of the L1 in this process.
+    /// Bytes of an L1 in this process.
     pub l1_memory: usize,
-    /// How long L2 keeps tombstones.
+    /// How long L2 keeps tombstones and expired records.
     pub tombstone_ttl: Duration,
-    /// Reads of L2 at once.
+    /// Reads of L2 at the same time.
     pub max_l2_reads: usize,
-    /// Bytes of the embedded store's cache.
+    /// Bytes of the cache of the embedded store.
     pub l2_cache: usize,
-    /// For records that give no ttl.
+    /// The ttl of records that give none.
     pub default_ttl: Duration,
-    /// What a request may hold.
+    /// The limits of requests.
     pub limits: Limits,
-    /// Calls at once, over all connections.
+    /// Calls at the same time over all connections.
     pub max_in_flight: usize,
-    /// Bytes of requests and answers at once, over all connections.
+    /// Bytes of requests and answers at the same time over all connections.
     pub max_bytes_in_flight: usize,
-    /// Connections at once.
+    /// Connections at the same time.
     pub max_connections: usize,
     /// How long calls may take.
     pub deadlines: Deadlines,
-    /// How long calls are taken after SIGTERM.
+    /// How long calls are still accepted after SIGTERM.
     pub drain_delay: Duration,
     /// How long calls may take to finish after that.
     pub drain_timeout: Duration,
     /// Whether the log is JSON.
     pub json_log: bool,
-    /// As in RUST_LOG.
+    /// What is logged, in the syntax of RUST_LOG.
     pub log_filter: String,
 }
 
-/// Where the certificates of the gRPC port are.
+/// The files for TLS on the gRPC port, all PEM.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// The server's certificate, and what leads from it to a root.
+    /// The certificate of the server and its chain.
     pub cert_file: PathBuf,
-    /// Its key.
+    /// The key of that certificate.
     pub key_file: PathBuf,
-    /// Who may sign clients' certificates; None: clients need none.
+    /// The CAs that may sign client certificates. None: clients need no certificate.
     pub client_ca_file: Option<PathBuf>,
-    /// How often the files are looked at.
+    /// How often the files are read again.
     pub reload_interval: Duration,
 }
 
-/// How Redis is reached.
+/// How to connect to Redis.
 #[derive(Clone)]
 pub struct Redis {
-    /// May hold credentials and a database.
+    /// The URL, which may have credentials and a database.
     pub url: String,
-    /// A user beside the URL.
+    /// The user, if it is not in the URL.
     pub username: Option<String>,
-    /// A password beside the URL.
+    /// The password, if it is not in the URL.
     pub password: Option<String>,
-    /// A database beside the URL.
+    /// The database, if it is not in the URL.
     pub database: Option<u16>,
-    /// How many connections are shared.
+    /// Connections that all calls share, for each kind of command.
     pub connections: usize,
-    /// The certificates of who signed the server's; None: the system's.
+    /// The CAs that may have signed the certificate of Redis. None: those of the system.
     pub ca_file: Option<PathBuf>,
-    /// A certificate of our own, and its key.
+    /// The files of the client certificate and its key.
     pub client_files: Option<(PathBuf, PathBuf)>,
 }
 
-/// How MongoDB is reached.
+/// How to connect to MongoDB.
 #[derive(Clone)]
 pub struct Mongodb {
-    /// With credentials.
+    /// The URI, with credentials.
     pub uri: String,
-    /// The database, where one is configured; else the URI's path may name one.
+    /// The database, if it is set. Otherwise the path of the URI may name one.
     pub database: Option<String>,
-    /// The database where nothing names one.
+    /// The database if neither names one.
     pub default_database: String,
-    /// Connections to each server at most.
+    /// The most connections to each node for calls.
     pub max_pool_size: Said<u32>,
-    /// Connections opened at once.
+    /// How many connections may be opened at the same time.
     pub max_connecting: Said<u32>,
-    /// How long an operation waits for a server.
+    /// How long an operation waits for a node that can execute it.
     pub server_selection_timeout: Said<Duration>,
 }
 
-/// A setting that the URI may have as an option, too.
+/// A setting that may also be an option of the URI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Said<T> {
-    /// What is configured, or the default.
+    /// The configured value, or the default.
     pub value: T,
-    /// Whether somebody has set it, though perhaps to its default.
+    /// Whether it was set, even to its default.
     pub is_set: bool,
 }
 
@@ -168,13 +172,14 @@ impl std::fmt::Debug for Mongodb {
     }
 }
 
-/// Everything that is wrong with the configuration, a line each.
+/// All errors of the configuration, one on each line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigErrors(pub Vec<String>);
 
 impl Config {
-    /// Reads all sources; `environment` is passed in so that tests can have their own.
+    /// Reads and checks all sources. `environment` is a parameter, so that tests can have their
+    /// own.
     pub fn load(
         flags: &Flags,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -234,13 +239,13 @@ impl Config {
     }
 }
 
-/// The effective configuration as TOML lines, secrets redacted.
+/// The configuration in effect as lines of TOML, with secrets redacted.
 #[derive(Clone, Debug)]
 pub struct Effective {
     shown: String,
-    /// What is probably not as it was meant, a line each.
+    /// Settings that probably do not do what was meant, one on each line.
     pub warnings: Vec<String>,
-    /// What was left out, and rightly so, a line each.
+    /// Settings that are not used, for a good reason, one on each line.
     pub notices: Vec<String>,
 }
 

@@ -1,7 +1,8 @@
-//! What the fuzz targets call. Each target takes any bytes and panics where something is not as it must be; it lives beside
-//! what it tests, and may see its insides. `fuzz/` runs them under libFuzzer, and a test here runs the kept inputs.
+//! The functions of the fuzz targets. Each takes any bytes and panics if something is wrong. It is
+//! beside the code that it tests, and may use its internals. `fuzz/` runs them with libFuzzer, and
+//! a test here runs the kept inputs.
 //!
-//! Only with the feature `fuzzing`, or in tests. Not here: any code of the server.
+//! Only with the feature `fuzzing`, or in tests. The server itself uses nothing of it.
 
 #[cfg(feature = "redis")]
 pub use crate::cache::redis::fuzzing::{packed, redis_url, replies};
@@ -19,7 +20,7 @@ pub(crate) mod client {
     include!(concat!(env!("OUT_DIR"), "/client/featurestore.v1.rs"));
 }
 
-/// Reads bytes as a program: what is to be tried, and with what. Past their end all is zero.
+/// Reads bytes as a sequence of choices. After their end everything is zero.
 #[derive(Debug)]
 pub(crate) struct Input<'a>(&'a [u8]);
 
@@ -40,7 +41,6 @@ impl<'a> Input<'a> {
         self.byte() & 1 == 1
     }
 
-    /// A number that is often small.
     pub(crate) fn number(&mut self) -> i64 {
         match self.byte() {
             small @ 0..=0xf7 => i64::from(small) - 16,
@@ -54,7 +54,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// So many bytes, or what there is.
+    /// `len` bytes, or as many as are left.
     pub(crate) fn bytes(&mut self, len: usize) -> &'a [u8] {
         let (head, tail) = self.0.split_at(len.min(self.0.len()));
         self.0 = tail;
@@ -78,7 +78,6 @@ impl<'a> Input<'a> {
         choices[usize::from(self.byte()) % choices.len()]
     }
 
-    /// All that is left.
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
@@ -107,7 +106,7 @@ mod tests {
         ("validate", validate),
     ];
 
-    /// So that what a fuzzer once found shows everywhere, also where none can be built.
+    /// So a bug that a fuzzer once found is seen everywhere, even where no fuzzer can be built.
     #[test]
     fn the_kept_inputs_of_the_fuzz_targets_do_no_harm() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");

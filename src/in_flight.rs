@@ -1,7 +1,8 @@
-//! What calls hold while they are on their way: a place among the calls at once, and bytes. Two counts bound the bytes, one
-//! over all connections and one for each, so that a client who sends without end or never reads takes its own part only.
+//! What calls hold while they are in progress: a place among the calls in flight, and bytes. Bytes
+//! have two bounds, one over all connections and one for each, so that a client that sends without
+//! end or never reads uses only its own part.
 //!
-//! What is counted is told where it is counted: `server::bytes`, `bulk` and, of what reads hold, `tiered`.
+//! The bytes are counted in `server::bytes`, in `bulk`, and for what reads hold in `tiered`.
 
 use std::{
     sync::{
@@ -16,58 +17,57 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-/// The part of all bytes that one connection may hold.
+/// One connection may hold this part of all bytes: a quarter.
 pub const CONNECTION_PART: usize = 4;
 
-/// How often the first of those who wait for room looks whether there is some.
+/// How often the first waiter for bytes checks whether they are free.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Bytes in flight over all connections.
+/// The bytes in flight over all connections.
 #[derive(Debug)]
 pub struct ByteBudget {
     max: usize,
     held: AtomicUsize,
     refused: AtomicU64,
-    /// Those who wait for room get it in their order, so that who needs much is not passed by for ever.
+    /// Waiters get bytes in their order, so that one that needs many is not overtaken forever.
     line: Mutex<()>,
 }
 
 impl ByteBudget {
-    /// At most so many.
+    /// A budget of `max` bytes.
     pub fn new(max: usize) -> Self {
         Self { max, held: AtomicUsize::new(0), refused: AtomicU64::new(0), line: Mutex::default() }
     }
 
-    /// Bytes that are held now.
+    /// The bytes that are held now.
     pub fn held(&self) -> usize {
         self.held.load(Relaxed)
     }
 
-    /// How often something was refused for want of bytes.
+    /// How often something was refused because bytes were short.
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
     }
 
-    /// Whether those that hold bytes for nothing should give them back.
+    /// Whether bytes that are held needlessly should be released.
     fn is_scarce(&self) -> bool {
         self.held() > self.max / 2
     }
 }
 
-/// Bytes in flight of one connection, which count among all.
+/// The bytes in flight of one connection, which also count among all.
 #[derive(Debug)]
 pub struct ConnectionBytes {
     all: Arc<ByteBudget>,
     max: usize,
-    /// Of requests that are not yet answered.
+    /// Bytes of requests that are not answered yet.
     received: AtomicUsize,
-    /// Of answers that are not yet sent.
+    /// Bytes of answers that are not sent yet.
     unsent: AtomicUsize,
-    /// How often something was sent.
     sent: AtomicUsize,
 }
 
-/// What bytes belong to.
+/// What the bytes belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     Request,
@@ -75,7 +75,7 @@ enum Part {
 }
 
 impl ConnectionBytes {
-    /// Of a new connection.
+    /// The bytes of a new connection.
     pub fn new(all: Arc<ByteBudget>) -> Self {
         let max = all.max / CONNECTION_PART;
         Self::with_part(all, max)
@@ -85,7 +85,7 @@ impl ConnectionBytes {
         Self { all, max, received: AtomicUsize::new(0), unsent: AtomicUsize::new(0), sent: AtomicUsize::new(0) }
     }
 
-    /// Whether no call should be begun, as it could not be answered.
+    /// Whether a new call should be refused, because its answer would find no bytes.
     pub fn is_full(&self) -> bool {
         let is_full = self.all.held() >= self.all.max || self.held() >= self.max;
         if is_full {
@@ -94,8 +94,8 @@ impl ConnectionBytes {
         is_full
     }
 
-    /// If bytes are scarce and this connection has answers to send: how often it sent something. The same number twice
-    /// means that its client does not read.
+    /// If bytes are scarce and this connection has answers to send: how often it sent something. If
+    /// that stays the same, its client does not read.
     pub fn keeps_scarce_bytes(&self) -> Option<usize> {
         let keeps = self.all.is_scarce() && self.unsent.load(Relaxed) > 0;
         keeps.then(|| self.sent.load(Relaxed))
@@ -125,7 +125,7 @@ impl ConnectionBytes {
         fits
     }
 
-    /// The same, but nobody is refused by it.
+    /// Like `try_take`, but does not count a refusal.
     fn takes(&self, part: Part, bytes: usize) -> bool {
         self.part(part).fetch_add(bytes, Relaxed);
         let all = self.all.held.fetch_add(bytes, Relaxed) + bytes;
@@ -136,8 +136,8 @@ impl ConnectionBytes {
         fits
     }
 
-    /// The same as `try_take`, but waits for what others hold, until then at most. What is too much for the connection itself
-    /// is refused at once: whoever waited for that would keep all others waiting.
+    /// Like `try_take`, but waits for other holders until `until`. What exceeds the connection's
+    /// own part is refused at once: a waiter for that would keep all others waiting.
     async fn take_by(&self, part: Part, bytes: usize, until: Instant) -> bool {
         let has_room = || self.held() + bytes <= self.max;
         let waiting = async {
@@ -175,27 +175,28 @@ pub struct Share {
 }
 
 impl Share {
-    /// Takes bytes for an answer; None: there are too few.
+    /// Takes bytes for an answer. None: too few are free.
     pub fn try_take(of: &Arc<ConnectionBytes>, bytes: usize) -> Option<Self> {
         let part = Part::Answer;
         of.try_take(part, bytes).then(|| Self { of: of.clone(), part, bytes })
     }
 
-    /// The same, but waits until then at most for what others hold.
+    /// Like `try_take`, but waits for other holders until `until`.
     pub async fn take_by(of: &Arc<ConnectionBytes>, bytes: usize, until: Instant) -> Option<Self> {
         let part = Part::Answer;
         of.take_by(part, bytes, until).await.then(|| Self { of: of.clone(), part, bytes })
     }
 
-    /// Takes bytes of requests that came before anybody asked for them: at most so many, and no more than half of what the
-    /// connection may hold, so that no call is refused because of them. None: bytes are short.
+    /// Takes up to `bytes` bytes for requests that arrived before the service read them, at most
+    /// half of the connection's part, so that no call is refused because of them. None: bytes are
+    /// short.
     pub fn take_ahead(of: &Arc<ConnectionBytes>, bytes: usize) -> Option<Self> {
         let (part, free) = (Part::Request, (of.all.max / CONNECTION_PART / 2).saturating_sub(of.held()));
         let bytes = bytes.min(free);
         (bytes > 0 && !of.all.is_scarce() && of.try_take(part, bytes)).then(|| Self { of: of.clone(), part, bytes })
     }
 
-    /// How many they are.
+    /// The number of bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -231,19 +232,19 @@ impl StreamPlace {
     }
 }
 
-/// What a call keeps from others while it lasts.
+/// What a call occupies while it lasts.
 #[derive(Debug)]
 pub enum Place {
     /// Nothing: the health service is always answered.
     None,
-    /// One of the calls at once.
+    /// One of the calls in flight.
     Call(OwnedSemaphorePermit),
     /// One of the streams of its kind.
     Stream(Arc<StreamPlace>),
 }
 
-/// What a read holds of what the tiers brought, until this is dropped; it counts as what the read's connection received.
-/// Without a connection nothing is counted.
+/// The bytes that a read holds of the tiers' answers, until this is dropped. They count as received
+/// by the connection of the read; without a connection nothing is counted.
 #[derive(Debug, Default)]
 pub struct Holding {
     of: Option<Arc<ConnectionBytes>>,
@@ -251,18 +252,19 @@ pub struct Holding {
 }
 
 impl Holding {
-    /// Of a call of this connection.
+    /// For a call on this connection.
     pub fn of(connection: Arc<ConnectionBytes>) -> Self {
         Self { of: Some(connection), bytes: 0 }
     }
 
-    /// Of work of the server itself, which may be for several connections: all bytes are its part.
+    /// For work of the server itself, which may serve several connections: only the bound over all
+    /// applies.
     pub fn of_all(all: &Arc<ByteBudget>) -> Self {
         let of = ConnectionBytes::with_part(all.clone(), all.max);
         Self { of: Some(Arc::new(of)), bytes: 0 }
     }
 
-    /// Holds so many bytes more; false: they are too many, and none of them is counted.
+    /// Holds more bytes. False: too few are free, and none of them is counted.
     #[must_use]
     pub fn add(&mut self, bytes: usize) -> bool {
         let Some(of) = &self.of else { return true };
@@ -273,7 +275,7 @@ impl Holding {
         fits
     }
 
-    /// The same as `add`, but waits until then at most for what others hold.
+    /// Like `add`, but waits for other holders until `until`.
     #[must_use]
     pub async fn add_by(&mut self, bytes: usize, until: Instant) -> bool {
         let Some(of) = &self.of else { return true };
@@ -284,7 +286,8 @@ impl Holding {
         fits
     }
 
-    /// Holds bytes that somebody else holds too, and soon does not: only what the connection may hold bounds them.
+    /// Holds bytes that another holder counts too, and soon releases: only the bound of the
+    /// connection applies.
     #[must_use]
     pub fn take_over(&mut self, bytes: usize) -> bool {
         let Some(of) = &self.of else { return true };
@@ -298,13 +301,13 @@ impl Holding {
         fits
     }
 
-    /// How many bytes it holds.
+    /// The number of bytes held.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Holds the same among all bytes only, and no longer among those of its connection: for the moment in which both what a
-    /// read brought and what is made of it are there.
+    /// Counts the same bytes only among all, and no longer for the connection, while both the
+    /// records of a read and its answer are in memory.
     pub fn beside_connection(mut self) -> Self {
         let bytes = self.bytes;
         let beside = self.of.as_ref().map(|of| {
@@ -316,7 +319,7 @@ impl Holding {
         Self { bytes: if beside.is_some() { bytes } else { 0 }, of: beside }
     }
 
-    /// Holds so many bytes from now on; false: they are too many more, and it holds what it did.
+    /// Sets the number of bytes. False: too few are free, and the number stays as it was.
     #[must_use]
     pub fn set(&mut self, bytes: usize) -> bool {
         if let (Some(of), Some(fewer)) = (&self.of, self.bytes.checked_sub(bytes)) {
@@ -334,8 +337,8 @@ impl Drop for Holding {
     }
 }
 
-/// The place of a call among the calls at once, and the bytes of what it received; free again when the last clone is
-/// dropped. The server's guard puts that of a write into the request's extensions.
+/// The place of a call, and the bytes of its request; released when the last clone is dropped. The
+/// server's guard puts it into the extensions of a read or a write.
 #[derive(Clone, Debug)]
 pub struct InFlight(Arc<Held>);
 
@@ -352,12 +355,12 @@ impl InFlight {
         Self(Arc::new(Held { _place: place, received: AtomicUsize::new(0), connection }))
     }
 
-    /// The connection that it came by.
+    /// The connection of the call.
     pub fn connection(&self) -> &Arc<ConnectionBytes> {
         &self.0.connection
     }
 
-    /// Counts bytes that came in; false: they are too many.
+    /// Counts received bytes. False: too few are free.
     pub fn receive(&self, bytes: usize) -> bool {
         let fits = self.0.connection.try_take(Part::Request, bytes);
         if fits {
@@ -371,15 +374,16 @@ impl InFlight {
         self.0.connection.all.max / CONNECTION_PART
     }
 
-    /// Takes bytes for what is made of a request on its way; None: there are too few now. At most half of what a connection
-    /// may hold is taken, so that a valid request can be served at all.
+    /// Takes bytes for what a request becomes in memory, at most half of the connection's part, so
+    /// that every valid request can be served. None: too few are free.
     pub fn hold(&self, bytes: usize) -> Option<Share> {
         let bytes = bytes.min(self.most() / 2);
         let (of, part) = (self.0.connection.clone(), Part::Request);
         of.try_take(part, bytes).then(|| Share { of, part, bytes })
     }
 
-    /// What came in since this was asked last. Whoever holds the message holds this.
+    /// Takes the bytes that were received since the last call. The holder of the message must hold
+    /// them.
     pub fn take_received(&self) -> Share {
         let bytes = self.0.received.swap(0, Relaxed);
         Share { of: self.0.connection.clone(), part: Part::Request, bytes }

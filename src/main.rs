@@ -1,4 +1,4 @@
-//! The command: arguments, configuration, telemetry, the server, an exit code.
+//! The binary: it reads the arguments and the configuration, starts the log, and runs a command.
 
 use std::{io::IsTerminal as _, process::ExitCode};
 
@@ -11,12 +11,12 @@ mod command;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // One TLS provider in the whole process; it fails only where one is there already.
+    // rustls needs one provider for the process. This fails only if one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match command::Command::try_parse() {
         Ok(command) => command.run(),
         Err(error) => {
-            // --help and --version are no errors.
+            // clap returns --help and --version as errors too, but they belong on standard output.
             if !error.use_stderr() {
                 let _ = error.print();
                 return ExitCode::SUCCESS;

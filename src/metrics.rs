@@ -1,8 +1,8 @@
-//! What metrics are made of: counters and histograms that threads count into without meeting, and the text that Prometheus
+//! The parts of metrics: counters and histograms for many threads, and the text that Prometheus
 //! reads.
 //!
-//! Not here: what is counted. Each module counts what it does (`tiered::meter`, `server::calls`, ...), and
-//! `server::metrics` writes all of it down.
+//! Elsewhere: what is counted. Each module counts what it does (`tiered::meter`, `server::calls`,
+//! ...), and `server::metrics` writes all of it.
 
 mod counter;
 mod histogram;

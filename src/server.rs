@@ -1,7 +1,7 @@
-//! Serving: everything between a listener and the service. `run` returns when the drain has ended.
+//! Everything between a listener and the service. `run` returns when the server has drained.
 //!
-//! The accept loop is our own and not tonic's, because tonic's answers a passed deadline with CANCELLED and cannot drain
-//! as `drain` needs it; what is served on a connection is tonic's `Routes` all the same.
+//! The accept loop is our own: tonic's answers a passed deadline with CANCELLED, and cannot drain
+//! in the steps of `run`. What is served on a connection is still tonic's `Routes`.
 
 pub mod admin;
 mod auth;
@@ -21,7 +21,7 @@ mod refusals;
 mod streams;
 pub mod tls;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -50,24 +50,24 @@ use tls::Tls;
 
 pub(crate) use streams::MAX_BULK_STREAMS;
 
-/// Between two warnings of a sort that many clients could cause.
+/// The least time between two warnings of a kind that many clients could cause.
 const WARNINGS: Duration = Duration::from_secs(10);
 
-/// What is served on a connection, the outermost first.
+/// The layers of a call, from the outermost to the router.
 type Layered = OnlyGrpc<Calls<Guard<Auth<Deadline<Routes>>>>>;
 
 /// How the server behaves towards its clients.
 #[derive(Clone, Debug)]
 pub struct ServerSettings {
-    /// Whether reflection is served.
+    /// Whether gRPC reflection is served.
     pub reflection: bool,
-    /// Calls at once, over all connections; more are shed.
+    /// Calls at once over all connections; more are shed.
     pub max_in_flight: usize,
-    /// Bytes of requests and answers at once, over all connections; what does not fit is shed.
+    /// Bytes of requests and answers at once over all connections; calls beyond it are shed.
     pub max_bytes_in_flight: usize,
-    /// Connections at once; more are closed.
+    /// Connections at once; further ones are closed.
     pub max_connections: usize,
-    /// How long calls are still taken after the shutdown was asked for.
+    /// How long calls are still accepted after the shutdown was requested.
     pub drain_delay: Duration,
     /// How long calls may take to finish after that.
     pub drain_timeout: Duration,
@@ -81,21 +81,21 @@ pub struct App {
     pub tiered: Arc<Tiered>,
     /// How it behaves towards its clients.
     pub settings: ServerSettings,
-    /// Who may call; None: everybody, everything.
+    /// The callers and their rights. None: everybody may call everything.
     pub gate: Option<Arc<Gate>>,
-    /// TLS on the gRPC port; None: plaintext.
+    /// TLS on the gRPC port. None: plaintext.
     pub tls: Option<Tls>,
-    /// Where the spans of calls go.
+    /// Exports the spans of calls.
     pub traces: Traces,
     /// Counts lines of the log that were lost.
     pub lost_lines: Arc<LostLines>,
-    /// Asks for the files of tokens and certificates to be read again.
+    /// Requests that the files of tokens and certificates are read again.
     pub reload: Reload,
 }
 
-/// Serves `app` on `listener` (and the admin endpoints on `admin`) until `shutdown`, then drains: health says
-/// NOT_SERVING at once, calls are taken for `drain_delay`, connections are told to go away, calls and detached writes
-/// end, the store is closed.
+/// Serves `app` on `listener`, and the admin endpoints on `admin`, until `shutdown`. Then it
+/// drains: health is NOT_SERVING at once, calls are accepted for `drain_delay`, connections receive
+/// GOAWAY, calls and writes end, and the store is closed.
 pub async fn run(
     app: App,
     listener: TcpListener,
@@ -113,8 +113,9 @@ pub async fn run(
         background.spawn(gate.watch(stop_watching.clone(), reload.clone()));
     }
 
-    // Health is right before the first connection is accepted.
+    // Health has its first status before the first connection is accepted.
     let (health, health_service) = Health::new(tiered.reach());
+    let admin_address = admin.as_ref().and_then(|admin| admin.local_addr().ok()).map(tracing::field::display);
     let stop_accepting = CancellationToken::new();
     background.spawn(health.keep(shutdown.clone(), stop_accepting.clone()));
     let max_request_bytes = api.limits().max_request_bytes;
@@ -152,7 +153,11 @@ pub async fn run(
     let (l1, l2) = (tiered.cache().info(), tiered.store().info());
     let version = env!("CARGO_PKG_VERSION");
     let is_tls = tls.is_some();
-    tracing::info!(version, %address, tls = is_tls, l1 = l1.kind, l1_address = l1.address, l2 = l2.kind, l2_address = l2.address, "serving");
+    tracing::info!(
+        version, %address, admin_address, tls = is_tls, l1 = l1.kind, l1_address = l1.address, l2 = l2.kind,
+        l2_address = l2.address, "serving"
+    );
+    tracing::info!("to try it: {}", first_command(address, tls.as_ref(), gate.is_some(), settings.reflection));
     let bounds = Bounds {
         tls,
         max_connections: settings.max_connections,
@@ -171,12 +176,12 @@ pub async fn run(
     let accepting = tokio::spawn(connections.clone().accept(listener, stop_accepting.clone()));
 
     shutdown.cancelled().await;
-    tracing::info!(delay = ?settings.drain_delay, "draining: health says NOT_SERVING, calls are still taken");
+    tracing::info!(delay = ?settings.drain_delay, "draining: health is NOT_SERVING, and calls are still accepted");
     api.drain();
     tokio::time::sleep(settings.drain_delay).await;
     stop_accepting.cancel();
     let _ = accepting.await;
-    tracing::info!(patience = ?settings.drain_timeout, "no new calls are taken; those in flight may finish");
+    tracing::info!(patience = ?settings.drain_timeout, "draining: no new calls are accepted, others may finish");
     api.close();
     connections.close(settings.drain_timeout).await;
     settle(&tiered).await;
@@ -184,18 +189,34 @@ pub async fn run(
     background.close();
     background.wait().await;
     tiered.store().close().await;
-    tracing::info!("drained");
+    tracing::info!("drained: the server has stopped");
     Ok(())
 }
 
-/// Lets the detached writes end; each is bounded by its own deadline, and all of them by this.
+/// A grpcurl command that this server answers, with a name in capitals for each file that it needs.
+fn first_command(address: SocketAddr, tls: Option<&Tls>, needs_token: bool, reflection: bool) -> String {
+    let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    let transport = match tls {
+        None => "-plaintext",
+        Some(tls) if tls.needs_client_certificate() => "-cacert CA.pem -cert CLIENT.pem -key CLIENT_KEY.pem",
+        Some(_) => "-cacert CA.pem",
+    };
+    let token = if needs_token { " -expand-headers -H 'authorization: Bearer ${TOKEN}'" } else { "" };
+    let proto = if reflection { "" } else { " -import-path proto -proto featurestore/v1/featurestore.proto" };
+    let (port, method) = (address.port(), "featurestore.v1.FeatureStoreService/Info");
+    format!("grpcurl {transport}{token}{proto} {host}:{port} {method}")
+}
+
+/// Waits for the writes that run in tasks of their own. Each has its own deadline; the timeout here
+/// bounds all of them.
 async fn settle(tiered: &Arc<Tiered>) {
     const PATIENCE: Duration = Duration::from_secs(30);
     if tokio::time::timeout(PATIENCE, tiered.settled()).await.is_err() {
-        tracing::warn!("writes did not end in time; none of them was answered");
+        tracing::warn!("some writes did not end in time; none of them was answered OK, so that clients retry them");
     }
     if tiered.trust().remembered() > 0 {
-        // Last try to remove from L1 what it may hold stale values of.
+        // The last attempt to remove from L1 the keys that it may hold old values of.
         tiered.look_at_l1().await;
     }
 }
@@ -216,7 +237,7 @@ fn routes(
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // So that grpcurl can show the details of errors.
+                // With these, grpcurl shows the details of errors.
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes.add_service(builder().build_v1().map_err(io::Error::other)?);

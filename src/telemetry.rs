@@ -1,4 +1,4 @@
-//! Logs through tracing, and where a collector is configured traces over OTLP.
+//! Logs through `tracing`, and traces over OTLP if a collector is configured.
 
 mod lines;
 #[cfg(feature = "otel")]
@@ -23,7 +23,7 @@ use crate::{
 pub use lines::Lines;
 pub use say::say;
 
-/// What was set up; `close` it at the end.
+/// The log and the export of traces; `close` it at the end.
 pub struct Telemetry {
     lines: Lines,
     traces: Traces,
@@ -32,23 +32,23 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Where the spans of calls go.
+    /// Exports the spans of calls.
     pub fn traces(&self) -> Traces {
         self.traces.clone()
     }
 
-    /// Lines of the log that were lost.
+    /// Counts the lines of the log that were lost.
     pub fn lost_lines(&self) -> Arc<LostLines> {
         self.lines.lost()
     }
 
-    /// The log's way to standard error.
+    /// The queue of lines to standard error.
     pub fn lines(&self) -> Lines {
         self.lines.clone()
     }
 
-    /// Sends the spans and writes the lines that are still on their way, as far as somebody takes them; nothing is traced
-    /// any more.
+    /// Sends the remaining spans and writes the remaining lines, within bounds. Nothing is traced
+    /// afterwards.
     pub fn close(self) {
         #[cfg(feature = "otel")]
         drop(self.exporter);
@@ -56,12 +56,14 @@ impl Telemetry {
     }
 }
 
-/// Starts logging to standard error, panics too. Traces are exported only where `OTEL_EXPORTER_OTLP_ENDPOINT` (or the one
-/// for traces) says where to; its other `OTEL_*` names work as the OpenTelemetry specification has them. Must be called
-/// within a runtime.
+/// Starts the log to standard error, including panics. Traces are exported only if
+/// `OTEL_EXPORTER_OTLP_ENDPOINT` (or the one for traces) is set; the other `OTEL_*` variables work
+/// as in the OpenTelemetry specification. Must be called within a runtime.
 pub fn init(json: bool, filter: &str) -> Result<Telemetry, String> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("log.filter: {filter:?} is no filter: {error}"))?;
-    // Whatever the log's level, lines of a traced call tell its trace id. Calls that are not traced have no such span.
+    let wrong = |error| format!("log.filter: {filter:?} is not a valid filter: {error}");
+    let filter = EnvFilter::try_new(filter).map_err(wrong)?;
+    // Lines of a traced call have its trace id, whatever the level of the log. Other calls have no
+    // such span.
     let filter = filter.or(Targets::new().with_target(CALL_SPANS, tracing::Level::INFO));
     let lines = Lines::to_standard_error().map_err(|error| format!("the log cannot be written: {error}"))?;
     let logs = tracing_subscriber::fmt::layer().with_writer(lines.clone()).with_ansi(std::io::stderr().is_terminal());

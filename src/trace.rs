@@ -1,10 +1,12 @@
-//! Traces: one span for each traced call, the child of its caller's span, and one for each thing that the call asks of Redis
-//! or MongoDB; never one for a key.
+//! Traces: one span for each traced call, as a child of the caller's span, and one for each
+//! operation of the call on Redis or MongoDB; never one for each key.
 //!
-//! Whether a call is traced is decided once, from its headers and before any span is made. All that the others pay is that
-//! decision, and a look at a thread's own variable for each backend call. Nothing of a request's content is ever in a span.
+//! Whether a call is traced is decided once, from its headers and before any span is made. Other
+//! calls pay only for this decision, and for a look at a thread-local variable for each operation
+//! on a backend. No span contains anything of the content of a request.
 //!
-//! Not here: where spans are sent (`telemetry`). Without the feature `otel` nothing here does anything.
+//! Elsewhere: where spans are sent (`telemetry`). Without the feature `otel` this module does
+//! nothing.
 
 #[cfg(feature = "otel")]
 mod backend;
@@ -26,53 +28,54 @@ pub use self::{
 #[cfg(not(feature = "otel"))]
 pub use off::{Trace, Traces, backend, carried};
 
-/// The target of the log's spans of traced calls: they give their lines a trace id.
+/// The target of the log's spans of traced calls, which give their lines a trace id.
 pub const CALL_SPANS: &str = "featurestore::call";
 
-/// Which backend, as spans name it.
+/// The backend of an operation, as spans name it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// redis or mongodb.
     pub system: &'static str,
-    /// The database, or its number.
+    /// The name or the number of the database.
     pub namespace: String,
-    /// As configured, without credentials.
+    /// The host as configured, without credentials.
     pub address: String,
-    /// None: the address says it all.
+    /// None: the port is part of the address.
     pub port: Option<u16>,
 }
 
-/// What is asked of a backend.
+/// An operation on a backend.
 #[derive(Clone, Debug)]
 pub struct Asked<'a> {
-    /// Whom.
+    /// The backend that is called.
     pub place: &'a Place,
-    /// By its own name for it: MGET, findAndModify.
+    /// The name of the operation in the backend: MGET, findAndModify.
     pub operation: Cow<'static, str>,
-    /// The collection, where there is one.
+    /// The collection, if there is one.
     pub collection: Option<&'static str>,
-    /// The script, where one is called.
+    /// The script, if one is called.
     pub procedure: Option<&'static str>,
-    /// Operations sent together.
+    /// How many operations are sent together.
     pub operations: usize,
 }
 
-/// How something asked of a backend failed.
+/// How an operation on a backend failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed {
-    /// One of a few words, or the backend's own code. Never a message: those may quote what was asked.
+    /// One of a few words, or the code of the backend; never a message, which may quote what was
+    /// sent.
     pub kind: Cow<'static, str>,
-    /// It is the backend's own code.
+    /// Whether `kind` is a code of the backend.
     pub is_code: bool,
 }
 
 impl Failed {
-    /// In a word of ours.
+    /// A failure with a word of ours.
     pub fn because(kind: &'static str) -> Self {
         Self { kind: kind.into(), is_code: false }
     }
 
-    /// With the backend's code.
+    /// A failure with a code of the backend.
     pub fn with_code(code: impl Into<String>) -> Self {
         Self { kind: Cow::Owned(code.into()), is_code: true }
     }

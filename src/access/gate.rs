@@ -1,4 +1,5 @@
-//! The tokens' file as it is now: it is read again and again, and a bad one keeps what was before.
+//! The tokens file. It is read again when it changes; if it is bad, the tokens that were read
+//! before stay valid.
 
 use std::{
     collections::BTreeSet,
@@ -22,59 +23,63 @@ use super::{
 };
 use crate::metrics::Counter;
 
-/// How often the file is looked at. Its content is compared, as Kubernetes swaps links and editors keep times.
+/// How often the file is read. Its content is compared, and not its time: Kubernetes swaps
+/// symlinks, and some editors keep the time.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Between two looks that must agree on a change, as a file that is being written may be good half way too.
+/// Two reads this far apart must agree on a change: a file that is only half written may be valid
+/// too.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
-/// Denials that are told a second; the rest is counted. Strangers must not fill the disk.
-const TOLD_A_SECOND: u32 = 20;
-/// Why calls are denied, as the metrics name it.
+/// Denials that are logged in one second; the others are only counted. Clients must not be able to
+/// fill the disk.
+const LOGGED_A_SECOND: u32 = 20;
+/// The reasons of denials, as the metrics name them.
 pub const REASONS: [&str; 4] = ["no_token", "unknown_token", "no_rule", "no_right"];
 
-/// Lets calls in, or not.
+/// Admits or denies calls.
 #[derive(Debug)]
 pub struct Gate {
     path: PathBuf,
     tokens: ArcSwap<Tokens>,
-    /// What `tokens` was made of.
+    /// The content of the file that `tokens` was parsed from.
     text: Mutex<String>,
-    /// Whether the file was bad when it was looked at last.
+    /// Whether the file was bad when it was read last.
     is_failing: AtomicBool,
-    told: Mutex<Told>,
-    /// By their reasons, those included that were not told.
+    logged: Mutex<Logged>,
+    /// Denials by reason, including those that were not logged.
     denied: [Counter; REASONS.len()],
 }
 
-/// How many denials were told in this second.
+/// How many denials were logged in the current second.
 #[derive(Debug)]
-struct Told {
+struct Logged {
     since: Instant,
     denials: u32,
     untold: u64,
 }
 
 impl Gate {
-    /// Reads the file for the first time; the error says what is wrong with it.
+    /// Reads the file for the first time. The error says everything that is wrong with it.
     pub fn open(path: &Path) -> Result<Arc<Self>, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
         let tokens = Tokens::parse(&text)?;
-        let told = Told { since: Instant::now(), denials: 0, untold: 0 };
-        let (tokens, text, told) = (ArcSwap::from_pointee(tokens), Mutex::new(text), Mutex::new(told));
+        let logged = Logged { since: Instant::now(), denials: 0, untold: 0 };
+        let (tokens, text, logged) = (ArcSwap::from_pointee(tokens), Mutex::new(text), Mutex::new(logged));
         let (path, is_failing, denied) = (path.to_owned(), AtomicBool::new(false), Default::default());
-        Ok(Arc::new(Self { path, tokens, text, is_failing, told, denied }))
+        Ok(Arc::new(Self { path, tokens, text, is_failing, logged, denied }))
     }
 
-    /// Whether the file was bad when it was looked at last: the tokens it held before still count.
+    /// Whether the file was bad when it was read last, so that older tokens are in use.
     pub fn is_failing(&self) -> bool {
         self.is_failing.load(Relaxed)
     }
 
-    /// Calls that were denied since start, and chunks of streams, by the number of their reason.
+    /// Denied calls and chunks of streams since the start, by the number of their reason.
     pub fn denied(&self) -> [u64; REASONS.len()] {
         self.denied.each_ref().map(Counter::get)
     }
 
-    /// Looks at the file until `stop`: now and then, and when asked.
+    /// Follows changes of the file until `stop`: reads it every second, and when a reload is
+    /// requested.
     pub async fn watch(self: Arc<Self>, stop: CancellationToken, mut reload: Reload) {
         let mut trouble = String::new();
         loop {
@@ -86,14 +91,14 @@ impl Gate {
             if is_asked {
                 trouble.clear();
             }
-            let now = self.look().await;
+            let now = self.read_file().await;
             if !now.as_ref().is_ok_and(|text| self.is_known(text)) {
                 tokio::time::sleep(SECOND_LOOK).await;
-                if self.look().await != now {
+                if self.read_file().await != now {
                     continue;
                 }
             }
-            let read = now.and_then(|text| self.read(text));
+            let read = now.and_then(|text| self.use_text(text));
             self.is_failing.store(read.is_err(), Relaxed);
             match read {
                 Ok(is_new) => {
@@ -103,19 +108,19 @@ impl Gate {
                     }
                     trouble.clear();
                 }
-                // Once, until something else is wrong.
+                // The same error is logged only once.
                 Err(error) if error == trouble => {}
                 Err(error) => {
                     let file = self.path.display();
                     let words = error.replace('\n', "; ");
-                    tracing::warn!(%file, error = words, "auth.tokens_file is bad: the tokens it held before still count");
+                    tracing::warn!(%file, error = words, "auth.tokens_file is bad: the tokens read before stay valid");
                     trouble = error;
                 }
             }
         }
     }
 
-    async fn look(&self) -> Result<String, String> {
+    async fn read_file(&self) -> Result<String, String> {
         tokio::fs::read_to_string(&self.path).await.map_err(|error| format!("cannot be read: {error}"))
     }
 
@@ -123,8 +128,8 @@ impl Gate {
         *self.text.lock().unwrap_or_else(PoisonError::into_inner) == text
     }
 
-    /// Takes what the file says now, and answers whether that is new.
-    fn read(&self, text: String) -> Result<bool, String> {
+    /// Parses and uses a new content of the file. Returns whether it is new.
+    fn use_text(&self, text: String) -> Result<bool, String> {
         let mut last = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         if *last == text {
             return Ok(false);
@@ -136,11 +141,12 @@ impl Gate {
         let (old, new) = (names(&old), names(&self.tokens.load()));
         let (added, removed): (Vec<_>, Vec<_>) = (new.difference(&old).collect(), old.difference(&new).collect());
         let file = self.path.display();
-        tracing::info!(target: AUDIT, %file, callers = new.len(), ?added, ?removed, "the tokens were read anew");
+        let callers = new.len();
+        tracing::info!(target: AUDIT, %file, callers, ?added, ?removed, "auth.tokens_file has changed and is in use");
         Ok(true)
     }
 
-    /// Whether a call of this path with this `authorization` may go on. None: nobody needs to know whose it is.
+    /// Admits or denies a call of this path with this `authorization`. None: everybody may call it.
     pub fn admit(
         self: &Arc<Self>,
         path: &str,
@@ -153,7 +159,7 @@ impl Gate {
             None => ("(unknown)", None),
         };
         let Some(token) = authorization.and_then(bearer) else {
-            self.tell(&Denied::NoToken, rpc, peer);
+            self.log_denial(&Denied::NoToken, rpc, peer);
             return Err(Denied::NoToken);
         };
         let token = tokens::digest(token);
@@ -162,20 +168,20 @@ impl Gate {
             Some(Rule::Needs(right)) => Some(right),
             Some(Rule::AnyCaller | Rule::Open) => None,
             None => {
-                self.tell(&Denied::NoRule, rpc, peer);
+                self.log_denial(&Denied::NoRule, rpc, peer);
                 return Err(Denied::NoRule);
             }
         };
-        // Before anything of the request is read: somebody who may do this nowhere sends nothing that is worth holding.
+        // This comes before the request is read: the server holds no bytes of a client that has the
+        // right on no view.
         if let Some(right) = right.filter(|right| !caller.may_anywhere(*right)) {
             let denied = Denied::NoRight { caller: caller.name().to_owned(), right, view: None };
-            self.tell(&denied, rpc, peer);
+            self.log_denial(&denied, rpc, peer);
             return Err(denied);
         }
         Ok(Some(Access { caller, right, rpc, token, peer, gate: self.clone() }))
     }
 
-    /// Whose token this is now.
     pub(super) fn known(
         &self,
         token: &Digest,
@@ -184,13 +190,13 @@ impl Gate {
     ) -> Result<Arc<Caller>, Denied> {
         let found = self.tokens.load().find(token).cloned();
         found.ok_or_else(|| {
-            self.tell(&Denied::UnknownToken, rpc, peer);
+            self.log_denial(&Denied::UnknownToken, rpc, peer);
             Denied::UnknownToken
         })
     }
 
-    /// Counts a denial, and puts it into the audit log.
-    pub(super) fn tell(&self, denied: &Denied, rpc: &'static str, peer: Option<SocketAddr>) {
+    /// Counts a denial, and logs it to the audit log.
+    pub(super) fn log_denial(&self, denied: &Denied, rpc: &'static str, peer: Option<SocketAddr>) {
         let reason = match denied {
             Denied::NoToken => 0,
             Denied::UnknownToken => 1,
@@ -198,7 +204,7 @@ impl Gate {
             Denied::NoRight { .. } => 3,
         };
         self.denied[reason].add(1);
-        let Some(untold) = self.may_tell() else { return };
+        let Some(untold) = self.may_log() else { return };
         let rpc = rpc.rsplit('/').next().unwrap_or_default();
         let peer = peer.map(tracing::field::display);
         match denied {
@@ -212,18 +218,19 @@ impl Gate {
         }
     }
 
-    /// None: enough were told in this second. Else how many were not told since the last one that was; None: none.
-    fn may_tell(&self) -> Option<Option<u64>> {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.since.elapsed() >= Duration::from_secs(1) {
-            (told.since, told.denials) = (Instant::now(), 0);
+    /// None: enough denials were logged in this second. Otherwise the number of denials that were
+    /// not logged since the last one that was, if there are any.
+    fn may_log(&self) -> Option<Option<u64>> {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.since.elapsed() >= Duration::from_secs(1) {
+            (logged.since, logged.denials) = (Instant::now(), 0);
         }
-        if told.denials == TOLD_A_SECOND {
-            told.untold += 1;
+        if logged.denials == LOGGED_A_SECOND {
+            logged.untold += 1;
             return None;
         }
-        told.denials += 1;
-        let untold = std::mem::take(&mut told.untold);
+        logged.denials += 1;
+        let untold = std::mem::take(&mut logged.untold);
         Some((untold > 0).then_some(untold))
     }
 }
@@ -254,7 +261,7 @@ mod tests {
         let file = folder.path().join("tokens.toml");
         std::fs::write(&file, format!("[[tokens]]\nname = \"a\"\nsha256 = [{:?}]", "0".repeat(64))).unwrap();
         let gate = Gate::open(&file).unwrap();
-        let told = (0..1000).filter(|_| gate.may_tell().is_some()).count();
+        let told = (0..1000).filter(|_| gate.may_log().is_some()).count();
         assert!(told < 500, "{told}");
     }
 }

@@ -1,28 +1,29 @@
-//! Being asked to read files again at once: those of tokens and of certificates, which are looked at now and then anyway.
+//! Requests to read the files of tokens and certificates again at once (SIGHUP). They are also read
+//! from time to time.
 
 use tokio::sync::watch;
 
-/// Whoever asks.
+/// The end that requests a reload.
 #[derive(Debug)]
 pub struct AskReload(watch::Sender<()>);
 
-/// Whoever reads files.
+/// The end that waits for requests; held by each reader of files.
 #[derive(Clone, Debug)]
 pub struct Reload(watch::Receiver<()>);
 
 impl Reload {
-    /// Both ends.
+    /// Makes both ends.
     pub fn new() -> (AskReload, Self) {
         let (ask, asked) = watch::channel(());
         (AskReload(ask), Self(asked))
     }
 
-    /// Nobody ever asks.
+    /// Makes an end that never gets a request.
     pub fn never() -> Self {
         Self::new().1
     }
 
-    /// Waits until somebody has asked since the last time.
+    /// Waits until a reload was requested since the last call.
     pub async fn asked(&mut self) {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -31,7 +32,7 @@ impl Reload {
 }
 
 impl AskReload {
-    /// Asks all who read files.
+    /// Wakes all readers of files.
     pub fn ask(&self) {
         self.0.send_replace(());
     }

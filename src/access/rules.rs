@@ -1,8 +1,9 @@
-//! What each RPC asks of its caller. An RPC that is not here is denied to all, and a test finds it.
+//! What each RPC requires of its caller. An RPC that is not listed here is denied to everybody, and
+//! a test fails.
 
 use super::Right;
 
-/// What a caller needs.
+/// What a caller needs for an RPC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// Nothing, not even a token.
@@ -13,13 +14,13 @@ pub enum Rule {
     Needs(Right),
 }
 
-/// Those called most come first.
+/// The most frequent calls come first.
 const RULES: [(&str, Rule); 9] = [
     ("/featurestore.v1.FeatureStoreService/GetFeatures", Rule::Needs(Right::Read)),
     ("/featurestore.v1.FeatureStoreService/UpsertFeatures", Rule::Needs(Right::Write)),
     ("/featurestore.v1.FeatureStoreService/BulkUpsert", Rule::Needs(Right::Write)),
     ("/featurestore.v1.FeatureStoreService/DeleteFeatures", Rule::Needs(Right::Delete)),
-    // Names no feature view and no record.
+    // It names no feature view and no record.
     ("/featurestore.v1.FeatureStoreService/Info", Rule::AnyCaller),
     // Kubelets and load balancers have no tokens.
     ("/grpc.health.v1.Health/Check", Rule::Open),
@@ -28,12 +29,12 @@ const RULES: [(&str, Rule); 9] = [
     ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Rule::AnyCaller),
 ];
 
-/// The rule of an RPC, by the path of its calls, and that path. None: nobody may call it.
+/// The rule of an RPC, with its path, by the path of a call. None: nobody may call it.
 pub fn of(path: &str) -> Option<(&'static str, Rule)> {
     RULES.into_iter().find(|(of, _)| *of == path)
 }
 
-/// All of them.
+/// All rules, with the paths of the RPCs.
 pub fn all() -> impl Iterator<Item = (&'static str, Rule)> {
     RULES.into_iter()
 }

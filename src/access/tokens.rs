@@ -1,10 +1,10 @@
-//! The tokens' file: who has which tokens, and the rights that they bring.
+//! The tokens file: the callers, their tokens and their rights.
 //!
 //! ```toml
 //! [[tokens]]
-//! name = "scoring"                      # for the log; no secret
+//! name = "scoring"                      # for the log; not secret
 //! sha256 = ["9f86d0...", "60303a..."]   # of the token; two while one replaces the other
-//! read = ["credit_*", "default"]        # feature views: a name, or the beginning of names and a star
+//! read = ["credit_*", "default"]        # feature views: a name, or a prefix and a star
 //! write = ["credit_scores"]
 //! delete = []
 //! admin = []                            # read, write and delete
@@ -17,18 +17,18 @@ use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use super::{Caller, Right, Views};
 
-/// A SHA-256.
+/// A SHA-256 of a token.
 pub type Digest = [u8; 32];
 
-/// For people and for scanners that look for lost secrets.
+/// The prefix of every token, so that people and secret scanners recognize a leaked one.
 const PREFIX: &str = "fst_";
-/// Of 6 bits each, so a token has 258.
+/// 6 bits each, so a token has 258 bits.
 const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const TOKEN_LETTERS: usize = 43;
-/// While one token replaces another both count.
+/// While one token replaces another, both are valid.
 const TOKENS_AT_ONCE: usize = 2;
 
-/// A new token; None: the system has no random numbers.
+/// Makes a new token. None: the system has no random numbers.
 pub fn generate() -> Option<String> {
     let mut random = [0; TOKEN_LETTERS];
     ring::rand::SystemRandom::new().fill(&mut random).ok()?;
@@ -36,19 +36,19 @@ pub fn generate() -> Option<String> {
     Some(PREFIX.chars().chain(random.into_iter().map(letter)).collect())
 }
 
-/// What the file keeps of a token.
+/// The hash that the file has in place of the token.
 pub fn digest(token: &[u8]) -> Digest {
     let mut digest = Digest::default();
     digest.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, token).as_ref());
     digest
 }
 
-/// As the file has it.
+/// The digest as the file has it: 64 hexadecimal digits.
 pub fn hex(digest: &Digest) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What the file says.
+/// The content of a valid tokens file.
 #[derive(Debug, Default)]
 pub struct Tokens {
     by_digest: Vec<(Digest, Arc<Caller>)>,
@@ -56,8 +56,8 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Reads the file's text. The error says everything that is wrong, a line each, and nothing of what the file holds
-    /// but names: somebody may have put a token itself into it.
+    /// Parses the file. The error has a line for everything that is wrong, and quotes nothing of
+    /// the file except names: somebody may have put a token itself into it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let line =
@@ -70,7 +70,8 @@ impl Tokens {
         if errors.is_empty() { Ok(tokens) } else { Err(errors.join("\n")) }
     }
 
-    /// Whose token this is. All are compared, and each in the same time whatever it holds.
+    /// The caller of a token. All digests are compared, each in constant time, so that the time
+    /// says nothing about them.
     pub(super) fn find(&self, digest: &Digest) -> Option<&Arc<Caller>> {
         let mut found = 0;
         for (number, (known, _)) in (1u32..).zip(&self.by_digest) {
@@ -80,7 +81,7 @@ impl Tokens {
         self.by_digest.get(place as usize).map(|(_, caller)| caller)
     }
 
-    /// Who has tokens.
+    /// All callers.
     pub fn callers(&self) -> impl Iterator<Item = &Caller> {
         self.callers.iter().map(|caller| &**caller)
     }
@@ -101,12 +102,12 @@ impl Reading {
                         self.entry(index, entry);
                     }
                 }
-                ("tokens", _) => self.errors.push("tokens: must be tables, each headed by [[tokens]]".to_owned()),
-                (key, _) => self.errors.push(format!("{key}: there is no such key; tokens are headed by [[tokens]]")),
+                ("tokens", _) => self.errors.push("tokens: must be tables, each begun by [[tokens]]".to_owned()),
+                (key, _) => self.errors.push(format!("{key}: there is no such key; each token begins with [[tokens]]")),
             }
         }
         if self.errors.is_empty() && self.tokens.by_digest.is_empty() {
-            self.errors.push("there is no token in it, so nobody could call: begin one by [[tokens]]".to_owned());
+            self.errors.push("it has no token, so nobody could call: add one that begins with [[tokens]]".to_owned());
         }
     }
 
@@ -122,7 +123,7 @@ impl Reading {
             }
         };
         if self.tokens.callers().any(|caller| caller.name == place) {
-            self.errors.push(format!("tokens[{index}].name: {place:?} is there twice"));
+            self.errors.push(format!("tokens[{index}].name: {place:?} is used twice"));
         }
         let digests = self.digests(&place, entry.remove("sha256"));
         let rights = Right::ALL.map(|right| self.views(&place, right, entry.remove(right.name())));
@@ -132,7 +133,7 @@ impl Reading {
         let caller = Arc::new(Caller { name: place, rights });
         for digest in digests {
             if self.tokens.find(&digest).is_some() {
-                self.errors.push(format!("{}.sha256: the same token is there twice", caller.name));
+                self.errors.push(format!("{}.sha256: the same token is used twice", caller.name));
             }
             self.tokens.by_digest.push((digest, caller.clone()));
         }
@@ -156,7 +157,8 @@ impl Reading {
                 self.errors.push(format!("{place}.sha256[{at}]: must be 64 hexadecimal digits"));
             }
             if *digest == Some(self::digest(b"")) {
-                self.errors.push(format!("{place}.sha256[{at}]: is the SHA-256 of nothing"));
+                self.errors
+                    .push(format!("{place}.sha256[{at}]: is the SHA-256 of nothing: make a token by `token new`"));
             }
         }
         read.into_iter().flatten().collect()
@@ -177,7 +179,7 @@ impl Reading {
             match text.as_str().and_then(pattern) {
                 Some(pattern) => views.push(pattern),
                 None => self.errors.push(format!(
-                    "{place}.{}[{at}]: must be a feature view's name, the beginning of names and a star (credit_*), or *",
+                    "{place}.{}[{at}]: must be the name of a feature view, a prefix and a star (credit_*), or *",
                     right.name()
                 )),
             }

@@ -1,4 +1,5 @@
-//! Who wrote what, for the audit log: a line a call or a chunk, never a key, never a value. Only where callers are known.
+//! Lines of the audit log about writes: one for each call or chunk, without keys and values. Only
+//! if a tokens file is configured.
 
 use tonic::{Code, Status};
 
@@ -8,12 +9,11 @@ use crate::{
     record::DEFAULT_VIEW,
 };
 
-/// What became of the records of a write.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Count {
     written: u64,
     deleted: u64,
-    /// Too old, or not there.
+    /// The stored record is newer, or there is none to delete.
     skipped: u64,
     failed: u64,
 }
@@ -52,8 +52,8 @@ impl Count {
     }
 }
 
-/// A write that was let in. It leaves one line when it ends, and also where its client gave the call up before that: the write
-/// may have happened, as it is detached from its call.
+/// A write that was admitted. It leaves one line when it ends, and also if its client cancels the
+/// call before that: the write runs in its own task and may have happened.
 pub(super) struct Attempt(Option<Asked>);
 
 struct Asked {
@@ -63,14 +63,13 @@ struct Asked {
 }
 
 impl Attempt {
-    /// A write of so many records to this feature view. `access` is None where nobody asks whose it is, and then there is
-    /// no line.
+    /// A write of `records` records to this feature view. If `access` is None, no tokens file is
+    /// configured, and no line is written.
     pub(super) fn of(access: Option<&Access>, view: &str, records: usize) -> Self {
         let view = if view.is_empty() { DEFAULT_VIEW } else { view };
         Self(access.map(|access| Asked { access: access.clone(), view: view.to_owned(), records }))
     }
 
-    /// Logs what became of it.
     pub(super) fn ended(mut self, became: Result<Count, &Status>) {
         let code = became.as_ref().map_or_else(|status| status.code(), |_| Code::Ok);
         self.log(became.unwrap_or_default(), code);

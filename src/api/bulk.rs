@@ -1,6 +1,6 @@
-//! The BulkUpsert stream: one chunk is written while the next is received, and every chunk is answered in order. Memory
-//! stays flat whatever the client sends: two chunks are held at most, and a client that does not read its answers stops
-//! being read.
+//! The BulkUpsert stream: one chunk is written while the next one is received, and chunks are
+//! answered in their order. The memory of a stream is bounded whatever the client sends: at most
+//! two chunks are held, and the server stops reading from a client that does not read its answers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,23 +23,24 @@ use crate::{
     trace,
 };
 
-/// Answers that wait for a client which is slow to read them.
+/// Answers that may wait for a client which is slow to read them.
 const ANSWERS: usize = 4;
 
-/// How long a client may be silent once connections are told to go away.
+/// How long a client may send nothing after connections received GOAWAY.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
-/// How long a client may be silent at any time: its stream has a place among the calls at once. Far longer than anybody needs to
-/// make the next chunk.
+/// How long a client may send nothing at any time, because its stream keeps others from its place.
+/// This is far longer than a client needs to make a chunk.
 const SILENCE: Duration = Duration::from_secs(300);
 
 type Answer = Result<BulkUpsertResponse, Status>;
 
-/// A chunk, and the bytes that it came as: they are given back once it is answered and written, whichever is last.
+/// A chunk, and the bytes of its message. They are released when the chunk is both written and
+/// answered.
 type Received = (Result<Checked, Status>, Option<Arc<Share>>);
 
-/// A chunk that was checked while the one before it was written; the feature view that it named, maybe none; and how many
-/// records it has.
+/// A chunk that was checked while the one before it was written; the feature view that it named, or
+/// ""; and the number of its records.
 struct Checked {
     named: String,
     records: usize,
@@ -47,7 +48,7 @@ struct Checked {
 }
 
 impl Checked {
-    /// `view`: of the chunk before, for those that name none.
+    /// `view` is the view of the chunk before, for chunks that name none.
     fn of(request: BulkUpsertRequest, view: &mut Option<FeatureView>, limits: &Limits) -> Self {
         let (named, records) = (request.feature_view.clone(), request.records.len());
         let chunk = convert::chunk(request, view.as_ref(), limits);
@@ -58,7 +59,7 @@ impl Checked {
     }
 }
 
-/// Records of all streams, by what became of them.
+/// Records of all streams since the start, by outcome.
 #[derive(Debug, Default)]
 pub(super) struct BulkRecords {
     written: Counter,
@@ -80,7 +81,7 @@ impl BulkRecords {
     }
 }
 
-/// Serves a stream until its client ends it, or a chunk cannot be taken.
+/// Serves a stream until its client ends it, or a chunk is rejected.
 pub(super) fn serve(
     api: Api,
     requests: Streaming<BulkUpsertRequest>,
@@ -101,7 +102,7 @@ pub(super) fn serve(
     ReceiverStream::new(to_client)
 }
 
-/// Reads ahead by one chunk, and checks it. Ends when the writer is gone.
+/// Receives and checks one chunk ahead of the writer. Ends when the writer has ended.
 async fn receive(
     api: Api,
     mut requests: Streaming<BulkUpsertRequest>,
@@ -134,12 +135,12 @@ async fn write(
 ) {
     let mut view = None;
     loop {
-        // While the writer waits here, nothing of the stream is under way.
+        // While the writer waits here, nothing of the stream is being written.
         let next = tokio::select! {
             biased;
             next = chunks.recv() => next,
             ended = silent_for_too_long(&api) => {
-                // Not worth waiting for who does not read it.
+                // If the client does not read it, the status is not worth waiting for.
                 let _ = answers.try_send(Err(ended.into()));
                 return;
             }
@@ -174,7 +175,8 @@ async fn write(
         let read = tokio::select! {
             biased;
             sent = answers.send(answer) => sent.is_ok(),
-            // Who does not read the answers keeps the stream's place as much as who sends no chunks.
+            // A client that does not read its answers occupies the stream's place just as a silent
+            // one does.
             _ = silent_for_too_long(&api) => false,
         };
         if !read || ended {
@@ -184,7 +186,8 @@ async fn write(
     }
 }
 
-/// Why a stream whose client is silent ends: it holds up the drain, or keeps others from its place.
+/// Waits until a silent client has been waited for long enough, and returns why its stream ends: it
+/// would delay the drain, or keep others from its place.
 async fn silent_for_too_long(api: &Api) -> Failure {
     let draining = async {
         api.0.closing.cancelled().await;
@@ -196,7 +199,8 @@ async fn silent_for_too_long(api: &Api) -> Failure {
     }
 }
 
-/// Each chunk for itself: it may name another feature view, and since the stream began the token may have been taken back.
+/// Checks the right for each chunk: it may name another feature view, and the token may have been
+/// removed since the stream began.
 fn let_in(access: Option<&mut Access>, view: &str) -> Result<(), Failure> {
     let Some(access) = access else { return Ok(()) };
     Ok(access.check_again(view)?)
@@ -210,7 +214,7 @@ async fn write_chunk(
     place: Option<&InFlight>,
 ) -> Result<BulkUpsertResponse, Failure> {
     let Chunk { view: _, sequence, warm_cache, all_results, entity_ids, writes, refused } = chunk;
-    // Each chunk has a deadline of its own; the stream has only its client's.
+    // Each chunk has its own deadline; the stream has only that of its client.
     let chunk_arrived = Arrival { at: Instant::now(), ..arrived };
     let (indices, writes): (Vec<usize>, Vec<_>) = writes.into_iter().unzip();
     let held = (held, api.hold_unfolded(place, &writes).await?);

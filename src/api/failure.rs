@@ -1,5 +1,5 @@
-//! Everything that can be wrong with a call, a row or an item, with its code, its stable reason and its words.
-//! `status` gives it its two forms on the wire.
+//! Every error of a call, a row or an item, with its code, its stable reason and its text. `status`
+//! gives it its two forms in the protocol.
 
 use std::{
     collections::BTreeMap,
@@ -21,45 +21,46 @@ use crate::{
 
 use super::Limits;
 
-/// How often a stored record could not be read. Of the whole process, as whoever meets one has only the error at hand.
+/// How often a stored record could not be read. A static, because the code that finds such a record
+/// has only the error at hand.
 static UNREADABLE: AtomicU64 = AtomicU64::new(0);
 
 /// Each call for such a record would repeat the line.
 static UNREADABLE_WORDS: LazyLock<Seldom> = LazyLock::new(|| Seldom::every(Duration::from_secs(1)));
 
-/// How often a stored record could not be read, since start.
+/// How often a stored record could not be read, since the start.
 pub(super) fn unreadable_records() -> u64 {
     UNREADABLE.load(Relaxed)
 }
 
-/// What went wrong, as a client is told.
+/// An error, as clients see it.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(super) code: Code,
-    /// UPPER_SNAKE_CASE, stable.
+    /// In UPPER_SNAKE_CASE; part of the API.
     pub(super) reason: &'static str,
     pub(super) message: String,
     pub(super) metadata: BTreeMap<String, String>,
-    /// The first ones, as many as the client is told of.
+    /// The first violations, as many as fit into the answer.
     pub(super) violations: Vec<Violation>,
-    /// How many more there are.
     pub(super) more_violations: usize,
     pub(super) retry_after: Option<Duration>,
 }
 
-/// What is wrong with one field of a request.
+/// An error in one field of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
-    /// The path in the request: `record.features["a.b"]`.
+    /// The path in the request, as in `record.features["a.b"]`.
     pub(super) field: String,
     pub(super) reason: &'static str,
     pub(super) message: String,
 }
 
-/// How many violations a client is told of: the first one, and as many more as do not make the status larger than clients
-/// take it. A status goes through a header list, twice as text and once as details, and gRPC's clients for Python and Java
-/// take 8 KiB of that in all; what is larger, they answer with another error.
-fn told(violations: &[Violation]) -> usize {
+/// How many violations go into the answer: the first one, and as many more as keep the status
+/// within what clients accept. A status is sent as a header list, with the text twice and once more
+/// as details. The gRPC clients for Python and Java accept 8 KiB in all, and report another error
+/// for more.
+fn count_sent(violations: &[Violation]) -> usize {
     const MAX_BYTES: usize = 1024;
     let mut bytes = 0;
     let fits = |violation: &&Violation| {
@@ -74,7 +75,7 @@ impl Violation {
         Self { field: field.into(), reason, message: message.to_string() }
     }
 
-    /// The same, seen from the message that holds the field.
+    /// Prefixes the path with the field of the enclosing message.
     pub(super) fn under(mut self, parent: &str) -> Self {
         self.field = if self.field.is_empty() { parent.to_owned() } else { format!("{parent}.{}", self.field) };
         self
@@ -98,17 +99,18 @@ impl Failure {
         self
     }
 
-    /// A request with bad fields; there is at least one. Of many the first are told, and how many more there are.
+    /// A request with bad fields; at least one. If there are many, the first are described and the
+    /// others counted.
     pub(super) fn invalid(violations: Vec<Violation>) -> Self {
         Self::invalid_and_more(violations, 0)
     }
 
-    /// The same, with so many more violations that are not among these. Only those that the client is told of are kept: a
-    /// chunk keeps the failures of its records until it is answered.
+    /// Like `invalid`, with `more` further violations. Only those that are sent are kept, because a
+    /// chunk keeps the errors of its records until it is answered.
     pub(super) fn invalid_and_more(mut violations: Vec<Violation>, more: usize) -> Self {
-        let told = told(&violations);
-        let more_violations = more + violations.len() - told;
-        violations.truncate(told);
+        let sent = count_sent(&violations);
+        let more_violations = more + violations.len() - sent;
+        violations.truncate(sent);
         violations.shrink_to_fit();
         let words = |violation: &Violation| format!("{}: {}", violation.field, violation.message);
         let mut message = violations.iter().map(words).collect::<Vec<_>>().join("; ");
@@ -119,7 +121,6 @@ impl Failure {
         Self { violations, more_violations, ..Self::new(Code::InvalidArgument, reason, message) }
     }
 
-    /// The same, seen from the message that holds the bad fields.
     pub(super) fn under(mut self, parent: &str) -> Self {
         if self.violations.is_empty() {
             self.violations.push(Violation::new(parent, self.reason, &self.message));
@@ -129,49 +130,49 @@ impl Failure {
         Self::invalid_and_more(violations, self.more_violations)
     }
 
-    /// More of something than a limit allows.
     pub(super) fn too_many(reason: &'static str, what: &str, count: usize, maximum: usize) -> Self {
-        let message = format!("{count} {what}, at most {maximum} are allowed");
+        let message = format!("{count} {what}; at most {maximum} are allowed");
         Self::new(Code::InvalidArgument, reason, message).with("count", count).with("maximum", maximum)
     }
 
     pub(super) fn record_too_large(bytes: usize, maximum: usize) -> Self {
-        let message = format!("a record of {bytes} bytes, at most {maximum} are allowed");
+        let message = format!("the record has {bytes} bytes; at most {maximum} are allowed");
         Self::new(Code::InvalidArgument, "RECORD_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
     }
 
     pub(super) fn response_too_large(bytes: usize, maximum: usize) -> Self {
         let message = format!(
-            "the response would have {bytes} bytes or more, at most {maximum} are allowed: ask for fewer entities or name features"
+            "the response would have at least {bytes} bytes; at most {maximum} are allowed: ask for fewer entities, or \
+             name the features that you need"
         );
         Self::new(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
     }
 
     pub(super) fn too_busy() -> Self {
-        Self::busy("more calls in flight than the server takes")
+        Self::busy("the server has too many calls in flight: retry later")
     }
 
     pub(super) fn too_many_streams() -> Self {
-        Self::busy("more streams of this kind at once than the server, or a connection to it, may have")
+        Self::busy("the server, or this connection, has too many streams of this kind: end some, or retry later")
     }
 
     pub(super) fn too_many_bytes() -> Self {
-        Self::busy("more bytes in flight than the server holds")
+        Self::busy("the server, or this connection, has too many bytes in flight: retry later")
     }
 
     pub(super) fn request_too_slow() -> Self {
-        let message = "the request did not arrive in time";
+        let message = "the request did not arrive in time: the client sent only a part of it";
         Self { message: message.to_owned(), ..Self::deadline() }
     }
 
     pub(super) fn draining() -> Self {
-        let message = "the server is shutting down: open another stream, and send again what was not answered";
+        let message = "the server is shutting down: open another stream, and send the unanswered chunks again";
         Self::new(Code::Unavailable, "DRAINING", message).retry()
     }
 
     pub(super) fn silent(silence: Duration) -> Self {
         let message =
-            format!("nothing was sent for {silence:?}, so the stream's place is given to others: open another");
+            format!("nothing was sent on this stream for {silence:?}, so the server ended it: open another one");
         Self::new(Code::Unavailable, "SILENT", message).retry()
     }
 
@@ -195,53 +196,57 @@ impl Failure {
 
     pub(super) fn unfolds_too_large(bytes: usize, maximum: usize) -> Self {
         let message = format!(
-            "the request's message takes up to {bytes} bytes in memory, and a connection may hold {maximum}: send it in \
+            "the request message takes up to {bytes} bytes in memory, and a connection may hold {maximum}: send it in \
              smaller messages"
         );
         Self::new(Code::InvalidArgument, "REQUEST_TOO_LARGE", message).with("bytes", bytes).with("maximum", maximum)
     }
 
-    /// A message that is no protobuf of its type, or not framed as gRPC has it. The cause is the codec's and names what the
-    /// client sent.
+    /// A message that is not a protobuf of its type, or is not framed as gRPC requires. The cause
+    /// is the text of the codec, which names what the client sent.
     pub(super) fn request_unreadable(cause: &str) -> Self {
-        // Some hundred bytes at most, but that is another library's promise.
+        // The codec writes some hundred bytes at most, but does not promise it.
         let end = cause.floor_char_boundary(512);
         Self::new(Code::InvalidArgument, "REQUEST_UNREADABLE", format!("the request cannot be read: {}", &cause[..end]))
     }
 
     pub(super) fn bad_timeout() -> Self {
-        Self::new(Code::InvalidArgument, "INVALID_TIMEOUT", "grpc-timeout must be at most 8 digits and a unit")
+        let message = "the header grpc-timeout must be at most 8 digits and a unit (H, M, S, m, u or n)";
+        Self::new(Code::InvalidArgument, "INVALID_TIMEOUT", message)
     }
 
-    /// A bug: the cause goes to the log under an id, the client gets the id.
+    /// A bug. The cause is logged under an id, and the client receives the id.
     pub(crate) fn internal(cause: impl Display) -> Self {
         let id = format!("{:016x}", rand::random::<u64>());
         tracing::error!(%id, %cause, "internal error");
-        Self::new(Code::Internal, "INTERNAL", format!("internal error, in the server's log under {id}")).with("id", id)
+        let message = format!("internal error: the log of the server has its cause under the id {id}");
+        Self::new(Code::Internal, "INTERNAL", message).with("id", id)
     }
 
-    /// A stored record cannot be read; whose it is, where that is known here.
+    /// A stored record that cannot be read, with its entity id where that is known here.
     pub(super) fn unreadable(entity_id: Option<&str>, cause: &dyn Display) -> Self {
         if let Some(unsaid) = UNREADABLE_WORDS.now() {
             tracing::error!(entity_id, %cause, unsaid, "a stored record cannot be read");
         }
         UNREADABLE.fetch_add(1, Relaxed);
-        Self::new(Code::DataLoss, "RECORD_UNREADABLE", "what is stored for this entity cannot be read")
+        let message = "the stored record of this entity cannot be read; an upsert (REPLACE, without conditions) or \
+                       a delete replaces it";
+        Self::new(Code::DataLoss, "RECORD_UNREADABLE", message)
     }
 
-    /// What became of a write that is no success; None: it is one.
+    /// The error of an outcome. None: the write succeeded.
     pub(super) fn of_outcome(outcome: &Outcome, limits: &Limits) -> Option<Self> {
         match outcome {
             Outcome::Written | Outcome::SkippedStale | Outcome::Deleted | Outcome::NotFound => None,
             Outcome::RevisionMismatch { stored } => Some(
-                Self::new(Code::Aborted, "REVISION_MISMATCH", format!("the record stands at revision {stored}"))
+                Self::new(Code::Aborted, "REVISION_MISMATCH", format!("the record is at revision {stored}"))
                     .with("stored", stored),
             ),
             Outcome::RequestIdReused => Some(Self::new(
                 Code::InvalidArgument,
                 "REQUEST_ID_REUSED",
-                "this request_id was given to another write of this record: a retry must be the same request, and each other \
-                 one needs an id of its own",
+                "this request_id was used for another write of this record: a retry must be the same request, and \
+                 every other write needs its own id",
             )),
             Outcome::TooManyFeatures { count } => {
                 Some(Self::too_many("TOO_MANY_FEATURES", "features after the merge", *count, limits.max_features))
@@ -249,7 +254,7 @@ impl Failure {
             Outcome::RecordTooLarge { bytes } => Some(Self::record_too_large(*bytes, limits.max_record_bytes)),
             Outcome::DocumentTooLarge { bytes, document, maximum } => {
                 let message = format!(
-                    "a record of {bytes} bytes would take {document} bytes in the store, which holds {maximum} of one record"
+                    "a record of {bytes} bytes would take {document} bytes in the store, which allows {maximum}"
                 );
                 let failure = Self::new(Code::InvalidArgument, "RECORD_TOO_LARGE", message);
                 Some(failure.with("bytes", bytes).with("document_bytes", document).with("maximum", maximum))
@@ -298,15 +303,15 @@ impl From<StoreError> for Failure {
             StoreError::Unusable(_) => Self::new(
                 Code::Unavailable,
                 "L2_UNUSABLE",
-                "somebody changed how the store is set up, so that its answers would be wrong: it is not used until that is \
-                 mended; the server's log says what to do",
+                "the store is not used, because its setup was changed so that its answers would be wrong; the log of \
+                 the server says what to correct",
             )
             .retry(),
             StoreError::Refused(_) => Self::new(
                 Code::FailedPrecondition,
                 "L2_REFUSED",
-                "the store refuses this record: somebody gave it a rule (a validator, a unique index, an option) that the \
-                 server did not; the server's log says which",
+                "the store rejects this record because of a rule that the server did not create (a validator, a unique \
+                 index, an option); the log of the server says which",
             ),
             StoreError::Internal(cause) => Self::internal(cause),
         }
@@ -320,13 +325,13 @@ impl From<RowError> for Failure {
             RowError::RevisionNotReached { stored } => Self::new(
                 Code::FailedPrecondition,
                 "REVISION_NOT_REACHED",
-                format!("the record stands at revision {stored}, older than min_revisions asks for"),
+                format!("the record is at revision {stored}, which is older than min_revisions requires"),
             )
             .with("stored", stored),
             RowError::Deadline => Self::deadline(),
-            RowError::TooBusy => Self::busy("more reads of the store at once than the server makes"),
+            RowError::TooBusy => Self::busy("too many reads wait for the store: retry later"),
             RowError::NoRoom => Self::too_many_bytes(),
-            RowError::Internal => Self::internal("a flight was lost"),
+            RowError::Internal => Self::internal("a read of the store ended without an answer"),
         }
     }
 }
@@ -338,16 +343,17 @@ impl From<WriteError> for Failure {
             WriteError::L1Lost => Self::new(
                 Code::Unavailable,
                 "L1_LOST",
-                "the cache cannot be reached, and this server refuses writes meanwhile (l1.on_loss = reject)",
+                "the cache cannot be reached, and until it can, this server rejects writes (l1.on_loss = reject); \
+                 nothing was written",
             )
             .retry(),
             WriteError::CommittedNotCached => Self::new(
                 Code::Unavailable,
                 "COMMITTED_NOT_CACHED",
-                "the write is durable, but older values may be read for a while (l1.on_loss = reject)",
+                "the write is durable, but reads may return the older value for a while (l1.on_loss = reject)",
             ),
-            WriteError::TooBusy => Self::busy("more writes at once than the server takes"),
-            WriteError::Internal => Self::internal("a detached write was lost"),
+            WriteError::TooBusy => Self::busy("the server has too many writes in flight: retry later"),
+            WriteError::Internal => Self::internal("the task of a write ended without an answer"),
         }
     }
 }

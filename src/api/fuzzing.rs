@@ -1,5 +1,6 @@
-//! Fuzzes what clients send: any bytes through the codec and the checks (`decode`), and well-formed calls with odd contents
-//! through the checks, a store of one map, and back to what a client reads (`validate`).
+//! Fuzzes what clients send: any bytes through the codec and the checks (`decode`), and well-formed
+//! calls with odd contents through the checks, a store in a map, and back to what a client reads
+//! (`validate`).
 
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
@@ -30,7 +31,7 @@ use crate::{
     tiered::{BulkAnswer, ReadAnswer, Row, Tier, WriteAnswer},
 };
 
-/// Small, so that inputs of a few bytes reach them.
+/// Small limits, so that inputs of a few bytes reach them.
 fn limits() -> Limits {
     Limits {
         max_entities: 4,
@@ -43,10 +44,11 @@ fn limits() -> Limits {
     }
 }
 
-/// What a status may take of a header list: gRPC's clients for Python and Java take 8 KiB in all.
+/// The most bytes of a status in a header list: gRPC's clients for Python and Java accept 8 KiB in
+/// all.
 const MAX_STATUS_BYTES: usize = 7 << 10;
 
-/// A message of one of the services' types, and how the body is cut.
+/// Decodes a message of one of the services' types, from a body that is cut into pieces.
 pub fn decode(data: &[u8]) {
     let mut input = Input::new(data);
     let (which, piece) = (input.byte(), usize::from(input.byte()) + 1);
@@ -61,7 +63,7 @@ pub fn decode(data: &[u8]) {
     }
 }
 
-/// Decodes as the server does, encodes again, and checks.
+/// Decodes as the server does, encodes again, and compares.
 fn message<M>(wire: &[u8], piece: usize, check: impl FnOnce(M))
 where
     M: Message + Default + Clone + PartialEq + std::fmt::Debug + Send + 'static,
@@ -87,7 +89,7 @@ where
     let sent = sent.collect().now_or_never().expect("nothing to wait for").expect("it has a size").to_bytes();
     assert_eq!(sent[..5], [&[0][..], &(encoded.len() as u32).to_be_bytes()].concat());
     assert_eq!(sent[5..], encoded);
-    // Compared as bytes, as NaN equals nothing.
+    // Compared as bytes, because NaN equals nothing.
     let again = M::decode(&encoded[..]).expect("what was encoded");
     assert_eq!(again.encode_to_vec(), encoded);
     check(request);
@@ -99,7 +101,6 @@ fn check_refusal<T>(checked: Result<T, Failure>) {
     }
 }
 
-/// Whether clients can read what they are told.
 fn check_failure(failure: Failure, code: Code) {
     let item: proto::Error = failure.clone().into();
     assert!(item.encoded_len() <= MAX_STATUS_BYTES, "{} bytes of an item's error", item.encoded_len());
@@ -115,7 +116,7 @@ fn check_failure(failure: Failure, code: Code) {
     assert!(bytes <= MAX_STATUS_BYTES, "{bytes} bytes of headers");
 }
 
-/// A store of one map, and what clients are answered from it.
+/// A store in a map, and the answers that clients get from it.
 struct World {
     documents: BTreeMap<RecordKey, Document>,
     now: Millis,
@@ -123,7 +124,7 @@ struct World {
     rules: WriteRules,
 }
 
-/// A program of calls.
+/// Runs a sequence of calls.
 pub fn validate(data: &[u8]) {
     let mut input = Input::new(data);
     let limits = limits();
@@ -152,7 +153,7 @@ impl World {
     fn upsert(&mut self, input: &mut Input<'_>) {
         let record = if input.byte() == 0xff { None } else { Some(record(input)) };
         let request = UpsertFeaturesRequest { feature_view: view(input), record, request_id: input.text() };
-        // As it comes over the wire.
+        // As it arrives in the protocol.
         let request = UpsertFeaturesRequest::decode(&*request.encode_to_vec()).expect("just encoded");
         let write = match convert::upsert(request.clone(), &self.limits) {
             Ok(write) => write,
@@ -168,7 +169,7 @@ impl World {
         }
         let again = checked.features.decode().into_iter().collect::<EncodedFeatures>();
         assert_eq!(again, checked.features, "there is one way to store them");
-        // Then it may be answered what another call was.
+        // Then it may get the answer of another call.
         let is_repeatable = !request.request_id.is_empty();
         let answer = self.write(&write);
         match convert::upsert_response(answer.clone(), &self.limits) {
@@ -180,7 +181,7 @@ impl World {
                         assert!(is_repeatable, "an id of ours was reused");
                         Code::InvalidArgument
                     }
-                    // Only a merge can make a record too large that was not.
+                    // Only a merge can make a valid record too large.
                     Outcome::TooManyFeatures { .. } | Outcome::RecordTooLarge { .. } => {
                         let is_merge = checked.mode == crate::record::WriteMode::Merge;
                         assert!(is_merge || is_repeatable, "accepted, and cannot be stored");
@@ -241,7 +242,7 @@ impl World {
         }
     }
 
-    /// Does a write, as the embedded store does.
+    /// Applies a write, as the embedded store does.
     fn write(&mut self, write: &Write) -> WriteAnswer {
         let stored = self.documents.get(&write.key);
         let before = stored.map_or(0, |document| document.revision().0);
@@ -308,7 +309,6 @@ impl World {
         }
     }
 
-    /// What a row of this key says.
     fn status(&self, key: &RecordKey, request: &GetFeaturesRequest) -> RowStatus {
         let Some(snapshot) = self.snapshot(key) else { return RowStatus::NotFound };
         let (wanted, max_age) = (&request.expected_model_version, request.max_age.as_ref());
@@ -373,7 +373,7 @@ fn view(input: &mut Input<'_>) -> String {
     }
 }
 
-/// One of a few, so that calls meet; or anything.
+/// One of a few ids, so that calls meet on the same key; or any text.
 fn id(input: &mut Input<'_>) -> String {
     match input.byte() {
         few @ 0..=0xdf => format!("CUST{}", few % 4),
@@ -410,7 +410,7 @@ fn record(input: &mut Input<'_>) -> FeatureRecord {
     }
 }
 
-/// Small, at an edge of what a Timestamp or a Duration may hold, or anything.
+/// Small, at an edge of what a Timestamp or a Duration may hold, or any number.
 fn number(input: &mut Input<'_>) -> i64 {
     const EDGES: [i64; 8] = [
         -62_135_596_800,

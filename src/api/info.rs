@@ -1,4 +1,4 @@
-//! Info: what runs here, told from memory and never by asking a backend.
+//! Info: version, limits, and the state of the tiers. It never asks a backend.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 

@@ -1,5 +1,5 @@
-//! What a read keeps of each record, where all records together are more than is held at once: what its answer needs, as the
-//! request has it.
+//! What a read keeps of each record if all records together are more than is held at once: only
+//! what the answer needs.
 
 use std::sync::Arc;
 
@@ -17,19 +17,19 @@ use crate::{
     tiered::{Keep, Tiered},
 };
 
-/// Keeps what an answer of this shape needs.
 pub(super) struct Needed<'a> {
     read: &'a Read,
     tiered: &'a Tiered,
     most: usize,
     connection: Option<Arc<ConnectionBytes>>,
-    /// Only for those who keep anything.
+    /// None until a record is kept.
     work: Option<Box<Work>>,
 }
 
-/// What the records of a read share.
+/// What the records of a read share while they are kept.
 struct Work {
-    /// As late as for any of them so far: what is too old then is so when the answer is made.
+    /// The latest time at which a record was judged. The answer is judged at this time or later, so
+    /// a record that was too old stays too old.
     now: Millis,
     scratch: Scratch,
     places: Places,
@@ -37,7 +37,7 @@ struct Work {
 }
 
 impl<'a> Needed<'a> {
-    /// `most`: bytes of the answer.
+    /// `most` is the most bytes that the answer may have.
     pub(super) fn of(
         read: &'a Read,
         tiered: &'a Tiered,
@@ -47,7 +47,8 @@ impl<'a> Needed<'a> {
         Self { read, tiered, most, connection, work: None }
     }
 
-    /// The time by which records were judged, if any were: the answer must not be made as of an earlier one.
+    /// The latest time at which a record was judged; the answer must not be judged at an earlier
+    /// one.
     pub(super) fn judged_at(&self) -> Option<Millis> {
         self.work.as_ref().map(|work| work.now)
     }
@@ -82,7 +83,7 @@ impl Keep for Needed<'_> {
     fn most(&self) -> usize {
         match self.read.shape {
             Shape::Rows(_) => self.most,
-            // Its size is known, and was checked.
+            // The size of a matrix was checked before.
             Shape::Matrix { .. } => usize::MAX,
         }
     }

@@ -1,4 +1,5 @@
-//! The matrix formats: rows x columns of little-endian numbers for `numpy.frombuffer`, NaN where there is none.
+//! The matrix formats: rows x columns of little-endian numbers for `numpy.frombuffer`; NaN where
+//! there is no number.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +14,14 @@ use crate::{
     tiered::{Row, RowError},
 };
 
-/// What a matrix of so many rows has at least: the values, and a status for each.
+/// The least bytes of a matrix: its values, and a status for each.
 pub(super) fn least_bytes(rows: usize, columns: &Columns, single: bool) -> usize {
     let cell = if single { 4 } else { 8 } + 1;
     rows.saturating_mul(columns.count()).saturating_mul(cell)
 }
 
-/// Builds the matrix; `single`: 4-byte floats, overflow becoming inf. `is_kept`: the records are rows of cells.
+/// Builds the matrix. `single`: 4-byte floats, where an overflow becomes inf. `is_kept`: the
+/// records are rows of cells already.
 pub(super) fn build(
     names: &[String],
     columns: &Columns,
@@ -75,7 +77,7 @@ pub(super) fn build(
     }
 }
 
-/// `places`: None where the record is a row of cells.
+/// `places` is None if the record is a row of cells.
 fn read(
     state: &State,
     columns: &Columns,
@@ -95,7 +97,7 @@ fn read(
     read.map_err(|cause| Failure::unreadable(None, &cause))
 }
 
-/// What every field of a row without features says; None: each its own.
+/// The status of every field of a row that has no features. None: each field has its own.
 fn field_status(row: RowStatus) -> Option<FieldStatus> {
     match row {
         RowStatus::Found => None,
@@ -112,7 +114,8 @@ struct Values {
 }
 
 impl Values {
-    /// Adds what stands in a cell, rounded at most once: a float64 between an integer and a float32 would round it twice.
+    /// Appends a cell. It is rounded at most once: a float64 between an integer and a float32 would
+    /// round it twice.
     #[inline]
     fn push(&mut self, cell: Cell) {
         let number = match cell {

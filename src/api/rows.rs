@@ -1,4 +1,5 @@
-//! What a read is answered: each state becomes a row, its features passed through as the bytes that are stored.
+//! Builds the answer of a read. The features go into a row as the bytes that are stored, without
+//! being decoded.
 
 use std::time::Duration;
 
@@ -24,8 +25,9 @@ use crate::{
 /// A tier may give up this long before a deadline that it cannot meet.
 const MOMENT: Duration = Duration::from_millis(2);
 
-/// Refuses an answer in which rows are missing for want of the client's time. What L2 could not do in the time that a
-/// client left it is that client's deadline, and no outage. Where the time was ours, the other rows are worth having.
+/// Fails an answer that lacks rows because the time was over. If the deadline is the client's, one
+/// such row fails the call with DEADLINE_EXCEEDED: a store that was not fast enough for it is no
+/// outage. If the deadline is ours, the other rows are returned.
 pub(super) fn check_time(answer: &ReadAnswer, deadline: Instant, is_clients: bool) -> Result<(), Failure> {
     let passed = |early: Duration| Instant::now() + early >= deadline;
     let late = |row: &Result<Row, RowError>| match row {
@@ -38,9 +40,11 @@ pub(super) fn check_time(answer: &ReadAnswer, deadline: Instant, is_clients: boo
     if refused { Err(Failure::deadline()) } else { Ok(()) }
 }
 
-/// Builds the response, and tells its size and what counts the records that it is made of. Fails where no row could be
-/// answered for want of L2, and where it would be larger than clients are told to expect: then it is not built to its end.
-// As a part of its caller, which is large, it would have what it calls for each row not inlined: 100 instructions a row.
+/// Builds the response, with its size and what counts the records it is made of. Fails if no row
+/// could be answered because of L2, and if the response would be larger than the limit; then it is
+/// not built to its end.
+// Inlined into its large caller, this would not have its own callees inlined: 100 instructions a
+// row.
 #[inline(never)]
 pub(super) fn response(
     read: Read,
@@ -58,7 +62,7 @@ pub(super) fn response(
         return Err(error.into());
     }
     let degraded = degraded || rows.iter().any(|row| matches!(row, Err(RowError::Store(_))));
-    // Not `of`, as the keys are moved away.
+    // Not `of`: the keys are moved out of the request below.
     let judge = Judge { now, expected: &read.expected_model_version, max_age: read.max_age };
     let mut response = GetFeaturesResponse { degraded, ..GetFeaturesResponse::default() };
     let bytes = match &read.shape {
@@ -69,7 +73,8 @@ pub(super) fn response(
                 let id = key.entity_id.into_text();
                 let row = encoded_row(id, row, &judge, projection.as_ref(), read.omit_metadata, &mut scratch);
                 bytes += row.encoded_len_as();
-                // Whole rows take no memory of their own, so it is told how large they all would be.
+                // Whole rows take no memory of their own, so all of them are measured for the error
+                // message.
                 if bytes > most && projection.is_some() {
                     break;
                 }
@@ -90,8 +95,8 @@ pub(super) fn response(
     if bytes > most { Err(Failure::response_too_large(bytes, most)) } else { Ok((response, bytes, held)) }
 }
 
-/// L2's error where no row at all could be read, so that clients' retry policies work. What cannot be read however
-/// often it is tried stays a row's error.
+/// The error of L2, if no row at all could be read, so that the retry policies of clients apply. A
+/// record that cannot be read, however often it is retried, stays the error of its row.
 fn all_failed(rows: &[Result<Row, RowError>]) -> Option<RowError> {
     let lacking = |row: &Result<Row, RowError>| match row {
         Err(RowError::Store(StoreError::Corrupt(_)) | RowError::RevisionNotReached { .. }) | Ok(_) => false,
@@ -100,7 +105,6 @@ fn all_failed(rows: &[Result<Row, RowError>]) -> Option<RowError> {
     rows.iter().all(lacking).then(|| rows.first().and_then(|row| row.as_ref().err()).cloned()).flatten()
 }
 
-/// Says what a stored record's row says.
 pub(super) struct Judge<'a> {
     now: Millis,
     expected: &'a str,
@@ -112,7 +116,7 @@ impl<'a> Judge<'a> {
         Self { now, expected: &read.expected_model_version, max_age: read.max_age }
     }
 
-    /// Of several that hold, the first in this order.
+    /// The status. If several apply, the first in this order.
     #[inline]
     pub(super) fn status(&self, record: &StoredRecord) -> Result<RowStatus, Corrupt> {
         Ok(if record.is_expired(self.now) {

@@ -1,5 +1,5 @@
-//! The only place where a failure takes its form on the wire: a call's `tonic::Status` with its google.rpc details, or
-//! a row's or an item's `Error`.
+//! The only place where a failure gets its form in the protocol: the `tonic::Status` of a call with
+//! its google.rpc details, or the `Error` of a row or an item.
 
 use std::fmt::Display;
 
@@ -9,74 +9,77 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 use super::failure::Failure;
 use crate::{access::Denied, proto::Error};
 
-/// The domain of every ErrorInfo.
+/// The domain of every google.rpc.ErrorInfo.
 pub const ERROR_DOMAIN: &str = "featurestore.v1";
 
-/// More calls in flight than the server takes.
+/// TOO_BUSY: the server has too many calls in flight.
 pub fn too_busy() -> Status {
     Failure::too_busy().into()
 }
 
-/// More streams of a kind than the server, or a connection, may have.
+/// TOO_BUSY: the server, or the connection, has too many streams of this kind.
 pub fn too_many_streams() -> Status {
     Failure::too_many_streams().into()
 }
 
-/// A call that is not let in.
+/// The status of a denied call.
 pub fn denied(denied: Denied) -> Status {
     Failure::from(denied).into()
 }
 
-/// More bytes in flight than the server, or a connection, may hold.
+/// TOO_BUSY: the server, or the connection, has too many bytes in flight.
 pub fn too_many_bytes() -> Status {
     Failure::too_many_bytes().into()
 }
 
-/// A request that takes more bytes in memory than one connection may ever hold.
+/// REQUEST_TOO_LARGE: the request takes more bytes in memory than one connection may ever hold.
 pub fn unfolds_too_large(bytes: usize, maximum: usize) -> Status {
     Failure::unfolds_too_large(bytes, maximum).into()
 }
 
-/// A request that was begun and not ended.
+/// DEADLINE_EXCEEDED: a request began and did not arrive as a whole in time.
 pub fn request_too_slow() -> Status {
     Failure::request_too_slow().into()
 }
 
-/// A stream whose client is silent while the server drains.
+/// DRAINING: the client of a stream sends nothing while the server drains.
 pub fn draining() -> Status {
     Failure::draining().into()
 }
 
-/// A stream on which nothing was sent for so long.
+/// SILENT: nothing was sent on a stream for this long.
 pub fn silent(silence: std::time::Duration) -> Status {
     Failure::silent(silence).into()
 }
 
-/// A request message above `limits.max_request_bytes`. The codec refuses it before any handler sees it.
+/// REQUEST_TOO_LARGE: a message above `limits.max_request_bytes`. The codec rejects it before a
+/// method sees it.
 fn request_too_large(maximum: usize) -> Status {
     Failure::request_too_large(maximum).into()
 }
 
-/// A `grpc-timeout` that says nothing.
+/// INVALID_TIMEOUT: the `grpc-timeout` cannot be parsed.
 pub fn bad_timeout() -> Status {
     Failure::bad_timeout().into()
 }
 
-/// In our words, what tonic says of a request that it cannot take; None: it is said by us. tonic's words have no details:
-/// OUT_OF_RANGE for a message that is too large, RESOURCE_EXHAUSTED for one that is once it is unpacked, INTERNAL for one that
-/// is none, though no server is to blame for it, and UNKNOWN for a connection that broke within one.
+/// Replaces the status of tonic for a request that it rejects by one of ours, with details. None:
+/// the status is ours already. tonic answers OUT_OF_RANGE for a message that is too large,
+/// RESOURCE_EXHAUSTED for one that is too large once it is decompressed, INTERNAL for one that
+/// cannot be decoded (which is not the server's fault), and UNKNOWN for a connection that broke
+/// within a message.
 pub fn reworded(status: &Status, max_request_bytes: usize) -> Option<Status> {
     let is_ours = !status.details().is_empty();
     match status.code() {
         _ if is_ours => None,
         Code::OutOfRange | Code::ResourceExhausted => Some(request_too_large(max_request_bytes)),
         Code::Internal => Some(Failure::request_unreadable(status.message()).into()),
-        Code::Unknown => Some(Status::cancelled("the request broke off")),
+        Code::Unknown => Some(Status::cancelled("the connection ended within the request")),
         _ => None,
     }
 }
 
-/// A bug: the cause goes to the log under an id, the client gets the id.
+/// INTERNAL: a bug. The cause is logged under an id, and the client receives the id.
 pub fn internal(cause: impl Display) -> Status {
     Failure::internal(cause).into()
 }

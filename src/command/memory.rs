@@ -1,17 +1,18 @@
-//! How soon the allocator gives freed memory back to the system.
+//! Sets how soon the allocator returns freed memory to the system.
 //!
-//! mimalloc 3 keeps it for a second unless the environment says otherwise, so a burst of large requests leaves the process
-//! larger than its limits allow: with 96 MiB in flight at most, a storm of the most expensive requests over Redis and MongoDB
-//! came to 223 MiB, and to 165 MiB with the 10 ms that were the default of mimalloc 2. It reads the setting once, when the
-//! process starts, and can be told later only by unsafe code. So the server starts itself again in the same process.
+//! mimalloc 3 keeps freed memory for a second, so that after a burst of large requests the process
+//! is larger than its limits allow: with 96 MiB in flight at most, a storm of the most expensive
+//! requests over Redis and MongoDB took 223 MiB, and 165 MiB with the 10 ms that were the default
+//! of mimalloc 2. It reads the variable once, when the process starts, and later only unsafe code
+//! could change it. So the server sets the variable and executes itself again in the same process.
 
 use std::{env, os::unix::process::CommandExt as _, process::Command};
 
 const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
 const MILLISECONDS: &str = "10";
 
-/// Starts this program again with the setting, unless the environment has one. It returns where that is not possible, and
-/// the server then goes on as it is.
+/// Executes this program again with the variable, unless it is set already. If that is not
+/// possible, this returns, and the server runs without it.
 pub(super) fn give_back_soon() {
     let mut words = env::args_os();
     if env::var_os(PURGE_DELAY).is_none()

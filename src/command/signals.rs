@@ -1,4 +1,5 @@
-//! What signals do to the server. None ends it with calls in flight, but for a second one that asks it to stop.
+//! What signals do. No signal ends the server with calls in flight, except a second one of those
+//! that stop it.
 
 use featurestore::{
     access::reload::AskReload,
@@ -7,8 +8,9 @@ use featurestore::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// SIGTERM, SIGINT and SIGQUIT start the drain; a second one ends the process at once. SIGHUP has the files of tokens and
-/// certificates read again. SIGUSR1 and SIGUSR2 do nothing: without a handler they would end the process.
+/// SIGTERM, SIGINT and SIGQUIT start the drain; a second one ends the process at once. At SIGHUP
+/// the files of tokens and certificates are read again. SIGUSR1 and SIGUSR2 do nothing; without a
+/// handler they would end the process.
 pub(super) fn handle(shutdown: &CancellationToken, reload: AskReload, log: Lines) -> std::io::Result<()> {
     let [mut terminate, mut interrupt, mut quit] = stopping()?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -21,22 +23,22 @@ pub(super) fn handle(shutdown: &CancellationToken, reload: AskReload, log: Lines
                 _ = interrupt.recv() => {}
                 _ = quit.recv() => {}
                 _ = hangup.recv() => {
-                    tracing::info!("SIGHUP: the files of tokens and certificates, where there are any, are read again");
+                    tracing::info!("SIGHUP: files of tokens and certificates are read again, if configured");
                     reload.ask();
                     continue;
                 }
                 _ = one.recv() => {
-                    tracing::info!("SIGUSR1: it does nothing here");
+                    tracing::info!("SIGUSR1 was received: this server does nothing at this signal");
                     continue;
                 }
                 _ = two.recv() => {
-                    tracing::info!("SIGUSR2: it does nothing here");
+                    tracing::info!("SIGUSR2 was received: this server does nothing at this signal");
                     continue;
                 }
             }
             if shutdown.is_cancelled() {
                 log.flush();
-                say("featurestore: a second signal: stopping at once");
+                say("featurestore: a second signal was received: the process ends at once, calls in flight are lost");
                 std::process::exit(130);
             }
             shutdown.cancel();

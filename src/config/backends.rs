@@ -4,7 +4,6 @@ use std::{net::Ipv6Addr, path::PathBuf, time::Duration};
 
 use super::{DAY, Mongodb, Redis, SECOND, Said, Tls, parse::Parser};
 
-/// What the URI may have as an option, too.
 const OF_A_MONGODB: [&str; 3] = ["mongodb.max_pool_size", "mongodb.max_connecting", "mongodb.server_selection_timeout"];
 
 pub(super) fn tls(p: &mut Parser) -> Option<Tls> {
@@ -31,7 +30,7 @@ pub(super) fn tls(p: &mut Parser) -> Option<Tls> {
                 );
             }
             if p.is_changed("tls.reload_interval") {
-                let why = "is set, but there are no files to look at: set tls.cert_file and tls.key_file too";
+                let why = "is set, but there are no files to reload: set tls.cert_file and tls.key_file too";
                 p.wrong("tls.reload_interval", why);
             }
             None
@@ -43,7 +42,8 @@ pub(super) fn redis(p: &mut Parser) -> Option<Redis> {
     let port = p.count("redis.port", 1..=u32::from(u16::MAX));
     let database = redis_database(p);
     let connections = p.count("redis.connections", 1..=1000);
-    // Empty ones are none: deployments without a password have them so, and nobody can log in with one.
+    // Empty means "none": deployments without a password set them so, and nobody can log in with an
+    // empty one.
     let (username, password) = (p.unless_empty("redis.username"), p.unless_empty("redis.password"));
     let ca_file = p.optional("redis.ca_file").map(PathBuf::from);
     let client_files = match (p.optional("redis.client_cert_file"), p.optional("redis.client_key_file")) {
@@ -60,7 +60,7 @@ pub(super) fn redis(p: &mut Parser) -> Option<Redis> {
     let url = match (p.optional("redis.url"), p.optional("redis.host")) {
         (Some(url), _) => {
             for key in ["redis.host", "redis.port"].into_iter().filter(|key| p.is_set(key)).collect::<Vec<_>>() {
-                p.warn(format_args!("{key} is not used, as redis.url names the server"));
+                p.warn(format_args!("{key} is not used, because redis.url names the server"));
             }
             url
         }
@@ -75,13 +75,12 @@ pub(super) fn redis(p: &mut Parser) -> Option<Redis> {
     Some(Redis { url, username, password, database, connections, ca_file, client_files })
 }
 
-/// None: nobody has set it.
 fn redis_database(p: &mut Parser) -> Option<u16> {
     let database = p.count("redis.db", 0..=u32::from(u16::MAX));
     if p.is_set("redis.db") { u16::try_from(database).ok() } else { None }
 }
 
-/// A name or an address, as a URL has it.
+/// A host name or an IP address, in the form that a URL needs.
 fn host_of_url(p: &mut Parser, host: &str) -> String {
     if host.parse::<Ipv6Addr>().is_ok() {
         return format!("[{host}]");
@@ -89,18 +88,18 @@ fn host_of_url(p: &mut Parser, host: &str) -> String {
     let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let is_host = inner.map_or(!host.contains([':', '[', ']']), |inner| inner.parse::<Ipv6Addr>().is_ok());
     if !is_host || host.contains(['/', '@', '?', '#', ' ']) {
-        // Without the text: it may be a whole URL with a password.
+        // The value is not shown: it may be a whole URL with a password.
         p.wrong(
             "redis.host",
-            "must be the name or the address of a host and nothing else: a port belongs into redis.port, a whole address \
-             into redis.url",
+            "must be the name or the address of a host alone: a port belongs in redis.port, a URL in redis.url",
         );
         return "invalid".to_owned();
     }
     host.to_owned()
 }
 
-/// What only makes sense with a Redis must not be taken and not be used: somebody believes that there is one.
+/// A setting that needs a Redis is rejected without one, because whoever set it believes that Redis
+/// is used.
 fn refuse_without_redis(p: &mut Parser) {
     const OF_A_REDIS: [&str; 8] = [
         "redis.port",
@@ -115,7 +114,7 @@ fn refuse_without_redis(p: &mut Parser) {
     for key in OF_A_REDIS.into_iter().filter(|key| p.is_changed(key)).collect::<Vec<_>>() {
         p.wrong(
             key,
-            "is set, but nothing says where Redis is: set redis.url (REDIS_URL) or redis.host (REDIS_HOST) too",
+            "is set, but the address of Redis is missing: set redis.url (REDIS_URL) or redis.host (REDIS_HOST) too",
         );
     }
 }
@@ -141,7 +140,7 @@ pub(super) fn mongodb(p: &mut Parser) -> Option<Mongodb> {
     let Some(uri) = p.optional("mongodb.uri") else {
         for key in ["mongodb.database"].into_iter().chain(OF_A_MONGODB) {
             if !is_uri_set && p.is_changed(key) {
-                p.wrong(key, "is set, but nothing says where MongoDB is: set mongodb.uri (MONGO_URI) too");
+                p.wrong(key, "is set, but the address of MongoDB is missing: set mongodb.uri (MONGO_URI) too");
             }
         }
         return None;

@@ -1,9 +1,9 @@
-//! What no key alone can tell: settings that contradict each other, and what is missing.
+//! Checks over several settings: contradictions, and settings that are missing or have no effect.
 
 use super::{Config, parse::Parser};
 use crate::api::CONNECTION_PART;
 
-/// What a message needs beside the record that it brings: names, times, a request id.
+/// Bytes that a message needs besides its record: names, times, a request id.
 const AROUND_A_RECORD: usize = 1 << 10;
 
 pub(super) fn check(config: &Config, p: &mut Parser) {
@@ -12,15 +12,15 @@ pub(super) fn check(config: &Config, p: &mut Parser) {
     check_times(config, p);
     check_embedded(config, p);
     if config.l1_wait_replicas > 0 && config.redis.is_none() {
-        p.wrong("l1.wait_replicas", "needs an L1 in Redis (redis.url), as only that has replicas");
+        p.wrong("l1.wait_replicas", "needs an L1 in Redis (redis.url): an L1 in this process has no replicas");
     }
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log_filter) {
-        p.wrong("log.filter", format!("{:?} is no filter: {error}", config.log_filter));
+        p.wrong("log.filter", format!("{:?} is not a valid filter: {error}", config.log_filter));
     }
 }
 
-/// What keeps strangers out where other machines reach the server, and those on the way from reading along, and is not
-/// configured.
+/// The protections that are not configured and are needed where other machines can reach the
+/// server: TLS against reading along, tokens against foreign callers.
 fn missing_protection(config: &Config) -> Vec<&'static str> {
     let mut missing = Vec::new();
     if config.tls.is_none() {
@@ -52,7 +52,7 @@ fn check_addresses(config: &Config, p: &mut Parser) {
     }
 }
 
-/// What is only for a tier in this process, and a tier is elsewhere.
+/// Settings of a tier in this process, while the tier is elsewhere.
 fn check_embedded(config: &Config, p: &mut Parser) {
     if config.redis.is_some() && p.is_changed("l1.memory") {
         p.wrong(
@@ -66,9 +66,9 @@ fn check_embedded(config: &Config, p: &mut Parser) {
     if p.is_changed("l2.cache") {
         p.wrong("l2.cache", "is set, but L2 is in MongoDB: leave it out, or leave out mongodb.uri");
     }
-    // The image sets it, whatever L2 is.
+    // The container image always sets it.
     if p.is_set("data_dir") {
-        p.note("data_dir is not used, as L2 is in MongoDB (mongodb.uri)");
+        p.note("data_dir is not used, because L2 is in MongoDB (mongodb.uri)");
     }
 }
 
@@ -79,8 +79,8 @@ fn check_limits(config: &Config, p: &mut Parser) {
         p.wrong(
             "limits.max_bytes_in_flight",
             format!(
-                "must be at least {CONNECTION_PART} times limits.max_request_bytes and limits.max_response_bytes, as a \
-                 connection may have a part of 1/{CONNECTION_PART} of it"
+                "must be at least {CONNECTION_PART} times limits.max_request_bytes and limits.max_response_bytes: \
+                 one connection may have 1/{CONNECTION_PART} of it"
             ),
         );
     }
@@ -89,7 +89,7 @@ fn check_limits(config: &Config, p: &mut Parser) {
         ("limits.max_response_bytes", limits.max_response_bytes),
     ] {
         if limits.max_record_bytes.saturating_add(AROUND_A_RECORD) > bytes {
-            let why = format!("must be at least 1KiB below {key}, or the largest records could not be sent");
+            let why = format!("must be at least 1KiB below {key}, otherwise the largest records could not be sent");
             p.wrong("limits.max_record_bytes", why);
         }
     }
@@ -100,14 +100,15 @@ fn check_limits(config: &Config, p: &mut Parser) {
 
 fn check_times(config: &Config, p: &mut Parser) {
     if config.l1_ttl >= config.tombstone_ttl / 2 {
-        p.wrong("l1.ttl", "must be below half of l2.tombstone_ttl, or L1 could outlive a deletion");
+        let why = "must be below half of l2.tombstone_ttl, or L1 could keep a record after L2 forgot its deletion";
+        p.wrong("l1.ttl", why);
     }
     if config.default_ttl > config.limits.max_ttl {
         p.wrong("ttl.default", "must not be above limits.max_ttl");
     }
     if config.l1_slow >= config.l1_timeout {
         p.note(format_args!(
-            "l1.slow ({:?}) has no effect, as it is not below l1.timeout ({:?}): no call waits that long for L1",
+            "l1.slow ({:?}) has no effect, because it is not below l1.timeout ({:?}): no call waits that long for L1",
             config.l1_slow, config.l1_timeout
         ));
     }

@@ -1,15 +1,17 @@
-//! Fuzzes the configuration: a TOML file, and after a line `---` lines of the environment (`NAME=value`) and of the command
-//! line (`--set key=value`, `--listen address`). Whatever they say, it is taken or refused by the keys' names, and no secret
-//! is told.
+//! Fuzzes the configuration: a TOML file, and after a line `---` lines of the environment
+//! (`NAME=value`) and of the command line (`--set key=value`, `--listen address`). Whatever they
+//! are, the configuration is accepted, or rejected with the names of the keys, and no secret is
+//! shown.
 
 use std::{fs, path::PathBuf, time::Instant};
 
 use super::{sources::is_secret, *};
 
-/// Stands for the word SECRET in a file, and is the end of what names of secrets and `--set` of them say.
+/// Replaces the word SECRET in a file, and is appended to secrets in the environment and in
+/// `--set`.
 const SECRET: &str = "c4n4ry";
 
-/// A file, an environment and a command line.
+/// Loads a file, an environment and a command line.
 pub fn config(data: &[u8]) {
     let text = String::from_utf8_lossy(data).replace("SECRET", SECRET);
     let (file, lines) = match text.strip_prefix("---\n") {
@@ -45,7 +47,7 @@ pub fn config(data: &[u8]) {
     }
     match loaded {
         Err(ConfigErrors(errors)) => {
-            assert!(!errors.is_empty(), "refused without a word");
+            assert!(!errors.is_empty(), "refused without an error");
             for error in errors {
                 assert!(keys.iter().any(|key| error.starts_with(key)), "{error:?} names no key");
                 assert!(may_tell || !error.contains(SECRET), "{error:?} tells a secret");
@@ -65,7 +67,7 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// What may be taken for granted of a configuration that was taken.
+/// Checks what the server relies on in a valid configuration.
 fn check_taken(config: &Config) {
     let limits = &config.limits;
     assert!(limits.max_record_bytes < limits.max_request_bytes);
@@ -81,7 +83,7 @@ fn check_taken(config: &Config) {
     }
 }
 
-/// One of the environment; what ends with `_FILE` names the TOML file.
+/// A variable. One whose name ends with `_FILE` names the TOML file.
 fn setting(name: &str, value: &str, file: &TextFile) -> (String, String) {
     let value = value.replace(SECRET, "");
     let value = match name {
@@ -92,7 +94,7 @@ fn setting(name: &str, value: &str, file: &TextFile) -> (String, String) {
     (name.to_owned(), value)
 }
 
-/// What errors may begin with, but for the file's.
+/// The names that an error may begin with, except those in the file.
 fn keys_of(flags: &Flags) -> Vec<String> {
     let mut keys = vec!["--set".to_owned()];
     keys.extend(sources::OPTIONAL.map(str::to_owned));
@@ -118,7 +120,7 @@ fn leaves(prefix: &str, table: &toml::Table, each: &mut impl FnMut(&str, &str)) 
     }
 }
 
-/// A file that is gone when this is.
+/// A file that is removed when this is dropped.
 struct TextFile(PathBuf);
 
 impl TextFile {

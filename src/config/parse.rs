@@ -1,5 +1,5 @@
-//! Texts into typed values. A bad one is noted with its key and where it came from, and a stand-in takes its place, so
-//! that one run tells of every error.
+//! Parses texts into typed values. An error is recorded with its key and source, and a valid value
+//! takes the place of the bad one, so that one start reports every error.
 
 use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, str::FromStr, time::Duration};
 
@@ -21,34 +21,32 @@ impl Parser {
         Self { settings, defaults, errors, warnings, notices }
     }
 
-    /// Takes the warnings.
     pub(super) fn warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
     }
 
-    /// Takes the notices.
     pub(super) fn notices(&mut self) -> Vec<String> {
         std::mem::take(&mut self.notices)
     }
 
-    /// What is left out, and is right to be set all the same.
+    /// Records that a setting is not used, although it is right to set it.
     pub(super) fn note(&mut self, notice: impl Display) {
         self.notices.push(notice.to_string());
     }
 
-    /// What is probably not as it was meant.
+    /// Records that a setting probably does not do what was meant.
     pub(super) fn warn(&mut self, warning: impl Display) {
         self.warnings.push(warning.to_string());
     }
 
-    /// Whether somebody has set it to something that is not its default.
+    /// Whether it is set to something else than its default.
     pub(super) fn is_changed(&self, key: &str) -> bool {
         self.settings.get(key).is_some_and(|Setting { text, source }| {
             source != THE_DEFAULTS && !text.is_empty() && self.defaults.get(key).is_none_or(|of| of.text != *text)
         })
     }
 
-    /// Whether somebody has set it, though perhaps to its default.
+    /// Whether it is set, even to its default.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.settings.get(key).is_some_and(|setting| setting.source != THE_DEFAULTS)
     }
@@ -57,7 +55,7 @@ impl Parser {
         if self.errors.is_empty() { Ok(()) } else { Err(ConfigErrors(self.errors)) }
     }
 
-    /// What is in effect, as TOML, secrets redacted.
+    /// The settings in effect as TOML, with secrets redacted.
     pub(super) fn shown(&self) -> String {
         let shown = |(key, setting): (&String, &Setting)| {
             let text = if is_secret(key) { "<redacted>" } else { setting.text.as_str() };
@@ -72,8 +70,8 @@ impl Parser {
         self.errors.push(format!("{key}: {why}{source}"));
     }
 
-    /// A key without a default. Empty is an error: who sets it means something, and must not get what the key's absence
-    /// stands for.
+    /// A key without a default. An empty value is an error: whoever sets it means something, and
+    /// must not get what the absence of the key means.
     pub(super) fn optional(&mut self, key: &str) -> Option<String> {
         let text = self.settings.get(key).map(|setting| setting.text.clone())?;
         if text.is_empty() {
@@ -83,7 +81,7 @@ impl Parser {
         Some(text)
     }
 
-    /// The same, of what is absent where it is empty.
+    /// The same for a key that counts as not set if it is empty.
     pub(super) fn unless_empty(&self, key: &str) -> Option<String> {
         self.settings.get(key).map(|setting| setting.text.clone()).filter(|text| !text.is_empty())
     }
@@ -91,14 +89,14 @@ impl Parser {
     pub(super) fn text(&mut self, key: &str) -> String {
         let text = self.unless_empty(key).unwrap_or_default();
         if text.is_empty() {
-            self.wrong(key, "must not be empty");
+            self.wrong(key, "must not be empty: give it a value, or do not set it");
         }
         text
     }
 
     pub(super) fn address(&mut self, key: &str) -> SocketAddr {
         let text = self.text(key);
-        self.parsed(key, &text, "an IP address and a port, as 127.0.0.1:50051")
+        self.parsed(key, &text, "an IP address and a port, for example 127.0.0.1:50051")
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
@@ -106,7 +104,6 @@ impl Parser {
         self.one_of(key, &[("true", true), ("false", false), ("1", true), ("0", false)])
     }
 
-    /// A whole number within bounds: beyond them nothing works.
     pub(super) fn count(&mut self, key: &str, bounds: RangeInclusive<u32>) -> usize {
         let text = self.text(key);
         let count = self.parsed::<u32>(key, &text, "a whole number").unwrap_or(*bounds.start());
@@ -115,14 +112,14 @@ impl Parser {
 
     pub(super) fn size(&mut self, key: &str, bounds: RangeInclusive<usize>) -> usize {
         let text = self.text(key);
-        let size = self.parsed::<bytesize::ByteSize>(key, &text, "a size with its unit, as 64MiB");
+        let size = self.parsed::<bytesize::ByteSize>(key, &text, "a size with its unit, for example 64MiB");
         let size = size.map_or(*bounds.start(), |size| usize::try_from(size.as_u64()).unwrap_or(usize::MAX));
         self.within(key, size, bounds, |size| bytesize::ByteSize(size as u64).display().iec().to_string())
     }
 
     pub(super) fn duration(&mut self, key: &str, bounds: RangeInclusive<Duration>) -> Duration {
         let text = self.text(key);
-        let duration = self.parsed::<humantime::Duration>(key, &text, "a duration with its unit, as 50ms, 2s, 7days");
+        let duration = self.parsed::<humantime::Duration>(key, &text, "a duration with its unit, for example 50ms");
         let duration = duration.map_or(*bounds.start(), Duration::from);
         self.within(key, duration, bounds, |duration| humantime::format_duration(duration).to_string())
     }
@@ -152,7 +149,7 @@ impl Parser {
             return *choice;
         }
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-        self.wrong(key, format!("{text:?} is none of {}", names.join(", ")));
+        self.wrong(key, format!("{text:?} is not one of {}", names.join(", ")));
         choices[0].1
     }
 

@@ -1,11 +1,12 @@
-//! Variables that Kubernetes sets for each Service of a namespace. A Service with the name featurestore-redis brings
-//! FEATURESTORE_REDIS_PORT=tcp://10.96.0.12:6379, which is also the name of a setting; so they are known by their form.
+//! The variables that Kubernetes sets for each Service of a namespace. A Service named
+//! featurestore-redis gives FEATURESTORE_REDIS_PORT=tcp://10.96.0.12:6379, which is also the name
+//! of a setting. So these variables are recognized by their form.
 
 use std::net::{IpAddr, SocketAddr};
 
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 
-/// Whether a variable is one of the eight that Kubernetes sets for a Service, as its value shows too.
+/// Whether a variable is one of the eight that Kubernetes sets for a Service, by name and value.
 pub(super) fn is_service_link(name: &str, value: &str) -> bool {
     let is_port = || value.parse::<u16>().is_ok();
     let is_address = |address: &str| address.parse::<IpAddr>().is_ok();
@@ -15,7 +16,7 @@ pub(super) fn is_service_link(name: &str, value: &str) -> bool {
     if name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
         return is_port();
     }
-    // NAME_PORT, NAME_PORT_6379_TCP, and of the latter its three parts.
+    // NAME_PORT, NAME_PORT_6379_TCP, and the three parts of the latter.
     if name.ends_with("_PORT") && is_url(value) {
         return true;
     }

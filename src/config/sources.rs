@@ -1,7 +1,7 @@
-//! Where settings come from: each source becomes texts by key, and a later source wins.
+//! The sources of settings. Each becomes texts by key, and a later source wins.
 //!
-//! Blanks and line ends around a text are no part of it, wherever it comes from: Secrets that were made with `echo` end
-//! with one. A control character inside is an error.
+//! Blanks and line ends around a value are ignored in every source: Secrets that were made with
+//! `echo` end with a line end. A control character inside is an error.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,10 +10,10 @@ use std::{
 
 use super::service_links::is_service_link;
 
-/// The commented default file: the reference, and the lowest source.
+/// The commented default file: the reference, and the source that every other one wins over.
 pub const DEFAULTS: &str = include_str!("default.toml");
 
-/// Keys that the default file only shows in comments.
+/// Keys without a default, which the default file shows in comments.
 pub(super) const OPTIONAL: [&str; 12] = [
     "auth.tokens_file",
     "redis.url",
@@ -29,10 +29,11 @@ pub(super) const OPTIONAL: [&str; 12] = [
     "tls.client_ca_file",
 ];
 
-/// Keys that are or may hold secrets: never shown, never taken from the command line.
+/// Keys that are or may contain secrets: they are never shown, and never taken from the command
+/// line.
 const SECRET: [&str; 3] = ["redis.url", "redis.password", "mongodb.uri"];
 
-/// Names that deployments already use.
+/// Names that deployments of Redis and MongoDB already use.
 const ALIASES: [(&str, &str); 10] = [
     ("REDIS_URL", "redis.url"),
     ("REDIS_HOST", "redis.host"),
@@ -46,31 +47,32 @@ const ALIASES: [(&str, &str); 10] = [
     ("RUST_LOG", "log.filter"),
 ];
 
-/// What the command line says.
+/// The flags. clap prints these comments as help.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Flags {
     /// A TOML file with any of the keys that `featurestore config --defaults` shows
     #[arg(long, global = true, value_name = "FILE", env = "FEATURESTORE_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Where gRPC is served [default: 127.0.0.1:50051]
+    /// The address of the gRPC port [default: 127.0.0.1:50051]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub listen: Option<String>,
-    /// Where /livez, /readyz, /metrics and grpc.health.v1 are served in plaintext [default: 127.0.0.1:9464]
+    /// The address of the admin port: /livez, /readyz, /metrics and grpc.health.v1 in plaintext
+    /// [default: 127.0.0.1:9464]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub admin_listen: Option<String>,
     /// The folder of the embedded store [default: ./data]
     #[arg(long, global = true, value_name = "FOLDER")]
     pub data_dir: Option<String>,
-    /// Allow listening beyond loopback without TLS and tokens, where anybody can read and write
+    /// Allow addresses beyond loopback without TLS and tokens, where anybody can read and write
     #[arg(long, global = true)]
     pub insecure_bind: bool,
-    /// Serve gRPC over TLS with this certificate and what leads from it to a root (PEM); needs --tls-key-file
+    /// Serve gRPC over TLS with this certificate and its chain (PEM); needs --tls-key-file
     #[arg(long, global = true, value_name = "FILE")]
     pub tls_cert_file: Option<String>,
     /// The key of that certificate (PEM)
     #[arg(long, global = true, value_name = "FILE")]
     pub tls_key_file: Option<String>,
-    /// Serve only clients with a certificate that one of these signed (PEM)
+    /// Serve only clients whose certificate one of these CAs signed (PEM)
     #[arg(long, global = true, value_name = "FILE")]
     pub tls_client_ca_file: Option<String>,
     /// Set any other key, as in --set limits.max_entities=500; repeatable
@@ -78,43 +80,40 @@ pub struct Flags {
     pub set: Vec<String>,
 }
 
-/// Texts by key.
+/// Values as texts, by key.
 pub(super) type Settings = BTreeMap<String, Setting>;
 
-/// A text and where it comes from, for error messages.
+/// A value and where it comes from, for error messages.
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub(super) text: String,
     pub(super) source: String,
 }
 
-/// Whether a key's value must not be shown.
+/// Whether the value of a key must not be shown.
 pub(super) fn is_secret(key: &str) -> bool {
     SECRET.contains(&key)
 }
 
-/// Where the defaults come from.
 pub(super) const THE_DEFAULTS: &str = "the defaults";
 
-/// What all sources say.
 pub(super) struct Gathered {
     pub(super) settings: Settings,
     pub(super) defaults: Settings,
     pub(super) errors: Vec<String>,
     pub(super) warnings: Vec<String>,
-    /// What was left out, and rightly so.
+    /// Settings that are not used, for a good reason.
     pub(super) notices: Vec<String>,
 }
 
-/// Reads all sources.
 pub(super) fn gather(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Gathered {
     let mut errors = Vec::new();
     let mut defaults = from_toml(DEFAULTS, THE_DEFAULTS, &mut errors);
-    // A section of which all keys are optional is empty there, and is no key.
+    // A section whose keys are all optional is empty there, and not a key.
     defaults.retain(|key, _| !OPTIONAL.iter().any(|optional| is_within(optional, key)));
     let mut settings = defaults.clone();
     let known: Vec<String> = settings.keys().cloned().chain(OPTIONAL.map(str::to_owned)).collect();
-    // It may come from the environment too.
+    // It may also come from the environment, with blanks around it.
     let config =
         flags.config.as_ref().map(|path| path.to_str().map_or_else(|| path.clone(), |path| trimmed(path).into()));
     if let Some(path) = config {
@@ -132,20 +131,21 @@ pub(super) fn gather(flags: &Flags, environment: impl IntoIterator<Item = (Strin
     settings.extend(only_known(flags, &known, &mut errors));
     for (key, Setting { text, source }) in &settings {
         if text.chars().any(char::is_control) {
-            // Without the text, which may be a secret.
+            // The value is not shown: it may be a secret.
             errors.push(format!("{key}: must not hold a control character such as a line end (in {source})"));
         }
     }
-    let (warnings, notices) = unknown.told();
+    let (warnings, notices) = unknown.report();
     Gathered { settings, defaults, errors, warnings, notices }
 }
 
-/// A text without the blanks and line ends around it, and without the mark that some editors begin files with.
+/// A text without the blanks and line ends around it, and without the byte order mark that some
+/// editors write.
 fn trimmed(text: &str) -> &str {
     text.trim_start_matches('\u{feff}').trim()
 }
 
-/// Variables that say nothing to us, though their names look like it.
+/// Variables that are not settings, although their names look like it.
 #[derive(Default)]
 struct Unknown {
     misspelt: BTreeSet<String>,
@@ -167,20 +167,21 @@ impl Unknown {
         }
     }
 
-    /// Warnings and notices.
-    fn told(self) -> (Vec<String>, Vec<String>) {
+    fn report(self) -> (Vec<String>, Vec<String>) {
         let list = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(", ");
-        let misspelt =
-            |name: String| format!("{name} is no name of ours and does nothing; see `featurestore config --defaults`");
+        let misspelt = |name: String| {
+            format!("{name} is not a setting of this server and has no effect; see `featurestore config --defaults`")
+        };
         let mut warnings: Vec<String> = self.misspelt.into_iter().map(misspelt).collect();
         if !self.others.is_empty() {
             let names = list(self.others);
             warnings.push(format!(
-                "no settings of this server, so they do nothing: {names}; see `featurestore config --defaults`"
+                "these variables are not settings of this server and have no effect: {names}; see `featurestore config \
+                 --defaults`"
             ));
         }
         let links = (!self.links.is_empty())
-            .then(|| format!("service links of Kubernetes are passed over: {}", list(self.links)));
+            .then(|| format!("these variables are service links of Kubernetes, and are ignored: {}", list(self.links)));
         (warnings, links.into_iter().collect())
     }
 }
@@ -202,7 +203,6 @@ fn only_known(settings: Settings, known: &[String], errors: &mut Vec<String>) ->
     settings.filter(|(key, setting)| is_known(key, setting, errors)).collect()
 }
 
-/// Whether a key lies within a section.
 fn is_within(key: &str, section: &str) -> bool {
     key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'))
 }
@@ -216,7 +216,7 @@ fn from_toml(text: &str, source: &str, errors: &mut Vec<String>) -> Settings {
     settings
 }
 
-/// Where and why, without the line itself: it may hold a secret.
+/// The place and the reason, without the line itself, which may contain a secret.
 fn syntax_error(text: &str, error: &toml::de::Error) -> String {
     let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start.min(text.len()))];
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
@@ -229,7 +229,7 @@ fn flatten(prefix: &str, table: toml::Table, source: &str, settings: &mut Settin
         let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
         match value {
             toml::Value::Table(table) if !table.is_empty() => flatten(&key, table, source, settings),
-            // Its key must be known all the same.
+            // Its key must be a known section too.
             toml::Value::Table(_) => {
                 settings.insert(key, Setting { text: String::new(), source: source.to_owned() });
             }
@@ -270,7 +270,7 @@ fn from_environment(
             (None, Some(key)) if is_secret(key) => match std::fs::read_to_string(&text) {
                 Ok(secret) => (key, trimmed(&secret).to_owned()),
                 Err(error) => {
-                    errors.push(format!("{key}: {name} names {text}, which cannot be read: {error}"));
+                    errors.push(format!("{key}: {name} names the file {text}, which cannot be read: {error}"));
                     continue;
                 }
             },
@@ -283,7 +283,7 @@ fn from_environment(
             "REDIS_TTL" if text.bytes().all(|byte| byte.is_ascii_digit()) => format!("{text}s"),
             "REDIS_TTL" => {
                 errors.push(format!(
-                    "{key}: {text:?} is no number of whole seconds, as 300 (in the environment, {name})"
+                    "{key}: {text:?} is not a number of whole seconds, for example 300 (in the environment, {name})"
                 ));
                 continue;
             }
@@ -319,7 +319,7 @@ fn from_flags(flags: &Flags, errors: &mut Vec<String>) -> Settings {
                 let names: Vec<&str> =
                     ALIASES.iter().filter(|(_, of)| *of == trimmed(key)).map(|(name, _)| *name).collect();
                 errors.push(format!(
-                    "{key}: a secret does not belong on the command line, where every process can read it: use {0} or \
+                    "{key}: a secret must not be on the command line, where every process can read it: use {0} or \
                      {0}_FILE",
                     names.join(", ")
                 ));
@@ -328,7 +328,7 @@ fn from_flags(flags: &Flags, errors: &mut Vec<String>) -> Settings {
                 let text = trimmed(text).to_owned();
                 settings.insert(trimmed(key).to_owned(), Setting { text, source: "--set".to_owned() });
             }
-            None => errors.push("--set: must be KEY=VALUE".to_owned()),
+            None => errors.push("--set: must be KEY=VALUE, for example --set limits.max_entities=500".to_owned()),
         }
     }
     settings

@@ -122,7 +122,7 @@ fn secrets_come_from_files_and_are_never_shown() {
     assert!(refused.contains("REDIS_URL") && !refused.contains("canary"), "{refused}");
 }
 
-/// What Kubernetes sets for a Service of this name.
+/// The variables that Kubernetes sets for a Service of this name.
 fn links_of(service: &str) -> Vec<(String, String)> {
     let values = [
         ("SERVICE_HOST", "10.96.0.12"),
@@ -151,7 +151,7 @@ fn service_links_of_kubernetes_are_passed_over_in_one_line() {
             assert!(links_of(service).iter().all(|(name, _)| notice.contains(name.as_str())), "{notice}");
         }
     }
-    // By their form alone: this is a setting.
+    // Only the form decides: this is a setting.
     let own = [("REDIS_HOST", "cache"), ("FEATURESTORE_REDIS_PORT", "6380")];
     assert_eq!(load(&own).unwrap().redis.unwrap().url, "redis://cache:6380");
     assert!(load(&[("REDIS_HOST", "cache"), ("REDIS_PORT", "tcp://redis:6379")]).unwrap_err().contains("redis.port"));
@@ -351,7 +351,7 @@ const BOUNDS: [(&str, &str, &str, &str, &str); 30] = [
     ("drain.timeout", "0s", "1ms", "1day", "1day 1ms"),
 ];
 
-/// Settings without bounds of this kind: what they may say is listed elsewhere.
+/// Settings without such bounds; other tests list what they may be.
 const OTHERS: [&str; 9] = [
     "listen",
     "admin_listen",
@@ -394,7 +394,7 @@ fn every_setting_has_bounds_and_what_is_beyond_is_refused_by_its_key() {
             assert!(!line.contains("must be at most") && !line.contains("is not"), "{line}");
         }
     }
-    // A key that comes must come here too.
+    // A new key must be listed here too.
     let (_, effective) = Config::load(&Flags::default(), []).unwrap();
     let keys = effective.to_string();
     let keys = keys.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key);

@@ -9,12 +9,13 @@ use super::shard::{self, Apart, SHARDS};
 pub struct Counter([Apart<AtomicU64>; SHARDS]);
 
 impl Counter {
-    /// So many more. Answers how many this thread, and those that share its copy, had counted before.
+    /// Adds to the count. Returns what this thread, and those that share its shard, had counted
+    /// before.
     pub fn add(&self, count: usize) -> u64 {
         self.0[shard::mine()].0.fetch_add(count as u64, Relaxed)
     }
 
-    /// All of them, since start.
+    /// The count since the start.
     pub fn get(&self) -> u64 {
         self.0.iter().map(|shard| shard.0.load(Relaxed)).sum()
     }

@@ -1,4 +1,5 @@
-//! How long things took: fine buckets for quantiles, which are written down as coarse ones that double from 50 us up.
+//! Durations: fine buckets for quantiles, which are exported as coarse ones that double from 50 us
+//! on.
 
 use std::{
     array,
@@ -8,16 +9,16 @@ use std::{
 
 use super::shard::{self, Apart, SHARDS};
 
-/// The first edge that is written down; each further one is at double of that.
+/// The first exported edge; each further one is twice the one before.
 const FIRST: Duration = Duration::from_micros(50);
-/// Edges: up to 13.1 s, and what took longer lies beyond the last.
+/// The number of edges, up to 13.1 s; longer durations are beyond the last.
 const EDGES: u32 = 19;
-/// The grain is the first edge halved so often: 0.78 us.
+/// The smallest unit is the first edge halved this often: 0.78 us.
 const HALVINGS: u32 = 6;
-/// Four to each doubling of the grain. The last one has no end.
+/// Four buckets for each doubling of the unit. The last one has no upper edge.
 const BUCKETS: usize = 4 * (HALVINGS + EDGES) as usize;
 
-/// Durations. Noting one costs two atomic additions on cache lines that other threads rarely touch.
+/// Counts durations. One costs two atomic additions on cache lines that other threads rarely touch.
 #[derive(Debug)]
 pub struct Histogram(Box<[Apart<Shard>]>);
 
@@ -35,14 +36,14 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Something took this long.
+    /// Counts a duration.
     pub fn note(&self, duration: Duration) {
         let Apart(shard) = &self.0[shard::mine()];
         shard.counts[bucket(duration)].fetch_add(1, Relaxed);
         shard.nanos.fetch_add(nanos(duration), Relaxed);
     }
 
-    /// What it shows now.
+    /// The distribution at this moment.
     pub fn distribution(&self) -> Distribution {
         let mut all = Distribution::default();
         for Apart(shard) in &self.0 {
@@ -53,7 +54,7 @@ impl Histogram {
     }
 }
 
-/// A histogram as it stood at one moment.
+/// The state of a histogram at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Distribution {
     counts: [u64; BUCKETS],
@@ -67,24 +68,25 @@ impl Default for Distribution {
 }
 
 impl Distribution {
-    /// Each edge, with how many took no longer; None: no edge, and all of them.
+    /// Each edge with the number of durations up to it. None: no edge, and all of them.
     pub fn cumulative(&self) -> impl Iterator<Item = (Option<Duration>, u64)> {
         let below = |edge: u32| self.counts[..4 * (HALVINGS + edge) as usize].iter().sum();
         let edges = (0..EDGES).map(move |edge| (Some(FIRST * (1 << edge)), below(edge)));
         edges.chain([(None, self.count())])
     }
 
-    /// How many there were.
+    /// The number of durations.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// How long all of them took together.
+    /// The sum of all durations.
     pub fn sum(&self) -> Duration {
         self.sum
     }
 
-    /// So many of them (0.99: 99 %) took no longer than this, which is at most a quarter too high. Zero where there are none.
+    /// A duration that this share of all (0.99: 99 %) does not exceed; it is at most a quarter too
+    /// high. Zero if there are none.
     pub fn quantile(&self, share: f64) -> Duration {
         let rank = (self.count() as f64 * share).ceil() as u64;
         let mut seen = 0;
@@ -100,7 +102,7 @@ impl Distribution {
         })
     }
 
-    /// Both together.
+    /// The sum of both.
     pub fn and(mut self, other: &Self) -> Self {
         self.counts.iter_mut().zip(other.counts).for_each(|(count, more)| *count += more);
         self.sum += other.sum;

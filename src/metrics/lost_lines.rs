@@ -1,21 +1,21 @@
-//! Lines of the logs that were lost.
+//! Counts lines of the logs that were lost.
 
 use super::Counter;
 
-/// Which log a line belongs to.
+/// The log of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Log {
-    /// What the server logs of itself.
+    /// The log of the server.
     Server,
-    /// Who was denied, and who wrote what.
+    /// The audit log: denied calls and writes.
     Audit,
 }
 
 impl Log {
-    /// Both, in the order in which they are numbered.
+    /// Both, in the order of their numbers.
     pub const ALL: [Self; 2] = [Self::Server, Self::Audit];
 
-    /// As the metrics name it.
+    /// The name in the metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Server => "server",
@@ -24,17 +24,17 @@ impl Log {
     }
 }
 
-/// Counts lines that never reached standard error, as nobody read it or it could not be written to.
+/// Counts lines that were dropped because standard error was not read, or could not be written.
 #[derive(Debug, Default)]
 pub struct LostLines([Counter; Log::ALL.len()]);
 
 impl LostLines {
-    /// So many more of a log.
+    /// Adds lost lines of a log.
     pub fn add(&self, log: Log, lines: usize) {
         self.0[log as usize].add(lines);
     }
 
-    /// All of a log, since start.
+    /// The lost lines of a log since the start.
     pub fn get(&self, log: Log) -> u64 {
         self.0[log as usize].get()
     }

@@ -1,16 +1,17 @@
-//! Connections to a backend, as they stand at one moment.
+//! The connections to a backend at one moment.
 
 use super::Distribution;
 
-/// How a pool is used.
+/// The use of a pool of connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PoolReading {
-    /// Connections at most.
+    /// The most connections.
     pub max: usize,
     /// Connections in use.
     pub used: usize,
-    /// What waits: for a connection, or on a shared one for its answer.
+    /// Operations that wait for a connection or, if connections are shared, for their answer.
     pub pending: usize,
-    /// How long operations waited for a connection. None: connections are shared, and nothing waits for one.
+    /// How long operations waited for a connection. None: connections are shared, and no operation
+    /// waits for one.
     pub waits: Option<Distribution>,
 }

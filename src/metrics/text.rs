@@ -1,21 +1,22 @@
-//! The text that Prometheus reads: its own format (0.0.4), or OpenMetrics 1.0, which asks for a unit where a name has one,
-//! names families without their suffix, and ends with a mark, so that a text that was cut off is told from a whole one.
+//! The text that Prometheus reads: its own format (0.0.4), or OpenMetrics 1.0. The latter states
+//! the unit of a name that has one, names families without their suffix, and ends with a mark, so
+//! that a text that was cut off is recognized.
 
 use std::fmt::{self, Write as _};
 
 use super::Distribution;
 
-/// Which text.
+/// The format of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Prometheus' own.
+    /// The format of Prometheus.
     Prometheus,
     /// OpenMetrics.
     OpenMetrics,
 }
 
 impl Format {
-    /// Its name in HTTP.
+    /// The content type in HTTP.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
@@ -23,7 +24,7 @@ impl Format {
         }
     }
 
-    /// The one that an `Accept` header prefers; Prometheus' own where it says nothing.
+    /// The format that an `Accept` header prefers; that of Prometheus if it names neither.
     pub fn accepted(header: &str) -> Self {
         let weight_of = |wanted: &str| {
             let ranges = header.split(',').filter(|range| range.split(';').next().is_some_and(|r| r.trim() == wanted));
@@ -35,26 +36,26 @@ impl Format {
     }
 }
 
-/// The `q` of a media range.
+/// The `q` parameter of a media range.
 fn weight(range: &str) -> f32 {
     let q = range.split(';').find_map(|parameter| parameter.trim().strip_prefix("q="));
     q.map_or(1.0, |q| q.trim().parse().unwrap_or(0.0))
 }
 
-/// What a family's numbers are.
+/// The kind of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows; its name is given without `_total`.
+    /// It only grows; the name is given without `_total`.
     Counter,
-    /// Goes up and down.
+    /// It goes up and down.
     Gauge,
     /// Durations in seconds, in buckets.
     Histogram,
-    /// Always 1: its labels tell something; its name is given without `_info`.
+    /// Always 1, with information in the labels; the name is given without `_info`.
     Info,
 }
 
-/// A text that grows by families.
+/// The text, to which families are added.
 #[derive(Debug)]
 pub struct Text {
     format: Format,
@@ -64,12 +65,13 @@ pub struct Text {
 }
 
 impl Text {
-    /// Nothing yet.
+    /// An empty text.
     pub fn new(format: Format) -> Self {
         Self { format, text: String::with_capacity(32 << 10), family: "", kind: Kind::Gauge }
     }
 
-    /// Begins a family; what follows belongs to it. A name that ends with a unit says so.
+    /// Begins a family, to which the following values belong. A unit is taken from the end of the
+    /// name.
     pub fn family(&mut self, name: &'static str, kind: Kind, help: &str) -> &mut Self {
         (self.family, self.kind) = (name, kind);
         let is_open = self.format == Format::OpenMetrics;
@@ -92,7 +94,7 @@ impl Text {
         self
     }
 
-    /// One number of the family, by its labels.
+    /// Adds a number of the family, with its labels.
     pub fn value(&mut self, labels: &[(&str, &str)], value: f64) -> &mut Self {
         let suffix = match self.kind {
             Kind::Counter => "_total",
@@ -102,7 +104,7 @@ impl Text {
         self.sample(suffix, labels, None, value)
     }
 
-    /// One histogram of the family, by its labels.
+    /// Adds a histogram of the family, with its labels.
     pub fn histogram(&mut self, labels: &[(&str, &str)], distribution: &Distribution) -> &mut Self {
         for (edge, count) in distribution.cumulative() {
             let edge = edge.map_or_else(|| "+Inf".to_owned(), |edge| edge.as_secs_f64().to_string());

@@ -1,8 +1,9 @@
-//! The admin port: plaintext for probes and dashboards, which speak neither TLS nor tokens.
+//! The admin port, in plaintext: probes and dashboards speak neither TLS nor tokens.
 //!
-//! Over HTTP/1 or HTTP/2 `/livez`: the process is up. `/readyz`: L2 was reached once since start, and not draining.
-//! `/metrics`: what is counted (`metrics`), in Prometheus' text format or, where the client prefers it, as OpenMetrics. Over
-//! HTTP/2 also grpc.health.v1, for Kubernetes' gRPC probes.
+//! Over HTTP/1 and HTTP/2: `/livez` (the process is up), `/readyz` (L2 was reached once since the
+//! start, and the server does not drain), and `/metrics`, in the text format of Prometheus or, if
+//! the client prefers it, as OpenMetrics. Over HTTP/2 also grpc.health.v1, for the gRPC probes of
+//! Kubernetes.
 
 use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
@@ -36,34 +37,31 @@ use crate::{
     tiered::{Tiered, seldom::Seldom},
 };
 
-/// Connections at once; more are closed.
+/// Connections at once; further ones are closed.
 const MAX_CONNECTIONS: usize = 256;
-/// A connection's age, after which it is told to end, and how long its last answer may take. So clients that keep theirs do not
-/// keep others out for long.
+/// After this age a connection receives GOAWAY, and its last answer may take `LAST_ANSWER`. So
+/// clients that keep their connections do not keep others out for long.
 const MAX_AGE: Duration = Duration::from_secs(60);
 const LAST_ANSWER: Duration = Duration::from_secs(5);
-/// How often warnings may say the same.
+/// The least time between two warnings of the same kind.
 const WARNINGS: Duration = Duration::from_secs(10);
-/// How long a client may take over a request's head.
+/// How long a client may take to send the head of a request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a connection over HTTP/2 is asked whether its client is still there, and how long that may take.
+/// How often the client of an HTTP/2 connection is pinged, and how long its answer may take.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const MAX_CONCURRENT_STREAMS: u32 = 16;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 
-/// What is shown here.
 #[derive(Clone)]
 pub(super) struct Shown {
     pub(super) tiered: Arc<Tiered>,
     pub(super) metrics: Metrics,
-    /// grpc.health.v1.
     pub(super) health: Routes,
     pub(super) draining: CancellationToken,
-    /// What was neither a call of health nor a look at the rest.
+    /// Counts requests that are neither calls of health nor GET or HEAD.
     pub(super) not_grpc: Arc<Refusals>,
 }
 
-/// Serves the admin endpoints until `stop`.
 pub(super) async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (failures, refusals) = (Seldom::every(WARNINGS), Seldom::every(WARNINGS));
@@ -76,7 +74,7 @@ pub(super) async fn serve(listener: TcpListener, shown: Shown, stop: Cancellatio
             Ok((stream, _)) => stream,
             Err(error) => {
                 if let Some(others) = failures.now() {
-                    tracing::warn!(%error, others, "cannot accept a connection to the admin port");
+                    tracing::warn!(%error, others, "a connection to the admin port cannot be accepted");
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -134,7 +132,7 @@ async fn serve_one(stream: TcpStream, shown: Shown) -> io::Result<()> {
     last_answer(connection).await
 }
 
-/// Of a connection that was told to end.
+/// Waits for the last answer on a connection that received GOAWAY.
 async fn last_answer(connection: impl Future<Output = hyper::Result<()>>) -> io::Result<()> {
     let ended = timeout(LAST_ANSWER, connection).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
     ended.map_err(io::Error::other)
@@ -156,14 +154,14 @@ async fn answer(request: Request<Incoming>, mut shown: Shown) -> Response<Body> 
     }
     let response = respond(&request, tiered, metrics, draining.is_cancelled());
     match (request.method(), request.version()) {
-        // Over HTTP/1 hyper leaves the body out itself, and tells how long it would be.
+        // Over HTTP/1 hyper leaves the body out itself, and sends its length.
         (&Method::HEAD, Version::HTTP_2) => response.map(|_| Body::empty()),
         _ => response.map(Body::new),
     }
 }
 
 fn method_not_allowed() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(b"there are GET and HEAD\n")));
+    let mut response = Response::new(Full::new(Bytes::from_static(b"only GET and HEAD are allowed\n")));
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     let headers = response.headers_mut();
     headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -179,15 +177,15 @@ fn respond<B>(request: &Request<B>, tiered: &Tiered, metrics: &Metrics, draining
         "/livez" => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" if draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned()),
         "/readyz" if !tiered.reach().borrow().ready => {
-            (StatusCode::SERVICE_UNAVAILABLE, "L2 was not reached yet\n".to_owned())
+            (StatusCode::SERVICE_UNAVAILABLE, "L2 was not reached since the start\n".to_owned())
         }
         "/readyz" => (StatusCode::OK, "ok\n".to_owned()),
         "/metrics" => (StatusCode::OK, metrics.text(format)),
-        _ => (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics, and grpc.health.v1\n".to_owned()),
+        _ => (StatusCode::NOT_FOUND, "this port serves /livez, /readyz, /metrics and grpc.health.v1\n".to_owned()),
     };
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    // Prometheus refuses a scrape that does not name its format.
+    // Prometheus rejects a scrape that does not name its format.
     let format = if path == "/metrics" { format.content_type() } else { "text/plain; charset=utf-8" };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format));
     response

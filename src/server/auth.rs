@@ -1,5 +1,6 @@
-//! Lets in whom the tokens' file knows, and says whose call it is; where no such file is configured all calls go on as they
-//! came. What a caller may do to a feature view is checked where the view is known, in `api`.
+//! Admits the callers that the tokens file knows, and adds the caller to the request. Without a
+//! tokens file all calls pass. The caller's right on a feature view is checked in `api`, where the
+//! view is known.
 
 use std::{
     convert::Infallible,
@@ -16,7 +17,7 @@ use tower::{Layer, Service};
 
 use crate::{access::gate::Gate, api::status};
 
-/// Makes [`Auth`]s.
+/// Adds [`Auth`] to a service.
 #[derive(Clone, Debug)]
 pub(super) struct AuthLayer(pub(super) Option<Arc<Gate>>);
 
@@ -28,18 +29,16 @@ impl<S> Layer<S> for AuthLayer {
     }
 }
 
-/// A service whose callers are known.
 #[derive(Clone, Debug)]
 pub(super) struct Auth<S> {
     inner: S,
-    /// None: nobody is asked.
+    /// None: no tokens file is configured.
     gate: Option<Arc<Gate>>,
-    /// Whom the connection is to, for the log.
+    /// The address of the client, for the log.
     peer: Option<SocketAddr>,
 }
 
 impl<S> Auth<S> {
-    /// For the calls of one connection.
     pub(super) fn set_peer(&mut self, peer: Option<SocketAddr>) {
         self.peer = peer;
     }

@@ -1,11 +1,12 @@
-//! The bodies of calls, counted: what a request brought is held until its call is answered, and what an answer has until it
-//! is written to the connection, however long its client takes to read it. A request that is not whole in time is ended, and
-//! so is a stream's message.
+//! The bodies of calls, with their bytes counted: those of a request until its call is answered,
+//! and those of an answer until it is written to the connection, however long its client takes to
+//! read it. A request that does not arrive in time is ended, and so is a message of a stream.
 //!
-//! What comes packed is counted as it came, and as what it is when it is unpacked (`proto::Unpacked`).
+//! A compressed message is counted as it arrives, and again as what it is when it is decompressed
+//! (`proto::Unpacked`).
 //!
-//! What reads hold in between is counted by `tiered`. Not counted is what HTTP/2 itself holds, which its
-//! windows and `connections` bound.
+//! `tiered` counts what reads hold in between. What HTTP/2 itself holds is not counted: its windows
+//! and `connections` bound it.
 
 use std::{
     collections::VecDeque,
@@ -28,38 +29,37 @@ use crate::api::{ConnectionBytes, InFlight, Share, status};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long a request may take to arrive, and on a stream each message, from its first byte on: its client sends the next one
-/// when it has something. What counts is the time that the server waits for the client.
+/// How long a request may take to arrive, and on a stream each message from its first byte on,
+/// because a client of a stream may wait between messages. Only the time in which the server waits
+/// for the client counts.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// That time is counted in so many ticks, each from when the one before was seen to be over. So what a busy server is late in
-/// looking at what came is no time of the client's.
+/// This time is counted in ticks, each from when the one before was seen to be over. So a busy
+/// server does not count its own delay as time of the client.
 const TICKS: u32 = 40;
-/// Parts of a request that are too small to be counted one by one.
+/// Bytes of a request that are too few to be counted one by one.
 const UNCOUNTED: usize = 4 << 10;
-/// What an answer costs beside its bytes, roughly: small ones count for something too.
+/// What an answer costs besides its bytes, roughly, so that many small ones count.
 const ANSWER: usize = 512;
-/// Long answers are sent in pieces of this size, so that a client who reads slowly is told from one who does not.
+/// Long answers are sent in pieces of this size, so that a slow client differs from one that does
+/// not read.
 const PIECE: usize = 256 << 10;
 
-/// Until a stream is over.
 type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pin_project! {
-    /// A request's body.
     pub(super) struct Receiving<B> {
         #[pin]
         body: B,
         call: InFlight,
         uncounted: usize,
         stream: Option<Box<Arriving>>,
-        // Only once something was waited for.
+        // Only once the server has waited for the client.
         timeout: Option<Pin<Box<Sleep>>>,
-        // Those of the timeout that are over.
+        // The ticks of the timeout that are over.
         ticks: u32,
     }
 }
 
-/// What arrives on a stream.
 struct Arriving {
     life: Arc<Life>,
     messages: Messages,
@@ -72,14 +72,13 @@ impl Arriving {
         Self { life, messages: Messages::default(), over }
     }
 
-    /// Why the stream has ended.
     fn why_ended(&self) -> Status {
         self.life.why_ended().cloned().unwrap_or_else(|| Status::cancelled("the stream has ended"))
     }
 }
 
 impl<B> Receiving<B> {
-    /// `stream`: the request is one.
+    /// `stream` is set if the request is a stream.
     pub(super) fn new(body: B, call: InFlight, stream: Option<Arc<Life>>) -> Self {
         let stream = stream.map(|life| Box::new(Arriving::new(life)));
         Self { body, call, uncounted: 0, stream, timeout: None, ticks: 0 }
@@ -141,21 +140,19 @@ where
     }
 }
 
-/// An answer's body.
 pub(super) struct Sending {
     body: tonic::body::Body,
     connection: Arc<ConnectionBytes>,
-    /// Whether the client may be told to come again: nothing was done but reading.
+    /// Whether the call may be refused now, because it only read and the client may retry it.
     may_be_refused: bool,
-    /// Of a long message, with the share of all of it on the last one.
+    /// The pieces of a long message. The last one holds the share of all of it.
     pieces: VecDeque<Counted>,
     is_refused: bool,
-    /// Of a stream.
     stream: Option<(Arc<Life>, Over)>,
 }
 
 impl Sending {
-    /// `stream`: the answer is that of a stream, which has its place until it ends.
+    /// `stream` is set if the answer is that of a stream, which occupies its place until it ends.
     pub(super) fn new(
         body: tonic::body::Body,
         connection: Arc<ConnectionBytes>,
@@ -166,18 +163,17 @@ impl Sending {
         Self { body, connection, may_be_refused, pieces: VecDeque::new(), is_refused: false, stream }
     }
 
-    /// Of a stream.
     pub(super) fn life(&self) -> Option<&Arc<Life>> {
         self.stream.as_ref().map(|(life, _)| life)
     }
 
-    /// A few words to who makes no call.
+    /// A short text as the answer to a request that is not a call.
     pub(super) fn words(words: String, connection: Arc<ConnectionBytes>) -> Self {
         let body = tonic::body::Body::new(http_body_util::Full::new(Bytes::from(words)));
         Self::new(body, connection, false, None)
     }
 
-    /// Counts a message, or gives it up.
+    /// Counts a message, or refuses the answer.
     fn counted(&mut self, mut bytes: Bytes) -> Frame<Counted> {
         let size = bytes.len() + ANSWER;
         let share = match self.may_be_refused {
@@ -190,7 +186,7 @@ impl Sending {
         if bytes.len() <= PIECE {
             return Frame::data(Counted { bytes, share });
         }
-        // All pieces are one allocation, so it is given back as a whole.
+        // All pieces are one allocation, so their bytes are released together.
         let first = Counted { bytes: bytes.split_to(PIECE), share: Share::take(&self.connection, 0) };
         while bytes.len() > PIECE {
             let piece = Counted { bytes: bytes.split_to(PIECE), share: Share::take(&self.connection, 0) };
@@ -202,18 +198,17 @@ impl Sending {
 }
 
 impl Sending {
-    /// Ends the answer with this status.
     fn give_up(&mut self, why: &Status) -> Frame<Counted> {
         self.is_refused = true;
-        // Whatever it holds, it is not sent.
+        // What the body still holds is not sent.
         self.body = tonic::body::Body::empty();
         let mut trailers = http::HeaderMap::new();
         let added = why.add_header(&mut trailers);
-        debug_assert!(added.is_ok(), "our own words fit into a header");
+        debug_assert!(added.is_ok(), "our own statuses fit into a header");
         Frame::trailers(trailers)
     }
 
-    /// If the stream was ended: the end of its answer.
+    /// The end of the answer, if the stream was ended.
     fn ended(&mut self) -> Option<Frame<Counted>> {
         let (life, _) = self.stream.as_ref()?;
         let why = life.why_ended()?.clone();
@@ -350,7 +345,7 @@ mod tests {
 
     type Body = http_body_util::StreamBody<futures_util::stream::BoxStream<'static, Result<Frame<Bytes>, Status>>>;
 
-    /// A body of these parts, each after a time, which does not end.
+    /// A body of these parts, each after a delay, which does not end.
     fn arriving(parts: Vec<(Duration, &'static [u8])>) -> Body {
         let parts = futures_util::stream::iter(parts).then(|(after, part)| async move {
             tokio::time::sleep(after).await;
@@ -393,7 +388,8 @@ mod tests {
         let mut quiet = Receiving::new(arriving(Vec::new()), call(), Some(stream(BULK)));
         assert!(tokio::time::timeout(10 * ARRIVAL_TIMEOUT, quiet.frame()).await.is_err());
         let second = Duration::from_secs(1);
-        // A message of two bytes and one whose length never comes; and one that comes byte by byte without end.
+        // Two messages that do not arrive as a whole, and one that arrives byte by byte without an
+        // end.
         let begun = vec![(20 * second, &b"\0\0\0\0\x02ab"[..]), (20 * second, b"\0\0")];
         let trickle: Vec<(Duration, &[u8])> =
             [(second, &b"\0\0\0\xff\xff"[..])].into_iter().chain((0..60).map(|_| (second, &b"x"[..]))).collect();
@@ -403,11 +399,11 @@ mod tests {
                 let (after, code) = ended(Receiving::new(arriving(parts.clone()), call(), Some(life.clone()))).await;
                 let expected = begins + ARRIVAL_TIMEOUT.as_secs();
                 assert_eq!((after.as_secs(), code), (expected, tonic::Code::DeadlineExceeded));
-                // Of a bulk stream the chunks before are answered first.
+                // On a bulk stream the chunks before it are answered first.
                 assert_eq!(life.why_ended().is_some(), answer_ends, "{path}");
             }
         }
-        // Whole ones, each of which takes less than the time that one may take.
+        // Whole messages, each of which takes less time than one may take.
         let whole = (0..20).flat_map(|_| [(6 * second, &b"\0\0\0\0"[..]), (3 * second, b"\x01x")]).collect();
         let whole = ended(Receiving::new(arriving(whole), call(), Some(stream(BULK))));
         assert!(tokio::time::timeout(1000 * second, whole).await.is_err());

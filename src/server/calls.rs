@@ -1,7 +1,7 @@
-//! What each call came to: how long it took and with which code it ended, for the metrics; and its span, where it is traced.
+//! The duration and the code of each call, for the metrics, and its span if it is traced.
 //!
-//! The outermost layer, so that calls count which the others refuse. A call ends with the last piece of its answer, or when
-//! its client takes it back, which counts as CANCELLED.
+//! This is the outermost layer, so that calls that other layers refuse count too. A call ends with
+//! the last piece of its answer, or when its client cancels it, which counts as CANCELLED.
 
 use std::{
     convert::Infallible,
@@ -26,7 +26,7 @@ use crate::{
 
 const OURS: &str = "featurestore.v1.FeatureStoreService/";
 
-/// By their names on the wire, ours first; the last one is all others.
+/// The methods by their names in the protocol, ours first; the last one stands for all others.
 const METHODS: [&str; 10] = [
     "featurestore.v1.FeatureStoreService/GetFeatures",
     "featurestore.v1.FeatureStoreService/UpsertFeatures",
@@ -41,7 +41,6 @@ const METHODS: [&str; 10] = [
 ];
 const OTHER: usize = METHODS.len() - 1;
 
-/// By their numbers.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -62,15 +61,15 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// How long calls took since start, by method and code.
+/// Durations of calls since the start, by method and code.
 #[derive(Debug)]
 pub(super) struct CallMeter([[OnceLock<Histogram>; CODES.len()]; METHODS.len()]);
 
 impl Default for CallMeter {
     fn default() -> Self {
         let meter = Self(Default::default());
-        // There from the start, so that a rate is known of the first call too, and an alert sees the first bug: a series that
-        // is born at 1 has not increased.
+        // These series exist from the start: a series that appears with the value 1 has not
+        // increased, so a rate would miss the first call, and an alert the first bug.
         METHODS.iter().zip(&meter.0).filter(|(name, _)| name.starts_with(OURS)).for_each(|(_, by_code)| {
             for code in [Code::Ok, Code::Internal] {
                 by_code[code as usize].get_or_init(Histogram::default);
@@ -85,7 +84,6 @@ impl CallMeter {
         self.0[method][code as usize].get_or_init(Histogram::default).note(began.elapsed());
     }
 
-    /// Method, code, and how long it took.
     pub(super) fn durations(&self) -> impl Iterator<Item = (&'static str, &'static str, Distribution)> {
         METHODS.into_iter().zip(&self.0).flat_map(|(method, by_code)| {
             let codes = CODES.into_iter().zip(by_code);
@@ -98,11 +96,11 @@ impl CallMeter {
 struct Shared {
     meter: Arc<CallMeter>,
     traces: Traces,
-    /// Where we listen.
+    /// The address of the gRPC port.
     address: SocketAddr,
 }
 
-/// Makes [`Calls`] that count together.
+/// Adds [`Calls`] to services; all of them count together.
 #[derive(Clone, Debug)]
 pub(super) struct CallsLayer(Arc<Shared>);
 
@@ -120,7 +118,6 @@ impl<S> Layer<S> for CallsLayer {
     }
 }
 
-/// A service whose calls are counted.
 #[derive(Clone, Debug)]
 pub(super) struct Calls<S> {
     inner: S,
@@ -128,7 +125,6 @@ pub(super) struct Calls<S> {
 }
 
 impl<S> Calls<S> {
-    /// What it stands before.
     pub(super) fn inner_mut(&mut self) -> &mut S {
         &mut self.inner
     }
@@ -165,12 +161,12 @@ fn method(path: &str) -> usize {
     METHODS[..OTHER].iter().position(|method| *method == name).unwrap_or(OTHER)
 }
 
-/// One call; it ends when this is dropped.
+/// A call; it ends when this is dropped.
 #[derive(Debug)]
 struct Call {
     shared: Arc<Shared>,
     method: usize,
-    /// None: nothing was said yet.
+    /// None: no status was sent yet.
     code: Option<Code>,
     began: Instant,
     trace: Option<Box<Trace>>,
@@ -189,7 +185,7 @@ impl Drop for Call {
         let code = self.code.unwrap_or(Code::Cancelled);
         self.shared.meter.note(self.method, code, self.began);
         if let Some(trace) = &self.trace {
-            // Of a server's codes those that are its own fault, as the conventions have it.
+            // The codes that are errors of the server, by the semantic conventions.
             let is_error = matches!(
                 code,
                 Code::Unknown
@@ -205,7 +201,6 @@ impl Drop for Call {
 }
 
 pin_project! {
-    /// A call until its answer begins.
     pub(super) struct Called<F> {
         #[pin]
         answer: F,
@@ -226,7 +221,7 @@ impl<F: Future<Output = Result<Response<A>, Infallible>>, A> Future for Called<F
         };
         let mut call = this.call.take();
         if let Some(call) = &mut call {
-            // A refusal has no body, and its code among the headers.
+            // A refused call has no body, and its code is in the headers.
             call.learn(response.headers());
         }
         Poll::Ready(Ok(response.map(|body| Answer { body, call })))
@@ -234,7 +229,6 @@ impl<F: Future<Output = Result<Response<A>, Infallible>>, A> Future for Called<F
 }
 
 pin_project! {
-    /// The body of an answer.
     pub(super) struct Answer<A> {
         #[pin]
         body: A,
@@ -243,7 +237,7 @@ pin_project! {
 }
 
 impl<A> Answer<A> {
-    /// The answer to what is no call.
+    /// The answer to a request that is not a call.
     pub(super) fn uncounted(body: A) -> Self {
         Self { body, call: None }
     }
@@ -318,7 +312,7 @@ mod tests {
         assert_eq!(CODES[Code::Unauthenticated as usize], "UNAUTHENTICATED");
     }
 
-    /// Answers by what the path says.
+    /// Answers according to the path.
     #[derive(Clone)]
     struct Handler;
 

@@ -1,4 +1,5 @@
-//! The accept loop and the connections it made. Every bound that tonic or hyper leave open at the edge is set here.
+//! The accept loop and its connections. Every bound of a connection that tonic or hyper leave open
+//! is set here.
 
 use std::{
     io,
@@ -26,9 +27,10 @@ use crate::{
     tiered::seldom::Seldom,
 };
 
-/// Clients that connect again now and then find new replicas; jitter keeps them from doing so together.
+/// A client that connects again from time to time finds new replicas; jitter spreads this over
+/// time.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
-/// For the TLS handshake, and again until the client has said that it speaks HTTP/2.
+/// For the TLS handshake, and then again until the client has begun HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The connections of one listener.
@@ -41,20 +43,17 @@ pub(super) struct Connections {
     abort: CancellationToken,
 }
 
-/// What a listener's connections share.
 pub(super) struct Bounds {
     /// None: plaintext.
     pub(super) tls: Option<Tls>,
-    /// Connections at once; more are closed.
+    /// Connections at once; further ones are closed.
     pub(super) max_connections: usize,
-    /// Those that are there now, and how many were closed as too many; for the metrics.
+    /// The open connections, and the number of those that were closed as too many; for the metrics.
     pub(super) open: TaskTracker,
     pub(super) refused: Arc<Counter>,
-    /// What was no gRPC.
     pub(super) not_grpc: Arc<Refusals>,
-    /// What all of them receive and send.
     pub(super) bytes: Arc<ByteBudget>,
-    /// For what many clients could fill the log with.
+    /// Limits of warnings that clients could fill the log with.
     pub(super) refusals: Seldom,
     pub(super) failures: Seldom,
     pub(super) stalls: Seldom,
@@ -82,13 +81,13 @@ impl Connections {
                     drop(stream);
                     if let Some(others) = self.bounds.refusals.now() {
                         let max = self.bounds.max_connections;
-                        tracing::warn!(%client, others, max, "a connection beyond limits.max_connections was closed");
+                        tracing::warn!(%client, others, max, "closed a connection beyond limits.max_connections");
                     }
                 }
                 Err(error) => {
-                    // Out of file descriptors, or a connection that was gone at once.
+                    // No file descriptor is free, or the connection was gone at once.
                     if let Some(others) = self.bounds.failures.now() {
-                        tracing::warn!(%error, others, "cannot accept a connection");
+                        tracing::warn!(%error, others, "a connection cannot be accepted");
                     }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -96,12 +95,13 @@ impl Connections {
         }
     }
 
-    /// Tells every client to go away and waits for their calls; after `patience` they are cut off.
+    /// Sends GOAWAY to every client and waits for their calls. After `patience` the rest is cut
+    /// off.
     pub(super) async fn close(&self, patience: Duration) {
         self.go_away.cancel();
         self.open.close();
         if tokio::time::timeout(patience, self.open.wait()).await.is_err() {
-            tracing::warn!(connections = self.open.len(), "calls did not finish in time and are cut off");
+            tracing::warn!(connections = self.open.len(), "calls did not finish within drain.timeout and are cut off");
             self.abort.cancel();
             self.open.wait().await;
         }
@@ -157,14 +157,15 @@ impl Connections {
         refusals::refuse(stream, speaks, why).await
     }
 
-    /// Waits for a client that must say something.
+    /// Waits for a step of the handshake, for which the client must send something.
     async fn in_time<T>(&self, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
         tokio::select! {
             done = tokio::time::timeout(HANDSHAKE_TIMEOUT, step) => done.unwrap_or_else(|_| {
-                Err(io::Error::new(io::ErrorKind::TimedOut, "the client did not greet in time"))
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the client did not finish the handshake in time"))
             }),
             () = self.go_away.cancelled() => {
-                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the client had not greeted when the drain ended"))
+                let why = "the client had not finished the handshake when the server stopped accepting calls";
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, why))
             }
         }
     }
@@ -207,8 +208,8 @@ impl Connections {
     }
 }
 
-/// Finds clients that do not read while bytes in flight are scarce. As long as there are enough, a client may take its
-/// time.
+/// Finds clients that do not read while bytes in flight are scarce. While there are enough bytes, a
+/// client may take its time.
 struct Stall {
     bounds: Arc<Bounds>,
     bytes: Arc<ConnectionBytes>,
@@ -222,7 +223,7 @@ impl Stall {
             if let Some(others) = self.bounds.stalls.now() {
                 tracing::warn!(
                     others,
-                    "a client that read nothing for 10 s while limits.max_bytes_in_flight was short is cut off"
+                    "a client is disconnected: it read nothing for 10 s while limits.max_bytes_in_flight was short"
                 );
             }
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read"));

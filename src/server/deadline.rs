@@ -1,6 +1,6 @@
-//! Reads `grpc-timeout` off each call and hands it to the service, which bounds every backend call by what is left of
-//! it and answers DEADLINE_EXCEEDED. (tonic's own timeout would answer CANCELLED.) A timeout that cannot be read is
-//! refused: the caller meant something by it.
+//! Parses `grpc-timeout` of each call. The service bounds every call of a backend by the time that
+//! is left, and answers DEADLINE_EXCEEDED; tonic's own timeout would answer CANCELLED. A timeout
+//! that cannot be parsed is rejected, because the client relies on it.
 
 use std::{
     convert::Infallible,
@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use crate::api::{ClientDeadline, status};
 
-/// Makes [`Deadline`]s.
+/// Adds [`Deadline`] to a service.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DeadlineLayer;
 
@@ -28,7 +28,6 @@ impl<S> Layer<S> for DeadlineLayer {
     }
 }
 
-/// A service whose calls know their deadlines.
 #[derive(Clone, Debug)]
 pub(super) struct Deadline<S> {
     inner: S,
@@ -50,7 +49,7 @@ where
         match timeout(request.headers()) {
             Ok(None) => {}
             Ok(Some(timeout)) => {
-                // A timeout beyond the clock's range is none.
+                // A timeout beyond the range of the clock counts as none.
                 if let Some(deadline) = Instant::now().checked_add(timeout) {
                     request.extensions_mut().insert(ClientDeadline(deadline));
                 }
@@ -63,7 +62,7 @@ where
     }
 }
 
-/// As the gRPC specification has it: at most 8 digits and one of H, M, S, m, u, n.
+/// Parses the format of the gRPC specification: at most 8 digits and one of H, M, S, m, u, n.
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, ()> {
     let Some(header) = headers.get("grpc-timeout") else { return Ok(None) };
     let (unit, digits) = header.as_bytes().split_last().ok_or(())?;

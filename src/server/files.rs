@@ -1,12 +1,12 @@
-//! The bound on open files, which every connection needs one of.
+//! The limit on open files; every connection needs one file.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// For everything but clients' connections: the stores, L1, logs, the admin port.
+/// Files for everything else: the stores, L1, logs, the admin port.
 const OTHERS: u64 = 300;
 
-/// Raises the soft limit on open files as far as so many connections need, and is allowed to. Gives how many connections
-/// there is room for.
+/// Raises the soft limit on open files as far as `wanted` connections need and the hard limit
+/// allows. Returns how many connections there is room for.
 pub fn room_for_connections(wanted: usize) -> usize {
     let needed = (wanted as u64).saturating_add(OTHERS);
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -25,7 +25,7 @@ pub fn room_for_connections(wanted: usize) -> usize {
         limit,
         needed,
         connections = room,
-        "the limit on open files (ulimit -n) is lower than limits.max_connections needs: fewer connections are taken"
+        "the limit on open files (ulimit -n) is lower than limits.max_connections needs: fewer connections are accepted"
     );
     room
 }

@@ -1,7 +1,11 @@
-//! Keeps one call from harming the others: calls beyond a bound, or while too many bytes are in flight, are shed before any
-//! work, with RESOURCE_EXHAUSTED and when to try again; a panic in a handler becomes INTERNAL and the process lives; a message that the codec found too large
-//! or no message at all is refused in our own words. Streams have places of their own (`streams`). The health service is exempt from
-//! shedding but for its streams, so that a busy server is not taken for a dead one.
+//! Keeps one call from harming the others:
+//!
+//! - Calls beyond a bound, or while too many bytes are in flight, are shed before any work, with
+//!   RESOURCE_EXHAUSTED and a time to retry. Streams have places of their own (`streams`). The
+//!   health service is never shed, except for its streams, so that a busy server does not look
+//!   dead.
+//! - A panic in a handler becomes INTERNAL, and the process continues.
+//! - The status of a message that the codec rejects is replaced by one of ours.
 
 use std::{
     convert::Infallible,
@@ -34,22 +38,22 @@ use crate::{
 };
 
 pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
-/// The only call of ours whose answer begins long before its work ends.
+/// The only one of our RPCs whose answer begins long before its work ends.
 const BULK: &str = "/featurestore.v1.FeatureStoreService/BulkUpsert";
-/// They outlive their calls.
+/// Writes continue when their calls are cancelled.
 const WRITES: [&str; 2] =
     ["/featurestore.v1.FeatureStoreService/UpsertFeatures", "/featurestore.v1.FeatureStoreService/DeleteFeatures"];
-/// The call whose answers are large, and may be refused when they are made: nothing was written.
+/// The RPC whose answers are large. They may be refused when they are built, because nothing was
+/// written.
 const READ: &str = "/featurestore.v1.FeatureStoreService/GetFeatures";
 
-/// Makes [`Guard`]s that share one bound.
+/// Adds [`Guard`] to services; all of them share one bound.
 #[derive(Clone, Debug)]
 pub(super) struct GuardLayer {
     bounds: Arc<Bounds>,
     bytes: Arc<ByteBudget>,
 }
 
-/// What the calls of all connections share.
 #[derive(Debug)]
 struct Bounds {
     places: Arc<Semaphore>,
@@ -60,7 +64,8 @@ struct Bounds {
 }
 
 impl GuardLayer {
-    /// At most so many calls and bytes at once, over all connections. `closing`: connections are told to go away.
+    /// Bounds calls and bytes over all connections. `closing` is cancelled when connections receive
+    /// GOAWAY.
     pub(super) fn new(
         max_in_flight: usize,
         max_bytes_in_flight: usize,
@@ -73,22 +78,19 @@ impl GuardLayer {
         Self { bounds: Arc::new(bounds), bytes: Arc::new(ByteBudget::new(max_bytes_in_flight)) }
     }
 
-    /// What calls receive and send.
     pub(super) fn bytes(&self) -> &Arc<ByteBudget> {
         &self.bytes
     }
 
-    /// Calls that hold a place now.
+    /// Calls that occupy a place now.
     pub(super) fn in_flight(&self) -> usize {
         self.bounds.max_in_flight - self.bounds.places.available_permits()
     }
 
-    /// Calls that found no place.
     pub(super) fn shed(&self) -> u64 {
         self.bounds.shed.get()
     }
 
-    /// Streams, by kind.
     pub(super) fn streams(&self) -> &Streams {
         &self.bounds.streams
     }
@@ -103,28 +105,26 @@ impl<S> Layer<S> for GuardLayer {
     }
 }
 
-/// A service that sheds what is too much, and outlives panics.
+/// A service that sheds calls beyond the bounds, and survives panics.
 #[derive(Clone, Debug)]
 pub(super) struct Guard<S> {
     inner: S,
     bounds: Arc<Bounds>,
     connection: Arc<ConnectionBytes>,
-    /// Of the connection.
     streams: Arc<ConnectionStreams>,
 }
 
 impl<S> Guard<S> {
-    /// What it stands before.
     pub(super) fn inner_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// For the calls of one connection.
     pub(super) fn set_connection(&mut self, connection: Arc<ConnectionBytes>) {
         (self.connection, self.streams) = (connection, Arc::default());
     }
 
-    /// The place of a call of this path. The health service is never refused but for its streams, whatever is scarce.
+    /// Takes a place for a call of this path. The health service always gets one, except for its
+    /// streams.
     fn place(&self, path: &str) -> Result<(Place, Option<Arc<Life>>), Status> {
         if let Some(kind) = streams::kind(path) {
             let life = self.bounds.streams.begin(kind, &self.streams).ok_or_else(status::too_many_streams)?;
@@ -178,7 +178,8 @@ where
         };
         let place = InFlight::new(place, self.connection.clone());
         if is_write || is_read {
-            // Whoever serves the stream keeps its place, and a write the bytes that it came as. A read counts what it holds.
+            // The service of a stream holds its place, and a write holds the bytes of its request.
+            // A read counts what it holds.
             request.extensions_mut().insert(place.clone());
         }
         let is_packed = is_packed(request.headers());
@@ -202,14 +203,13 @@ where
 }
 
 pin_project! {
-    /// A call with its place.
     pub(super) struct Guarded<F> {
         #[pin]
         answer: CatchUnwind<AssertUnwindSafe<F>>,
         place: Option<InFlight>,
-        // Of a call whose messages come packed, or become much larger when they are decoded.
+        // Only if messages are compressed, or become much larger when they are decoded.
         unpacked: Option<Unpacked>,
-        // Its answer holds it to its end.
+        // The answer holds it until its end.
         stream: Option<Arc<Life>>,
         connection: Arc<ConnectionBytes>,
         may_be_refused: bool,
@@ -234,7 +234,7 @@ impl<F: Future<Output = Answer>> Future for Guarded<F> {
     }
 }
 
-/// Whether messages may come packed: their size is known only once they are unpacked.
+/// Whether messages may be compressed; then their size is known only when they are decompressed.
 fn is_packed(headers: &HeaderMap) -> bool {
     headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity")
 }
@@ -257,7 +257,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers by what the path says.
+    /// Answers according to the path.
     #[derive(Clone)]
     struct Handler;
 

@@ -1,13 +1,14 @@
-//! grpc.health.v1, told truthfully. Probes never do backend calls: the watcher of the tiers does.
+//! grpc.health.v1. A probe never causes a call to a backend: the watcher of the tiers does that.
 //!
 //! | service name | SERVING means |
 //! |---|---|
-//! | `""` | the process is up and not draining |
-//! | `featurestore.v1.FeatureStoreService` | L2 was reached once since start, and not draining |
+//! | `""` | the process is up and does not drain |
+//! | `featurestore.v1.FeatureStoreService` | L2 was reached once, and the server does not drain |
 //! | `l1`, `l2` | that tier answers now, and can be used as it is |
 //!
-//! The service is our own, because the one of `tonic-health` ends a Watch of an unknown name with NOT_FOUND, and the protocol
-//! wants it kept open: a name may become known later. Its messages are those of `tonic-health`.
+//! The service is our own: that of `tonic-health` ends a Watch of an unknown name with NOT_FOUND,
+//! but the protocol requires that it stays open, because a name may become known later. The
+//! messages are those of `tonic-health`.
 
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::watch::{self, Receiver, Sender};
@@ -23,11 +24,10 @@ use crate::{api::Api, proto::feature_store_service_server::FeatureStoreServiceSe
 
 const NAMES: [&str; 4] = ["", <FeatureStoreServiceServer<Api> as NamedService>::NAME, "l1", "l2"];
 
-/// What is said of all names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Said {
     serving: [bool; NAMES.len()],
-    /// Nobody can watch any longer.
+    /// Every Watch must end.
     ended: bool,
 }
 
@@ -44,21 +44,19 @@ impl Said {
     }
 }
 
-/// Keeps the health service up to date.
 pub(super) struct Health {
     said: Sender<Said>,
     reach: Receiver<Reach>,
 }
 
 impl Health {
-    /// Health as it is now.
     pub(super) fn new(reach: Receiver<Reach>) -> (Self, HealthServer<impl HealthApi>) {
         let (said, says) = watch::channel(Said::new(*reach.borrow(), false));
         (Self { said, reach }, HealthServer::new(Service { says }))
     }
 
-    /// Follows the tiers and the drain, until `closing`. Then every Watch is ended, as it would never end by itself and
-    /// hold up the drain.
+    /// Follows the tiers and the drain until `closing`. Then it ends every Watch, which would
+    /// otherwise delay the drain.
     pub(super) async fn keep(mut self, draining: CancellationToken, closing: CancellationToken) {
         loop {
             let drains = draining.is_cancelled();
@@ -70,13 +68,12 @@ impl Health {
                 changed = self.reach.changed() => if changed.is_err() { return },
             }
         }
-        // Whoever has not yet seen that this server drains sees it before the end.
+        // A watcher that has not received the status of the drain receives it before the end.
         let last = Said { ended: true, ..Said::new(*self.reach.borrow(), draining.is_cancelled()) };
         self.said.send_replace(last);
     }
 }
 
-/// The service.
 struct Service {
     says: Receiver<Said>,
 }
@@ -86,32 +83,31 @@ impl HealthApi for Service {
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
         match self.says.borrow().of(&request.get_ref().service) {
             Some(status) => Ok(Response::new(answer(status))),
-            None => Err(Status::not_found(format!("no such service; the names are {NAMES:?}"))),
+            None => Err(Status::not_found(format!("there is no service of this name; the names are {NAMES:?}"))),
         }
     }
 
     type WatchStream = BoxStream<'static, Result<HealthCheckResponse, Status>>;
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let watching = Watching { name: request.into_inner().service, says: self.says.clone(), told: None };
+        let watching = Watching { name: request.into_inner().service, says: self.says.clone(), sent: None };
         Ok(Response::new(Box::pin(stream::unfold(watching, Watching::next))))
     }
 }
 
-/// Somebody who watches a name.
 struct Watching {
     name: String,
     says: Receiver<Said>,
-    told: Option<ServingStatus>,
+    sent: Option<ServingStatus>,
 }
 
 impl Watching {
-    /// The status at once, and then whenever it is another one than was told; None: this is the end.
+    /// Returns the status at once, and then each time it changes. None: the Watch ends.
     async fn next(mut self) -> Option<(Result<HealthCheckResponse, Status>, Self)> {
         loop {
             let said = *self.says.borrow_and_update();
             let status = said.of(&self.name).unwrap_or(ServingStatus::ServiceUnknown);
-            if self.told.replace(status) != Some(status) {
+            if self.sent.replace(status) != Some(status) {
                 return Some((Ok(answer(status)), self));
             }
             if said.ended || self.says.changed().await.is_err() {
@@ -134,7 +130,7 @@ mod tests {
     const SERVICE: &str = NAMES[1];
     const UP: Reach = Reach { l1: true, l2: true, ready: true };
 
-    /// A service over tiers that can be changed.
+    /// A service over tiers whose state can be set.
     fn service(reach: Reach) -> (Sender<Reach>, Health, Service) {
         let (tiers, reach) = watch::channel(reach);
         let (said, says) = watch::channel(Said::new(*reach.borrow(), false));

@@ -1,10 +1,11 @@
-//! A connection of HTTP/2: requests come in, each is answered in a task of its own.
+//! An HTTP/2 connection: requests come in, and each is answered in a task of its own.
 //!
-//! h2 is used as it is and not through hyper, because a stream of many small messages needs both of what hyper keeps to itself:
-//! h2 ends a connection on which too many small frames wait unread (whoever sends them makes it hold far more memory than bytes),
-//! and it gives back a stream's window as soon as its bytes are taken. So the frames of streams are taken from h2 at once, by this
-//! connection's own task (`incoming`), after every few bytes that were read (`sips`), and their window is given back when their
-//! service reads them.
+//! This uses h2 directly and not through hyper, because a stream of many small messages needs two
+//! things that hyper does not offer. First, h2 ends a connection on which too many small frames
+//! wait unread, because they take far more memory than their bytes. Second, h2 returns the window
+//! of a stream as soon as its bytes are taken. So this connection's own task takes the frames of
+//! streams from h2 at once (`incoming`), after every few bytes that were read (`sips`), and returns
+//! their window when their service reads them.
 
 mod answer;
 mod incoming;
@@ -33,38 +34,40 @@ use crate::api::ConnectionBytes;
 pub(super) const MAX_CONCURRENT_STREAMS: u32 = 256;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 const MAX_LOCAL_RESETS: usize = 1024;
-/// Calls that their client took back before a busy server came to them. By default 20 end the connection, which a client
-/// whose deadlines pass at the same moment would meet; no client can take back more than it may have at once.
+/// Calls that their client cancelled before a busy server accepted them. By default 20 of them end
+/// the connection, which would affect a client whose deadlines pass at the same moment. No client
+/// can cancel more than it may have at once.
 const MAX_TAKEN_BACK: usize = MAX_CONCURRENT_STREAMS as usize;
-/// Batches of rows are large: the HTTP/2 default of 64 KiB would make a request wait for its client.
+/// Batches are large: with the HTTP/2 default of 64 KiB a request would wait for window updates.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// What a connection may hold that nobody has read and nobody counts.
+/// Bytes that a connection may hold unread and uncounted.
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// What small frames may cost that wait unread: 256 bytes each. It is what h2 itself would take.
+/// Memory for small frames that wait unread, at 256 bytes each. This is the default of h2.
 const SMALL_FRAMES: usize = CONNECTION_WINDOW as usize / 2;
-/// What an answer has that is not yet written, at most, before it waits for the connection.
+/// The most bytes of an answer that are not yet written before it waits for the connection.
 const SEND_BUFFER: usize = 400 << 10;
-/// How often a connection is looked at.
+/// How often a connection is checked.
 pub(super) const LOOK: Duration = Duration::from_secs(10);
-/// Looks at which a client has sent nothing, not even an answer to a ping.
+/// Checks in a row at which the client has sent nothing, not even an answer to a ping: after 3 it
+/// is pinged, after 4 it counts as dead.
 const PING_AFTER: u32 = 3;
 const DEAD_AFTER: u32 = 4;
 
-/// A connection that is served while this is polled.
+/// A connection; it is served while `serve` is polled.
 pub(super) struct Http2<S> {
-    // First, so that it is dropped before what waits for it.
+    // The first field, so that it is dropped before what waits for it.
     connection: Connection<Sips<S>, Counted>,
     inboxes: Inboxes,
     pings: Option<h2::PingPong>,
     read: Arc<Read>,
-    /// What was read at the last look, and how many looks ago that changed.
+    /// The bytes read at the last check, and the number of checks since they changed.
     read_before: usize,
     silent_for: u32,
     service: Layered,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<S> {
-    /// Greets a client whose preface is still to be read.
+    /// Does the HTTP/2 handshake with a client whose preface is still to be read.
     pub(super) async fn greet(stream: S, service: Layered, bytes: Arc<ConnectionBytes>) -> io::Result<Self> {
         let read = Arc::<Read>::default();
         let mut settings = h2::server::Builder::new();
@@ -83,7 +86,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<S> {
         Ok(Self { connection, inboxes, pings, read, read_before: 0, silent_for: 0, service })
     }
 
-    /// Serves until the connection ends.
     pub(super) async fn serve(&mut self) -> io::Result<()> {
         while let Some(accepted) = poll_fn(|cx| self.poll_accept(cx)).await {
             let (request, respond) = accepted.map_err(io::Error::other)?;
@@ -92,12 +94,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<S> {
         Ok(())
     }
 
-    /// Tells the client to open no more streams. [`Self::serve`] ends with the last of them.
+    /// Sends GOAWAY. [`Self::serve`] ends with the last stream.
     pub(super) fn go_away(&mut self) {
         self.connection.graceful_shutdown();
     }
 
-    /// Whether the client is still there. To be asked again and again.
+    /// Checks whether the client is still there; called every [`LOOK`].
     pub(super) fn look(&mut self) -> io::Result<()> {
         let read = self.read.bytes();
         self.silent_for = if read == self.read_before { self.silent_for + 1 } else { 0 };
@@ -105,7 +107,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<S> {
         match (self.silent_for, &mut self.pings) {
             (DEAD_AFTER.., _) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not answer a ping")),
             (PING_AFTER, Some(pings)) => {
-                // The answer to the one before must be taken first. Whatever fails here, the client has to answer.
+                // The answer to the last ping must be taken first. If this fails, the client still
+                // has to answer.
                 let _ = pings.poll_pong(&mut Context::from_waker(std::task::Waker::noop()));
                 let _ = pings.send_ping(h2::Ping::opaque());
                 Ok(())
@@ -115,7 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<S> {
     }
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
-        // What was read before the last request was accepted, and what is read now.
+        // Takes what was read before the last request was accepted, and below what is read now.
         self.take_what_came();
         let accepted = self.connection.poll_accept(cx);
         self.take_what_came();
@@ -124,7 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<S> {
         })
     }
 
-    /// Streams may be left unread by their service for long, and all other calls are read at once.
+    /// The service of a stream may leave it unread for long; all other requests are read at once.
     fn with_body(&mut self, request: Request<h2::RecvStream>) -> Request<Incoming> {
         match streams::kind(request.uri().path()) {
             None => request.map(Incoming::of_call),
@@ -134,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Http2<S> {
 
     fn take_what_came(&mut self) {
         if let Some(ahead) = self.inboxes.take_what_came(self.read.bytes()) {
-            // Their bytes are counted, so that they keep the window of no other call.
+            // Their bytes are counted, so they take none of the window of other calls.
             self.connection.set_target_window_size(CONNECTION_WINDOW + ahead);
         }
     }

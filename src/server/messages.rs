@@ -1,5 +1,5 @@
-//! Where the messages of a stream begin and end in the bytes of its body, as gRPC frames them: a flag, the length in four
-//! bytes, and that many bytes.
+//! Finds where the messages of a stream begin and end in the bytes of its body. gRPC frames them as
+//! a flag, the length in four bytes, and that many bytes.
 
 const HEAD: usize = 5;
 
@@ -7,14 +7,13 @@ const HEAD: usize = 5;
 #[derive(Debug, Default)]
 pub(super) struct Messages {
     head: [u8; HEAD],
-    /// Bytes of the head that are there.
     begun: usize,
-    /// Bytes of the message that are missing, once the head is whole.
+    /// Bytes of the message that are missing, once the head is complete.
     missing: usize,
 }
 
 impl Messages {
-    /// More of the body has come. Whether a message ended in it.
+    /// Takes more bytes of the body. Returns whether a message ended in them.
     pub(super) fn take(&mut self, mut bytes: &[u8]) -> bool {
         let mut ended = false;
         while !bytes.is_empty() {
@@ -37,7 +36,7 @@ impl Messages {
         ended
     }
 
-    /// Whether a message has begun and is not whole.
+    /// Whether a message has begun and is not complete.
     pub(super) fn is_within_one(&self) -> bool {
         self.begun > 0
     }
@@ -76,7 +75,7 @@ mod tests {
             assert!(!messages.take(&[*byte]) && messages.is_within_one());
         }
         assert!(messages.take(&[7]) && !messages.is_within_one());
-        // The end of one and the beginning of the next.
+        // The end of one message and the beginning of the next.
         let two = [framed(2), framed(2)].concat();
         assert!(messages.take(&two[..9]) && messages.is_within_one());
     }

@@ -1,9 +1,10 @@
-//! Lets in only what is a call of gRPC: a POST with gRPC's content type. Anything else is answered as HTTP has it, 405 or 415,
-//! before its body is read and before anybody asks whose it is.
+//! Admits only gRPC calls: a POST with the content type of gRPC. Anything else is answered with 405
+//! or 415, before its body is read and before its token is checked.
 //!
-//! This keeps web pages out: a browser sends a form, plain text or a GET to any server without asking it, with the client
-//! certificate that its user has. For `application/grpc` it asks first (CORS), and gets no leave here. The header `origin`
-//! is not judged, because proxies that speak gRPC-Web to browsers pass it on.
+//! This keeps web pages out: a browser sends a form, plain text or a GET to any server without
+//! asking it, with the client certificate of its user. For `application/grpc` it asks first (CORS),
+//! and gets no permission here. The header `origin` is not checked, because proxies that speak
+//! gRPC-Web to browsers pass it on.
 
 use std::{
     convert::Infallible,
@@ -26,7 +27,6 @@ use super::{
 };
 use crate::api::ConnectionBytes;
 
-/// A service that gets nothing but calls of gRPC.
 #[derive(Clone, Debug)]
 pub(super) struct OnlyGrpc<S> {
     inner: S,
@@ -39,12 +39,10 @@ impl<S> OnlyGrpc<S> {
         Self { inner, refusals, connection }
     }
 
-    /// What it stands before.
     pub(super) fn inner_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// For the requests of one connection.
     pub(super) fn set_connection(&mut self, connection: Arc<ConnectionBytes>) {
         self.connection = connection;
     }
@@ -80,7 +78,6 @@ where
     }
 }
 
-/// Whether a request is a call of gRPC.
 pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), NotGrpc> {
     if method != Method::POST {
         return Err(NotGrpc::Method);
@@ -92,14 +89,13 @@ pub(super) fn check(method: &Method, headers: &HeaderMap) -> Result<(), NotGrpc>
     }
 }
 
-/// As gRPC over HTTP/2 has it, of whose formats protobuf is the only one here. Parameters mean nothing, as to other servers of
-/// gRPC.
+/// The content types of gRPC over HTTP/2, of which only protobuf is supported. Parameters are
+/// ignored, as other gRPC servers do.
 fn is_grpc(content_type: &[u8]) -> bool {
     let of = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii_end();
     of.eq_ignore_ascii_case(b"application/grpc") || of.eq_ignore_ascii_case(b"application/grpc+proto")
 }
 
-/// The answer to what is no call.
 pub(super) fn refusal(what: NotGrpc) -> Response<String> {
     let mut response = Response::new(format!("{}\n", what.words()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

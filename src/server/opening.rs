@@ -1,5 +1,6 @@
-//! The first bytes of a connection tell what its client speaks: HTTP/2 with prior knowledge, as gRPC does, or something
-//! else. Until they are there nothing is spent on it, and who waits for them sets the bound.
+//! Detects from the first bytes of a connection what its client speaks: HTTP/2 with prior
+//! knowledge, as gRPC does, or something else. Until then the connection costs nothing more. The
+//! caller bounds the time.
 
 use std::{
     io::{self, IoSlice},
@@ -12,22 +13,18 @@ use tokio::{
     net::TcpStream,
 };
 
-/// What an HTTP/2 client says first.
+/// The first bytes of an HTTP/2 client.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What a TLS record begins with that holds a client's hello.
+/// The first byte of a TLS record with a ClientHello.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// What the client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Speaks {
-    /// HTTP/2.
     Http2,
-    /// Text, as HTTP/1 is.
+    /// Text, as in HTTP/1.
     Http1,
-    /// TLS.
     Tls,
-    /// None of these.
     SomethingElse,
 }
 
@@ -56,19 +53,19 @@ pub(super) async fn begins_with_tls(stream: &TcpStream) -> io::Result<bool> {
 }
 
 fn left() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the client left before it said anything")
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the client closed the connection before it sent anything")
 }
 
-/// A connection whose first bytes were read, and are read again.
+/// A connection whose first bytes were read, and will be read again.
 pub(super) struct Opened<S> {
     stream: S,
     first: [u8; PREFACE.len()],
-    /// Of the first bytes, those that are still to be read.
+    /// The range of the first bytes that is still to be read.
     begin: usize,
     end: usize,
 }
 
-/// Reads as far as it takes to know.
+/// Reads until the protocol is known.
 pub(super) async fn open<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<(Speaks, Opened<S>)> {
     let (mut first, mut end) = ([0; PREFACE.len()], 0);
     while end < first.len() && PREFACE.starts_with(&first[..end]) {

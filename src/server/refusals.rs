@@ -1,5 +1,6 @@
-//! What is said to clients that do not speak gRPC, so that their error names the mistake: a connection that is just reset
-//! looks like a broken network. Whoever is answered here is not served, and everything takes a bounded time.
+//! Answers to clients that do not speak gRPC, so that their error names the mistake; a connection
+//! that is only reset looks like a broken network. Such a client is not served, and everything
+//! takes a bounded time.
 
 use std::{io, time::Duration};
 
@@ -13,54 +14,53 @@ use tonic::Status;
 use super::opening::Speaks;
 use crate::metrics::Counter;
 
-/// How long the answer may take, and how long the client may take to read it and to close the connection.
+/// How long the answer may take, and how long the client may take to read it and to close the
+/// connection.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// What such a client may still send meanwhile. It is read and thrown away, because a connection that is closed with unread
-/// bytes is reset, and a reset takes the answer away from the client.
+/// Bytes that such a client may still send meanwhile. They are read and dropped: a connection that
+/// is closed with unread bytes is reset, and a reset can lose the answer.
 const MAX_DISCARDED: u64 = 64 << 10;
-/// The same for a client of gRPC, which may make its first call a while after it has connected.
+/// Like `ANSWER_TIMEOUT` for a gRPC client, which may make its first call some time after it
+/// connected.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_CALLS: u32 = 16;
 const MAX_HEADER_LIST_BYTES: u32 = 16 << 10;
 
-/// What was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotGrpc {
     /// A request with another method than POST.
     Method,
-    /// A request whose content type is not gRPC's.
+    /// A request with another content type than that of gRPC.
     ContentType,
-    /// HTTP/1 where HTTP/2 is spoken.
+    /// HTTP/1 to a port that speaks HTTP/2.
     Http1,
     /// TLS to a plaintext port.
     Tls,
     /// Plaintext to a TLS port.
     Plaintext,
-    /// TLS whose client does not ask for HTTP/2.
+    /// TLS, but the client does not ask for HTTP/2.
     NoAlpn,
-    /// Bytes of no protocol that is known here.
     Unknown,
 }
 
-/// As the metrics name them, in the order of [`NotGrpc`].
+/// The names in the metrics, in the order of [`NotGrpc`].
 const NAMES: [&str; 7] = ["method", "content_type", "http1", "tls", "plaintext", "no_alpn", "unknown"];
 
 impl NotGrpc {
     /// What is wrong, and what to do.
     pub(super) fn words(self) -> &'static str {
         match self {
-            Self::Method => "this port speaks gRPC: every request is a POST",
-            Self::ContentType => "this port speaks gRPC: a request's content-type is application/grpc",
-            Self::Http1 => "this port speaks gRPC over HTTP/2 and no HTTP/1: use a gRPC client",
-            Self::Tls => "this port speaks plaintext and no TLS: connect without TLS",
-            Self::Plaintext => "this port speaks TLS and no plaintext: connect with TLS",
+            Self::Method => "this port speaks gRPC: every request must be a POST",
+            Self::ContentType => "this port speaks gRPC: the content-type of every request must be application/grpc",
+            Self::Http1 => "this port speaks gRPC over HTTP/2 and not HTTP/1: use a gRPC client",
+            Self::Tls => "this port speaks plaintext and not TLS: connect without TLS",
+            Self::Plaintext => "this port speaks TLS and not plaintext: connect with TLS",
             Self::NoAlpn => "this port speaks HTTP/2 over TLS: the client must ask for h2 by ALPN",
-            Self::Unknown => "this port speaks gRPC over HTTP/2",
+            Self::Unknown => "this port speaks gRPC over HTTP/2: use a gRPC client",
         }
     }
 }
 
-/// How much was refused since start, by what it was.
 #[derive(Debug, Default)]
 pub(super) struct Refusals([Counter; NAMES.len()]);
 
@@ -74,17 +74,18 @@ impl Refusals {
     }
 }
 
-/// Says to a new connection why it is not served, in the protocol that its client speaks, and ends it. Always an error,
-/// for the log.
+/// Tells the client of a new connection why it is not served, in the protocol that it speaks, and
+/// closes the connection. Always returns an error, for the log.
 pub(super) async fn refuse<S>(stream: S, speaks: Speaks, why: NotGrpc) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let words = why.words();
-    // Whether the client takes it is its own matter.
+    // It does not matter whether the client reads the answer.
     match speaks {
-        // A client of TLS that is answered in plain text says so ("wrong version number", "first record does not look like a
-        // TLS handshake"). An alert would send people to look for a version of TLS that this port speaks.
+        // A TLS client that is answered in plaintext reports it ("wrong version number", "first
+        // record does not look like a TLS handshake"). A TLS alert would suggest another TLS
+        // version.
         Speaks::Http1 | Speaks::Tls => _ = timeout(ANSWER_TIMEOUT, answer_http1(stream, words)).await,
         Speaks::Http2 => _ = timeout(CALL_TIMEOUT, answer_calls(stream, words)).await,
         Speaks::SomethingElse => {}
@@ -98,8 +99,8 @@ async fn answer_http1<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, words: &
     tokio::io::copy(&mut stream.take(MAX_DISCARDED), &mut tokio::io::sink()).await.map(drop)
 }
 
-/// Answers the first calls of a client that speaks gRPC, but not as this port does, without a look at what they ask for. Not all
-/// clients show what a GOAWAY says.
+/// Answers the first calls of a client that speaks gRPC, but not as this port does, without reading
+/// what they ask for. Not all clients show the text of a GOAWAY.
 async fn answer_calls<S: AsyncRead + AsyncWrite + Unpin>(stream: S, words: &str) -> Result<(), h2::Error> {
     let mut settings = h2::server::Builder::new();
     settings.max_concurrent_streams(MAX_CALLS).max_header_list_size(MAX_HEADER_LIST_BYTES).initial_window_size(0);

@@ -1,6 +1,7 @@
-//! Calls that last as long as their clients want: streams. They say nothing most of the time, so they have no places among the
-//! calls at once: each kind has its own, of which one connection gets a share, and a stream that is silent for too long, or while
-//! the server drains, is ended.
+//! Streams: calls that last as long as their clients want. They are silent most of the time, so
+//! they do not count among the calls in flight. Each kind has its own places, of which one
+//! connection gets a share. A stream that is silent for too long, or while the server drains, is
+//! ended.
 
 use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
@@ -19,13 +20,14 @@ use crate::{
     metrics::Counter,
 };
 
-/// How long a client may be silent once connections are told to go away.
+/// How long a client may be silent after connections received GOAWAY.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
-/// How long a client may not read what it is sent.
+/// How long a client may leave an answer unread.
 const UNREAD: Duration = Duration::from_secs(5 * 60);
 
-/// One connection gets this part of a kind's places, so that it takes eight clients to take all of them.
+/// One connection gets this part of the places of a kind, so only eight clients together can take
+/// all.
 const CONNECTION_PART: usize = 8;
 
 /// Bulk streams over all connections.
@@ -34,24 +36,22 @@ pub(crate) const MAX_BULK_STREAMS: usize = 1024;
 /// A kind of stream.
 #[derive(Debug)]
 pub(super) struct Kind {
-    /// As the metrics have it.
     name: &'static str,
-    /// Those of its calls.
     paths: &'static [&'static str],
     max: usize,
     silence: Silence,
 }
 
-/// What becomes of a stream on which nothing was sent by either side for a while.
+/// What happens to a stream on which neither side sends anything for a while.
 #[derive(Debug)]
 enum Silence {
-    /// It is ended.
+    /// The stream is ended after this time.
     Ends(Duration),
-    /// The service ends it, because it alone knows whether it works for the client meanwhile.
+    /// The service ends it, because only the service knows whether it is working for the client.
     IsWatchedByTheService,
 }
 
-/// All of them; a test holds this against the services.
+/// All kinds; a test compares them with the services.
 const KINDS: [Kind; 3] = [
     Kind {
         name: "bulk",
@@ -63,8 +63,8 @@ const KINDS: [Kind; 3] = [
         name: "watch",
         paths: &["/grpc.health.v1.Health/Watch"],
         max: 1024,
-        // Healthy servers have nothing to say for days. Its client watches again, as it does when a connection has reached its
-        // age, which is the same.
+        // A healthy server may have nothing to send for days. The client watches again, as it must
+        // when its connection reaches its maximum age, which is the same time.
         silence: Silence::Ends(Duration::from_secs(30 * 60)),
     },
     Kind {
@@ -74,17 +74,16 @@ const KINDS: [Kind; 3] = [
             "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         ],
         max: 128,
-        // Tools ask one question after the other, and leave.
+        // Tools send one question after the other and leave.
         silence: Silence::Ends(Duration::from_secs(30)),
     },
 ];
 
-/// The kind of the stream that a call of this path is, by its number. None: it is none.
+/// The number of the kind, by the path of a call. None: the call is not a stream.
 pub(super) fn kind(path: &str) -> Option<usize> {
     KINDS.iter().position(|kind| kind.paths.contains(&path))
 }
 
-/// The places of streams over all connections.
 #[derive(Debug)]
 pub(super) struct Streams {
     places: [Arc<Semaphore>; KINDS.len()],
@@ -92,7 +91,6 @@ pub(super) struct Streams {
     closing: CancellationToken,
 }
 
-/// How many streams of a kind there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reading {
     pub(super) kind: &'static str,
@@ -102,7 +100,7 @@ pub(super) struct Reading {
 }
 
 impl Streams {
-    /// `closing`: connections are told to go away.
+    /// `closing` is cancelled when connections receive GOAWAY.
     pub(super) fn new(closing: CancellationToken) -> Self {
         let places = KINDS.each_ref().map(|kind| Arc::new(Semaphore::new(kind.max)));
         Self { places, refused: Default::default(), closing }
@@ -137,7 +135,6 @@ impl Streams {
     }
 }
 
-/// The shares of one connection.
 #[derive(Debug)]
 pub(super) struct ConnectionStreams([Arc<Semaphore>; KINDS.len()]);
 
@@ -147,16 +144,16 @@ impl Default for ConnectionStreams {
     }
 }
 
-/// A stream while it lasts. The bodies of its request and of its answer hold it.
+/// A stream while it lasts; the bodies of its request and of its answer hold it.
 #[derive(Debug)]
 pub(super) struct Life {
     kind: &'static Kind,
     place: Arc<StreamPlace>,
     closing: CancellationToken,
-    /// When something was received or sent last.
+    /// When something was last received or sent.
     active: Mutex<Instant>,
     ended: CancellationToken,
-    /// Why it ended, if the server ended it.
+    /// Why the server ended it, if it did.
     why: OnceLock<Status>,
 }
 
@@ -165,36 +162,36 @@ impl Life {
         &self.place
     }
 
-    /// Something was received or sent.
+    /// Records that something was received or sent.
     pub(super) fn go_on(&self) {
         *self.active.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Its request cannot be read on. Ends it, unless the service does that once it has answered what came before.
+    /// Records that the rest of its request cannot be read. This ends the stream, unless the
+    /// service does so after it has answered what came before.
     pub(super) fn fail(&self, why: Status) {
         if !matches!(self.kind.silence, Silence::IsWatchedByTheService) {
             self.end(why);
         }
     }
 
-    /// Ends it: both its bodies end.
+    /// Ends both its bodies.
     fn end(&self, why: Status) {
-        // The first reason is the one that is told.
+        // The first reason is the one that the client receives.
         let _ = self.why.set(why);
         self.ended.cancel();
     }
 
-    /// Why it was ended; None: it was not.
+    /// Why it was ended. None: it was not.
     pub(super) fn why_ended(&self) -> Option<&Status> {
         self.why.get()
     }
 
-    /// Waits until it is ended.
     pub(super) async fn ended(self: Arc<Self>) {
         self.ended.cancelled().await;
     }
 
-    /// Waits until it is ended, by whomever, or is silent for too long, which ends it.
+    /// Waits until it is ended, or ends it when it is silent for too long.
     pub(super) async fn over(self: Arc<Self>) {
         tokio::select! {
             () = self.ended.cancelled() => {}
@@ -276,7 +273,7 @@ mod tests {
             }
             assert!(streams.begin(number, &connections[CONNECTION_PART]).is_none(), "{name}");
             assert_eq!((open(name).open, open(name).refused), (*max, CONNECTION_PART as u64 + 1));
-            // A refusal over all keeps nothing of the connection's share.
+            // A stream that is shed over all connections takes nothing of its connection's share.
             held.pop();
             assert!(streams.begin(number, &connections[CONNECTION_PART]).is_some(), "{name}");
             drop(held);

@@ -1,6 +1,6 @@
-//! TLS on the gRPC port: rustls with ring, HTTP/2 only. The files are looked at again and again, as Kubernetes swaps symlinks
-//! below them, and what they hold is used for new connections once it is a good pair; a bad one is told once, and the last
-//! good one stays in use.
+//! TLS on the gRPC port: rustls with ring, HTTP/2 only. The files are read again from time to time,
+//! because Kubernetes swaps symlinks. A new pair that is good is used for new connections; a bad
+//! one is logged once, and the last good one stays in use.
 
 use std::{
     fmt::{self, Display},
@@ -27,29 +27,30 @@ use tokio_util::sync::CancellationToken;
 use crate::access::reload::Reload;
 
 const HTTP2: &[u8] = b"h2";
-/// Between two looks at files that make a bad pair: one of them may have been new and the other not yet.
+/// After this time files that make a bad pair are read again: one may have been new and the other
+/// not yet.
 const SECOND_LOOK: Duration = Duration::from_millis(200);
 
-/// Whether a client has asked for HTTP/2. One that names protocols and not this one was refused by rustls; one that names none
-/// was not.
+/// Whether the client asked for HTTP/2. rustls has refused a client that names other protocols
+/// only, but not one that names none.
 pub(super) fn asks_for_http2(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(HTTP2)
 }
 
-/// Where certificates are.
+/// The files of certificates, all PEM.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
-    /// The server's certificate, and what leads from it to a root, as PEM.
+    /// The certificate of the server and its chain.
     pub cert_file: PathBuf,
-    /// Its key, as PEM.
+    /// The key of that certificate.
     pub key_file: PathBuf,
-    /// Who may sign clients' certificates, as PEM. None: clients need none.
+    /// The CAs that may sign client certificates. None: clients need no certificate.
     pub client_ca_file: Option<PathBuf>,
-    /// How often they are looked at.
+    /// How often they are read again.
     pub reload_interval: Duration,
 }
 
-/// What is wrong with the files, by the name of the key that names them.
+/// What is wrong with a file; begins with the key that names it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct TlsError(String);
@@ -60,7 +61,7 @@ impl TlsError {
     }
 }
 
-/// TLS as it is now.
+/// The TLS settings in use; clones share them.
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);
 
@@ -68,22 +69,20 @@ struct Inner {
     files: TlsFiles,
     provider: Arc<CryptoProvider>,
     current: ArcSwap<ServerConfig>,
-    /// What `current` was made of at first.
+    /// The contents that `current` was made of at first.
     first: Contents,
     /// When the certificate of `current` ends, in seconds since 1970.
     not_after: AtomicI64,
-    /// Whether the files are bad now, and `current` is older than they are.
+    /// Whether the files are bad now, so that `current` is older than they are.
     is_failing: AtomicBool,
 }
 
-/// What files come to.
 struct Made {
     config: ServerConfig,
     /// When the certificate ends, in seconds since 1970.
     not_after: i64,
 }
 
-/// What the files hold.
 #[derive(Clone, PartialEq, Eq)]
 struct Contents {
     cert: Vec<u8>,
@@ -104,17 +103,23 @@ impl Tls {
         Ok(tls)
     }
 
+    /// Whether clients must show a certificate (mTLS).
+    pub(super) fn needs_client_certificate(&self) -> bool {
+        self.0.files.client_ca_file.is_some()
+    }
+
     /// When the certificate that is in use ends, in seconds since 1970.
     pub(super) fn not_after(&self) -> i64 {
         self.0.not_after.load(Relaxed)
     }
 
-    /// Whether the files were bad when they were looked at last: an older certificate is in use.
+    /// Whether the files were bad when they were read last, so that an older certificate is in use.
     pub(super) fn is_failing(&self) -> bool {
         self.0.is_failing.load(Relaxed)
     }
 
-    /// It is used all the same: clients that do not look at the time are served, and all others say why not.
+    /// An expired certificate is used all the same: clients that do not check the time are served,
+    /// and all others report it.
     fn warn_if_expired(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
         let ago = now.saturating_sub(self.not_after());
@@ -124,12 +129,13 @@ impl Tls {
         }
     }
 
-    /// Greets a client. Who waits sets the bound.
+    /// Does the TLS handshake with a client. The caller bounds the time.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         TlsAcceptor::from(self.0.current.load_full()).accept(stream).await
     }
 
-    /// Follows the files until `stop`: looks at them now and then, and when asked.
+    /// Follows the files until `stop`: reads them from time to time, and when a reload is
+    /// requested.
     pub(super) async fn follow(self, stop: CancellationToken, mut reload: Reload) {
         let files = &self.0.files;
         let mut seen = Ok(self.0.first.clone());
@@ -139,21 +145,21 @@ impl Tls {
                 () = tokio::time::sleep(files.reload_interval) => false,
                 () = reload.asked() => true,
             };
-            let mut now = self.look().await;
+            let mut now = self.read_files().await;
             if now == seen && !is_asked {
                 continue;
             }
             let mut made = self.make(&now);
             if made.is_err() {
                 tokio::time::sleep(SECOND_LOOK).await;
-                now = self.look().await;
+                now = self.read_files().await;
                 made = self.make(&now);
             }
             self.0.is_failing.store(made.is_err(), Relaxed);
             match made {
                 Ok(_) if now == seen => {
                     let file = files.cert_file.display();
-                    tracing::info!(%file, "the certificates were read again, and are what they were before");
+                    tracing::info!(%file, "the certificates were read again, and have not changed");
                 }
                 Ok(Made { config, not_after }) => {
                     self.0.current.store(Arc::new(config));
@@ -161,16 +167,16 @@ impl Tls {
                     self.warn_if_expired();
                     tracing::info!(file = %files.cert_file.display(), "new certificates are in use for new connections");
                 }
-                Err(error) => tracing::warn!(%error, "the new certificates are bad: the ones before stay in use"),
+                Err(error) => tracing::warn!(%error, "the new certificates are bad: the old ones stay in use"),
             }
             seen = now;
         }
     }
 
-    async fn look(&self) -> Result<Contents, TlsError> {
+    async fn read_files(&self) -> Result<Contents, TlsError> {
         let files = self.0.files.clone();
-        let looked = tokio::task::spawn_blocking(move || read(&files)).await;
-        looked.unwrap_or_else(|error| Err(TlsError(format!("the files were not read: {error}"))))
+        let contents = tokio::task::spawn_blocking(move || read(&files)).await;
+        contents.unwrap_or_else(|error| Err(TlsError(format!("the files were not read: {error}"))))
     }
 
     fn make(&self, contents: &Result<Contents, TlsError>) -> Result<Made, TlsError> {
@@ -198,8 +204,8 @@ fn server_config(files: &TlsFiles, contents: &Contents, provider: &Arc<CryptoPro
     let wrong_key = |what: &dyn Display| TlsError::new("tls.key_file", &files.key_file, what);
     let key = PrivateKeyDer::from_pem_slice(&contents.key).map_err(|error| match error {
         pem::Error::NoItemsFound => wrong_key(&"there is no private key in it (PEM: PRIVATE KEY)"),
-        // Its words may quote what is there, and this is a secret.
-        _ => wrong_key(&"it is no PEM file"),
+        // The text of the error may quote the file, which is secret.
+        _ => wrong_key(&"it is not a PEM file"),
     })?;
     let unreadable = |error: &dyn fmt::Debug| {
         TlsError::new("tls.cert_file", &files.cert_file, format_args!("a certificate cannot be read: {error:?}"))
@@ -236,7 +242,7 @@ fn server_config(files: &TlsFiles, contents: &Contents, provider: &Arc<CryptoPro
 fn certificates(key: &str, file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
-        .map_err(|_| TlsError::new(key, file, "it is no PEM file"))?;
+        .map_err(|_| TlsError::new(key, file, "it is not a PEM file"))?;
     if found.is_empty() {
         return Err(TlsError::new(key, file, "there is no certificate in it (PEM: CERTIFICATE)"));
     }

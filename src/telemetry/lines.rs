@@ -1,9 +1,10 @@
-//! The log's lines on their way to standard error. Whoever logs never waits for whoever reads: lines go into a queue with
-//! a bound, a thread of its own writes them, and what finds no room is dropped and counted. Once the reader reads on, a
-//! line says how many were lost.
+//! The lines of the log on their way to standard error. A thread that logs never waits for the
+//! reader of standard error: lines go into a bounded queue, a thread of its own writes them, and a
+//! line that finds no room is dropped and counted. When the reader continues, a line says how many
+//! were lost.
 //!
-//! A part of the queue is for the audit log alone, so that a flood of other lines does not push it out; its loss is
-//! counted apart.
+//! A part of the queue is for the audit log alone, so that a flood of other lines does not displace
+//! it; its losses are counted separately.
 
 use std::{
     io::{self, Write},
@@ -20,30 +21,27 @@ use crate::{
     metrics::{Log, LostLines},
 };
 
-/// Bytes that wait to be written at most; as many may be with the thread that writes.
+/// The most bytes that wait to be written; the writing thread may hold as many again.
 const MAX_BYTES: usize = 1 << 20;
-/// Those that the audit log alone may take.
+/// The part that only the audit log may use.
 const AUDIT_BYTES: usize = MAX_BYTES / 4;
-/// Bytes of one write.
+/// The most bytes of one write.
 const WRITE_BYTES: usize = 16 << 10;
 /// How long `flush` waits while nothing at all is read, and how long while something is.
 const STALLED: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(5);
-/// Before the next try where standard error does not block and is full.
+/// The pause before the next write if standard error is non-blocking and full.
 const FULL: Duration = Duration::from_millis(10);
 
-/// How many lines of each log.
 type Counts = [u64; Log::ALL.len()];
 
-/// The way to standard error; clones share it.
+/// The queue to standard error; clones share it.
 #[derive(Clone)]
 pub struct Lines(Arc<Queue>);
 
 struct Queue {
     state: Mutex<State>,
-    /// There is something to write.
     filled: Condvar,
-    /// Something was written.
     written: Condvar,
     lost: Arc<LostLines>,
     writer: OnceLock<ThreadId>,
@@ -53,7 +51,6 @@ struct Queue {
 struct State {
     waiting: Batch,
     is_writing: bool,
-    /// How often something was written.
     writes: u64,
 }
 
@@ -66,27 +63,27 @@ struct Batch {
 }
 
 impl Lines {
-    /// Lines to standard error, written by a thread that this starts.
+    /// Lines to standard error; starts the thread that writes them.
     pub(super) fn to_standard_error() -> io::Result<Self> {
         Self::to(standard_error(), log_loss)
     }
 
-    /// `tell_loss` logs how many lines were lost.
-    fn to(out: impl Write + Send + 'static, tell_loss: impl Fn(Counts) + Send + 'static) -> io::Result<Self> {
+    /// `log_loss` logs how many lines were lost.
+    fn to(out: impl Write + Send + 'static, log_loss: impl Fn(Counts) + Send + 'static) -> io::Result<Self> {
         let (state, lost, writer) = (Mutex::default(), Arc::default(), OnceLock::new());
         let queue = Arc::new(Queue { state, filled: Condvar::new(), written: Condvar::new(), lost, writer });
         let writing = queue.clone();
-        let thread = thread::Builder::new().name("log".to_owned()).spawn(move || writing.write_on(out, tell_loss))?;
+        let thread = thread::Builder::new().name("log".to_owned()).spawn(move || writing.write_all(out, log_loss))?;
         let _ = queue.writer.set(thread.thread().id());
         Ok(Self(queue))
     }
 
-    /// Lines that were lost.
+    /// The counter of lost lines.
     pub fn lost(&self) -> Arc<LostLines> {
         self.0.lost.clone()
     }
 
-    /// Waits until all lines are written; not for long where nobody reads them.
+    /// Waits until all lines are written, for a bounded time.
     pub fn flush(&self) {
         let (end, mut state) = (Instant::now() + FLUSH, self.0.lock());
         let (mut writes, mut since) = (state.writes, Instant::now());
@@ -103,12 +100,12 @@ impl Lines {
         }
     }
 
-    /// Takes a line, or counts it as lost.
+    /// Queues a line, or counts it as lost.
     pub(super) fn push(&self, log: Log, line: &[u8]) {
         let room = if log == Log::Audit { MAX_BYTES } else { MAX_BYTES - AUDIT_BYTES };
         let mut state = self.0.lock();
         let waiting = &mut state.waiting;
-        // What the thread that writes has to log is one line or two a batch, and must not be lost.
+        // The writing thread itself logs one or two lines for a batch, and they must not be lost.
         let fits = waiting.dropped[log as usize] == 0 && waiting.bytes.len() + line.len() <= room;
         if !fits && self.0.writer.get() != Some(&thread::current().id()) {
             waiting.dropped[log as usize] += 1;
@@ -127,27 +124,26 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what comes, for as long as the process lives.
-    fn write_on(&self, mut out: impl Write, tell_loss: impl Fn(Counts)) {
-        let mut untold = Counts::default();
+    /// Writes lines for as long as the process lives.
+    fn write_all(&self, mut out: impl Write, log_loss: impl Fn(Counts)) {
+        let mut unlogged = Counts::default();
         loop {
             let batch = self.next();
             let is_written = self.write(&batch.bytes, &mut out).is_ok();
             for log in Log::ALL {
                 let at = log as usize;
-                untold[at] += batch.dropped[at];
+                unlogged[at] += batch.dropped[at];
                 if !is_written {
-                    untold[at] += batch.lines[at];
+                    unlogged[at] += batch.lines[at];
                     self.lost.add(log, usize::try_from(batch.lines[at]).unwrap_or(usize::MAX));
                 }
             }
-            if is_written && untold != Counts::default() {
-                tell_loss(std::mem::take(&mut untold));
+            if is_written && unlogged != Counts::default() {
+                log_loss(std::mem::take(&mut unlogged));
             }
         }
     }
 
-    /// Waits for lines.
     fn next(&self) -> Batch {
         let mut state = self.lock();
         state.is_writing = false;
@@ -165,7 +161,7 @@ impl Queue {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => bytes = &bytes[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Somebody who shares it has made it so.
+                // Another process that shares standard error made it non-blocking.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(FULL),
                 Err(error) => return Err(error),
             }
@@ -176,7 +172,8 @@ impl Queue {
     }
 }
 
-/// Without the lock of `io::stderr`: a write that nobody reads would hold it for ever.
+/// A duplicate of standard error, without the lock of `io::stderr`, which a blocked write would
+/// hold forever.
 fn standard_error() -> Box<dyn Write + Send> {
     use std::os::fd::AsFd as _;
     match io::stderr().as_fd().try_clone_to_owned() {
@@ -185,23 +182,28 @@ fn standard_error() -> Box<dyn Write + Send> {
     }
 }
 
-/// Each log tells of its own loss.
+/// Logs the losses of each log in that log.
 fn log_loss([server, audit]: Counts) {
     if server > 0 {
-        tracing::warn!(lines = server, "lines of this log were lost, as nobody read it or it could not be written");
+        tracing::warn!(
+            lines = server,
+            "lines of this log were lost, because standard error was not read or could not be written"
+        );
     }
     if audit > 0 {
         tracing::warn!(
-            target: AUDIT, lines = audit, "lines of the audit log were lost, as nobody read it or it could not be written"
+            target: AUDIT,
+            lines = audit,
+            "lines of the audit log were lost, because standard error was not read or could not be written"
         );
     }
 }
 
-/// Takes the line of one event.
+/// A writer for the line of one event.
 pub struct Line<'a>(&'a Lines, Log);
 
 impl Write for Line<'_> {
-    /// The whole line comes at once.
+    /// `tracing` writes the whole line at once.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.push(self.1, line);
         Ok(line.len())
@@ -230,7 +232,7 @@ mod tests {
 
     use super::*;
 
-    /// Hands over what is written, and waits for somebody to take it; or fails once it was closed.
+    /// Passes on what is written, and waits until it is taken; fails after it was closed.
     struct Slow(SyncSender<Vec<u8>>);
 
     impl Write for Slow {
@@ -250,7 +252,7 @@ mod tests {
         (lines, read, told)
     }
 
-    /// Until the thread has taken it.
+    /// Pushes a line, and waits until the thread has taken it.
     fn first(lines: &Lines) {
         lines.push(Log::Server, b"first\n");
         while !lines.0.lock().is_writing {

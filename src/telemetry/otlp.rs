@@ -1,4 +1,4 @@
-//! Sending spans to a collector, as the `OTEL_*` variables say.
+//! Sends spans to a collector, as the `OTEL_*` variables say.
 
 mod variables;
 
@@ -26,11 +26,9 @@ use tracing::subscriber::{NoSubscriber, with_default};
 use self::variables::Variables;
 use crate::trace::{Sampler, Traces};
 
-/// Of the semantic conventions.
 const SCHEMA: &str = "https://opentelemetry.io/schemas/1.45.0";
-/// Beyond it nobody waits, in milliseconds.
+/// The longest times that are accepted, in milliseconds.
 const LONGEST: u64 = 24 * 3600 * 1000;
-/// Spans that wait.
 const LONGEST_QUEUE: u64 = 1 << 20;
 
 /// Sends spans in batches, from a thread of its own; sends the last ones when it is dropped.
@@ -40,9 +38,9 @@ pub(super) struct Exporter {
 }
 
 impl Exporter {
-    /// None: nobody said where to, or that nothing be sent. What is wrong is told by the variables' names.
+    /// None: no collector is configured, or traces are switched off. Errors name the variables.
     pub(super) fn from_environment() -> Result<Option<Self>, String> {
-        // The command has refused what is no UTF-8.
+        // The command has rejected values that are not UTF-8.
         let environment = std::env::vars_os();
         let environment =
             environment.filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
@@ -54,7 +52,7 @@ impl Exporter {
         Ok(made)
     }
 
-    /// None also where something is wrong, which the variables know then.
+    /// None also if something is wrong, which `variables` then knows.
     fn of(variables: &mut Variables) -> Option<Self> {
         if variables.is_true("OTEL_SDK_DISABLED") {
             return None;
@@ -66,30 +64,30 @@ impl Exporter {
         let endpoint = variables.exporter("ENDPOINT");
         if let Some(exporter) = exporter {
             if !exporter.eq_ignore_ascii_case("otlp") {
-                let what = format!("{exporter:?} is not known here: there are otlp and none, and otlp is used");
+                let what = format!("{exporter:?} is not supported, so otlp is used; supported are otlp and none");
                 variables.warn("OTEL_TRACES_EXPORTER", what);
             } else if endpoint.is_none() {
-                let what = "nothing is traced, as OTEL_EXPORTER_OTLP_ENDPOINT does not say where to";
+                let what = "nothing is traced, because OTEL_EXPORTER_OTLP_ENDPOINT is not set";
                 variables.warn("OTEL_TRACES_EXPORTER", what);
             }
         }
         let (name, endpoint) = endpoint?;
         let place = Endpoint::parse(&name, &endpoint, variables);
-        // Read whatever becomes of the rest, so that one start tells of every error.
+        // All variables are read, so that one start reports every error.
         let (headers, tls) = (headers(variables), tls(variables, place.as_ref().is_some_and(|place| place.is_tls)));
         let timeout = variables.exporter_number("TIMEOUT", 1..=LONGEST).map(Duration::from_millis);
         let compression = compression(variables);
         if let Some((name, protocol)) = variables.exporter("PROTOCOL")
             && protocol != "grpc"
         {
-            variables.warn(&name, format!("{protocol} is not spoken: spans go by grpc, mostly to port 4317"));
+            variables.warn(&name, format!("{protocol} is not supported: spans are sent by grpc, mostly to port 4317"));
         }
         let (sampler, batches, resource) = (sampler(variables), batches(variables), resource(variables));
         let limits = ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_SPAN_EVENT_COUNT_LIMIT", "OTEL_SPAN_LINK_COUNT_LIMIT"];
         let limits = limits.map(|name| variables.number(name, 0..=u64::from(u32::MAX)).map(|limit| limit as u32));
         variables.warn_of_unknown();
         let place = place?;
-        // The SDK reads the environment too, and complains about values with line ends that are not used.
+        // The SDK reads the environment too, and logs complaints about values that are not used.
         with_default(NoSubscriber::new(), || {
             let mut exporter = SpanExporter::builder().with_tonic().with_endpoint(place.url).with_metadata(headers?);
             exporter = match tls? {
@@ -105,8 +103,9 @@ impl Exporter {
                     return None;
                 }
             };
-            let processor = BatchSpanProcessor::builder(Told::new(exporter)).with_batch_config(batches.build()).build();
-            // Only what our sampler has picked ever becomes a span.
+            let processor = BatchSpanProcessor::builder(LossLogger::new(exporter));
+            let processor = processor.with_batch_config(batches.build()).build();
+            // Only calls that our sampler has picked become spans.
             let provider = SdkTracerProvider::builder().with_sampler(EachOne::AlwaysOn).with_span_processor(processor);
             let provider = limited(provider, limits).with_resource(resource);
             Some(Self { provider: provider.build(), sampler })
@@ -120,50 +119,48 @@ impl Exporter {
     }
 }
 
-/// Where the collector is.
 struct Endpoint {
-    /// Scheme, host and port.
     url: String,
     is_tls: bool,
 }
 
 impl Endpoint {
-    /// The text is never shown: there may be a password in it.
+    /// The text is never shown, because it may contain a password.
     fn parse(name: &str, text: &str, variables: &mut Variables) -> Option<Self> {
         let mut wrong = |what: &dyn Display| {
-            variables.wrong(name, format!("must be as http://host:4317 or https://host:4317: {what}"));
+            variables.wrong(name, format!("must have the form http://host:4317 or https://host:4317: {what}"));
             None
         };
         let Some((scheme, rest)) = text.split_once("://") else {
-            return wrong(&"the scheme is missing, or another one");
+            return wrong(&"it does not begin with http:// or https://");
         };
         let scheme = scheme.to_ascii_lowercase();
         if !matches!(scheme.as_str(), "http" | "https") {
-            return wrong(&"the scheme is missing, or another one");
+            return wrong(&"it does not begin with http:// or https://");
         }
         if rest.contains('@') {
             return wrong(
-                &"a user and a password do not belong into it, as gRPC sends none of them: put what the collector asks for \
-                  into OTEL_EXPORTER_OTLP_HEADERS, as authorization=Basic%20...",
+                &"it must have no user and password, because gRPC does not send them: put what the collector requires \
+                  into OTEL_EXPORTER_OTLP_HEADERS, for example authorization=Basic%20...",
             );
         }
         let uri = format!("{scheme}://{rest}").parse::<Uri>().ok();
         let parts = uri.as_ref().and_then(|uri| Some((uri.authority()?.as_str(), uri.host()?, uri.port_u16(), uri)));
         let Some((authority, host, port, uri)) = parts else {
-            return wrong(&"what follows the scheme is no host and port");
+            return wrong(&"what follows the scheme is not a host and a port");
         };
         let is_port = authority == host || port.is_some_and(|port| port > 0);
         if host.is_empty() || !is_port {
-            return wrong(&"what follows the scheme is no host and port");
+            return wrong(&"what follows the scheme is not a host and a port");
         }
         if !matches!(uri.path_and_query().map(|path| path.as_str()), None | Some("/")) {
-            variables.warn(name, "the path in it is not used, as gRPC has a path of its own");
+            variables.warn(name, "the path in it is not used, because gRPC has its own path");
         }
         Some(Self { url: format!("{scheme}://{authority}"), is_tls: scheme == "https" })
     }
 }
 
-/// What is sent with each batch. None: it cannot be sent.
+/// The headers that are sent with each batch. None: they cannot be sent.
 fn headers(variables: &mut Variables) -> Option<MetadataMap> {
     let Some((name, text)) = variables.exporter("HEADERS") else { return Some(MetadataMap::new()) };
     let pairs = match Variables::pairs(&text) {
@@ -175,12 +172,13 @@ fn headers(variables: &mut Variables) -> Option<MetadataMap> {
     };
     let mut headers = HeaderMap::new();
     for (at, (header, value)) in pairs.into_iter().enumerate() {
-        // Without the value, which is mostly a secret, and the name, which is one where somebody mixed them up.
+        // The value is not shown, because in most cases it is secret; nor is the name, in case they
+        // were swapped.
         match (HeaderName::from_bytes(header.as_bytes()), HeaderValue::from_str(&value)) {
             (Ok(header), Ok(value)) => _ = headers.append(header, value),
             _ => {
                 let why =
-                    format!("the entry number {} is no header: its name or its value holds what none may", at + 1);
+                    format!("entry number {} is not a valid header: its name or its value has a bad character", at + 1);
                 variables.wrong(&name, why);
                 return None;
             }
@@ -189,7 +187,7 @@ fn headers(variables: &mut Variables) -> Option<MetadataMap> {
     Some(MetadataMap::from_headers(headers))
 }
 
-/// Some(None): it is not used. None: a file of it is missing.
+/// Some(None): TLS is not used. None: one of its files is missing.
 #[allow(clippy::option_option, reason = "what is wrong is no setting, and is not the absence of one")]
 fn tls(variables: &mut Variables, is_tls: bool) -> Option<Option<ClientTlsConfig>> {
     const CERTIFICATE: &str = "BEGIN CERTIFICATE";
@@ -197,7 +195,7 @@ fn tls(variables: &mut Variables, is_tls: bool) -> Option<Option<ClientTlsConfig
     let files = files.map(|(option, wanted)| variables.exporter(option).map(|(name, path)| (name, path, wanted)));
     if !is_tls {
         for (name, ..) in files.into_iter().flatten() {
-            variables.warn(&name, "is not used, as the endpoint does not begin with https");
+            variables.warn(&name, "is not used, because the endpoint does not begin with https");
         }
         return Some(None);
     }
@@ -225,8 +223,7 @@ fn tls(variables: &mut Variables, is_tls: bool) -> Option<Option<ClientTlsConfig
         (Some((_, certificate)), Some((_, key))) => Some(Some(tls.identity(Identity::from_pem(certificate, key)))),
         (None, None) => Some(Some(tls)),
         (Some((name, _)), None) | (None, Some((name, _))) => {
-            variables
-                .wrong(&name, "a certificate of our own needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY");
+            variables.wrong(&name, "a client certificate needs OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY");
             None
         }
     }
@@ -238,7 +235,7 @@ fn compression(variables: &mut Variables) -> Option<Compression> {
         "gzip" => Some(Compression::Gzip),
         "none" => None,
         _ => {
-            variables.warn(&name, format!("{text:?} is not known here: there are gzip and none, and none is used"));
+            variables.warn(&name, format!("{text:?} is not supported, so none is used; supported are gzip and none"));
             None
         }
     }
@@ -251,7 +248,6 @@ fn sampler(variables: &mut Variables) -> Sampler {
     sampler
 }
 
-/// How spans wait for their batch.
 fn batches(variables: &mut Variables) -> BatchConfigBuilder {
     let queue = variables.number("OTEL_BSP_MAX_QUEUE_SIZE", 1..=LONGEST_QUEUE).unwrap_or(2048);
     let delay = variables.number("OTEL_BSP_SCHEDULE_DELAY", 1..=LONGEST).unwrap_or(5000);
@@ -260,7 +256,7 @@ fn batches(variables: &mut Variables) -> BatchConfigBuilder {
     config.with_scheduled_delay(Duration::from_millis(delay)).with_max_export_batch_size(batch as usize)
 }
 
-/// With the bounds of a span's attributes, events and links.
+/// Sets the bounds of the attributes, events and links of a span.
 fn limited(provider: TracerProviderBuilder, limits: [Option<u32>; 3]) -> TracerProviderBuilder {
     let [attributes, events, links] = limits;
     let provider = attributes.into_iter().fold(provider, TracerProviderBuilder::with_max_attributes_per_span);
@@ -276,30 +272,33 @@ impl Drop for Exporter {
     }
 }
 
-/// Tells the log when the collector is lost and when it is back, and not with every batch meanwhile.
+/// Logs when the collector is lost and when it is back, and not at every batch meanwhile.
 #[derive(Debug)]
-struct Told {
+struct LossLogger {
     exporter: SpanExporter,
     is_lost: AtomicBool,
 }
 
-impl Told {
+impl LossLogger {
     fn new(exporter: SpanExporter) -> Self {
         Self { exporter, is_lost: AtomicBool::new(false) }
     }
 }
 
-impl opentelemetry_sdk::trace::SpanExporter for Told {
+impl opentelemetry_sdk::trace::SpanExporter for LossLogger {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let sent = opentelemetry_sdk::trace::SpanExporter::export(&self.exporter, batch).await;
         match (&sent, self.is_lost.swap(sent.is_err(), Relaxed)) {
             (Ok(()), false) | (Err(_), true) => {}
             (Ok(()), true) => tracing::info!("spans reach the collector again"),
             (Err(error), false) => {
-                tracing::warn!(%error, "spans do not reach the collector (OTEL_EXPORTER_OTLP_ENDPOINT) and are lost until they do");
+                tracing::warn!(
+                    %error,
+                    "spans do not reach the collector (OTEL_EXPORTER_OTLP_ENDPOINT); they are dropped until they do"
+                );
             }
         }
-        // It was told; the SDK would tell it each time.
+        // It was logged here; the SDK would log it each time.
         Ok(())
     }
 
@@ -308,7 +307,8 @@ impl opentelemetry_sdk::trace::SpanExporter for Told {
     }
 }
 
-/// Who we are; what `OTEL_RESOURCE_ATTRIBUTES` says wins, and `OTEL_SERVICE_NAME` over that.
+/// The attributes of this service. `OTEL_RESOURCE_ATTRIBUTES` wins over them, and
+/// `OTEL_SERVICE_NAME` over that.
 fn resource(variables: &mut Variables) -> Resource {
     const ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
     let ours = [
@@ -320,7 +320,7 @@ fn resource(variables: &mut Variables) -> Resource {
     let attributes = match variables.text(ATTRIBUTES).map(|text| Variables::pairs(&text)) {
         Some(Ok(attributes)) => attributes,
         Some(Err(why)) => {
-            variables.warn(ATTRIBUTES, format!("{why}, so nothing of it is used"));
+            variables.warn(ATTRIBUTES, format!("{why}; so the variable is not used"));
             Vec::new()
         }
         None => Vec::new(),
@@ -332,7 +332,6 @@ fn resource(variables: &mut Variables) -> Resource {
     }
 }
 
-/// Of version 4.
 fn random_uuid() -> String {
     let random = rand::random::<u128>() & !(0xf << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62;
     let hex = format!("{random:032x}");
@@ -375,7 +374,7 @@ mod tests {
             "http://canary:",
         ] {
             let (url, told) = endpoint(text);
-            assert!(url.is_none() && told.starts_with("NAME: must be as http://host:4317"), "{text}: {told}");
+            assert!(url.is_none() && told.starts_with("NAME: must have the form http://host:4317"), "{text}: {told}");
             assert!(!told.contains("canary"), "{told}");
         }
     }

@@ -1,4 +1,4 @@
-//! Words on standard error beside the log: of commands, and the last ones of a server.
+//! Text on standard error outside the log: the errors of commands, and the last line of a server.
 
 use std::{
     io::{self, Write as _},
@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
-/// How long to wait for whoever reads standard error.
+/// How long to wait for the reader of standard error.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Writes a line to standard error, or gives it up where nobody reads: nothing may hang for what it has to say.
+/// Writes a line to standard error. If it is not read in time, the line is given up, so that the
+/// process never hangs because of it.
 pub fn say(line: &str) {
     let (written, wait) = sync_channel(1);
     let text = format!("{line}\n");

@@ -1,4 +1,5 @@
-//! The spans of what a call asks of backends, with the names of OpenTelemetry's semantic conventions 1.45.
+//! The spans of operations on backends, with the names of OpenTelemetry's semantic conventions
+//! 1.45.
 
 use std::{
     fmt,
@@ -16,7 +17,8 @@ use pin_project_lite::pin_project;
 use super::{Asked, Failed, call::Maker};
 
 pin_project! {
-    /// Something asked of a backend, with its span if the call is traced. It ends with the answer, or when it is dropped.
+    /// An operation on a backend, with its span if the call is traced. The span ends with the
+    /// answer, or when this is dropped.
     pub struct Spanned<F: Future> {
         #[pin]
         work: F,
@@ -31,7 +33,8 @@ impl<F: Future> fmt::Debug for Spanned<F> {
     }
 }
 
-/// Asks something of a backend. Who asks for a traced call begins a span here; for all others this is the work itself.
+/// Wraps an operation on a backend. For a traced call a span begins here; for other calls this is
+/// the operation alone.
 pub fn backend<'a, F: Future>(
     asked: impl FnOnce() -> Asked<'a>,
     failed: fn(&F::Output) -> Option<Failed>,

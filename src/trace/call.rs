@@ -1,4 +1,4 @@
-//! The span of a call, and how those who work for the call find it: it is the current one of their thread while they run.
+//! The span of a call. Code that works for the call finds it as the current context of its thread.
 
 use std::{
     fmt,
@@ -23,7 +23,7 @@ use super::{
     sampling::{Parent, Sampler},
 };
 
-/// Where spans go; by default nowhere.
+/// Makes the spans of calls; by default none.
 #[derive(Clone, Default)]
 pub struct Traces(Option<Arc<Exported>>);
 
@@ -32,7 +32,7 @@ struct Exported {
     sampler: Sampler,
 }
 
-/// In the context of whatever works for a traced call: who makes the spans of what it asks of backends.
+/// In the context of a traced call: makes the spans of its operations on backends.
 pub(super) struct Maker(pub(super) SdkTracer);
 
 impl fmt::Debug for Traces {
@@ -42,12 +42,12 @@ impl fmt::Debug for Traces {
 }
 
 impl Traces {
-    /// Those that a sampler picks go to a tracer, which must not pick again.
+    /// Calls that the sampler picks go to the tracer, which must not sample again.
     pub fn new(tracer: SdkTracer, sampler: Sampler) -> Self {
         Self(Some(Arc::new(Exported { tracer, sampler })))
     }
 
-    /// Begins the span of a call to us at an address; None: it is not traced.
+    /// Begins the span of a call to the server at `at`. None: it is not traced.
     pub fn call(&self, method: &'static str, headers: &HeaderMap, at: SocketAddr) -> Option<Box<Trace>> {
         let exported = self.0.as_deref()?;
         exported.sampler.samples(Parent::of(headers)).then(|| exported.begin(method, headers, at))
@@ -91,11 +91,11 @@ impl Extractor for Headers<'_> {
 #[derive(Clone, Debug)]
 pub struct Trace {
     context: Context,
-    /// For the log, whose lines get the trace id from it.
+    /// The span for the log, whose lines get the trace id from it.
     log: Span,
 }
 
-/// While it lives its thread works for the call.
+/// While this lives, its thread works for the call.
 #[expect(dead_code, reason = "held, not read")]
 pub struct Entered<'a>(tracing::span::Entered<'a>, ContextGuard);
 
@@ -106,12 +106,12 @@ impl fmt::Debug for Entered<'_> {
 }
 
 impl Trace {
-    /// What this thread does from here on is for this call.
+    /// Attributes to this call what the thread does while the guard lives.
     pub fn enter(&self) -> Entered<'_> {
         Entered(self.log.enter(), self.context.clone().attach())
     }
 
-    /// The call has ended; what works on for it may still add spans.
+    /// Ends the span of the call. Work that continues for the call may still add spans.
     pub fn end(&self, code: &'static str, is_error: bool) {
         let span = self.context.span();
         span.set_attribute(KeyValue::new("rpc.response.status_code", code));
@@ -124,7 +124,7 @@ impl Trace {
 }
 
 pin_project! {
-    /// Work for a call in a task of its own.
+    /// Work for a call in another task.
     pub struct Carried<F> {
         #[pin]
         work: F,
@@ -138,7 +138,7 @@ impl<F> fmt::Debug for Carried<F> {
     }
 }
 
-/// Lets a task of its own work for the call, if any, that is being worked for here.
+/// Attributes the work of another task to the current call, if that is traced.
 pub fn carried<F: Future>(work: F) -> Carried<F> {
     let trace = Context::map_current(|context| {
         context.has_active_span().then(|| Box::new(Trace { context: context.clone(), log: Span::current() }))

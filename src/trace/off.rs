@@ -1,4 +1,4 @@
-//! What is left without the feature `otel`: nothing is traced, and nothing is paid.
+//! The same interface without the feature `otel`: nothing is traced, at no cost.
 
 use std::{convert::Infallible, net::SocketAddr};
 
@@ -6,7 +6,7 @@ use http::HeaderMap;
 
 use super::{Asked, Failed};
 
-/// Nowhere.
+/// Makes no spans.
 #[derive(Clone, Debug, Default)]
 pub struct Traces(());
 
@@ -17,28 +17,28 @@ impl Traces {
     }
 }
 
-/// There is none.
+/// A traced call, of which there is none.
 #[derive(Debug)]
 pub struct Trace(Infallible);
 
 impl Trace {
-    /// Never called.
+    /// Never called, because no value of this type exists.
     pub fn enter(&self) {
         match self.0 {}
     }
 
-    /// Never called.
+    /// Never called, because no value of this type exists.
     pub fn end(&self, _: &'static str, _: bool) {
         match self.0 {}
     }
 }
 
-/// The work itself.
+/// Returns the work unchanged.
 pub fn carried<F>(work: F) -> F {
     work
 }
 
-/// The work itself.
+/// Returns the work unchanged.
 pub fn backend<'a, F: Future>(_: impl FnOnce() -> Asked<'a>, _: fn(&F::Output) -> Option<Failed>, work: F) -> F {
     work
 }

@@ -1,23 +1,24 @@
-//! Which calls are traced, as `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` say. It is decided here and not by the SDK,
-//! which makes a span first and asks then.
+//! Decides which calls are traced, by `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`. The SDK
+//! would make a span before it decides.
 
 use http::HeaderMap;
 
-/// The caller's span, as `traceparent` tells it: as much as a decision needs.
+/// The caller's span from `traceparent`, as far as the decision needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Parent {
-    /// Of the trace id, the part that ratios look at.
+    /// The part of the trace id that ratios compare.
     low: u64,
     sampled: bool,
 }
 
 impl Parent {
-    /// None: there is no valid one.
+    /// None: there is no valid header.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         Self::parse(headers.get("traceparent")?.as_bytes())
     }
 
-    /// As W3C has it: `00-<32 hex digits>-<16 hex digits>-<2 hex digits>`, and later versions may say more after that.
+    /// Parses the format of the W3C: `00-<32 hex digits>-<16 hex digits>-<2 hex digits>`; later
+    /// versions may append more.
     fn parse(header: &[u8]) -> Option<Self> {
         let (known, more) = header.split_at_checked(55)?;
         let hex = |from: usize, to: usize| {
@@ -38,21 +39,22 @@ impl Parent {
     }
 }
 
-/// Says which calls are traced.
+/// Decides which calls are traced.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
-    /// Callers decide for their own traces.
+    /// Whether callers decide for their own traces.
     parent_based: bool,
-    /// Of the others, so many in one.
+    /// The share of the other calls that is traced, from 0 to 1.
     share: f64,
 }
 
 impl Sampler {
-    /// As the two variables say; what they say wrong falls back to everything that callers do not leave out, and is told.
+    /// Parses the two variables. A value that cannot be used is returned as a warning, and the
+    /// default takes its place: everything is traced, unless the caller decided otherwise.
     pub fn parse(name: Option<&str>, arg: Option<&str>) -> (Self, Option<String>) {
         let everything = Self { parent_based: true, share: 1.0 };
         let unused = |name: &str| {
-            arg.map(|_| format!("OTEL_TRACES_SAMPLER_ARG: is not used, as the sampler {name} takes no argument"))
+            arg.map(|_| format!("OTEL_TRACES_SAMPLER_ARG: is not used, because the sampler {name} takes no argument"))
         };
         let Some(given) = name.map(str::trim).filter(|name| !name.is_empty()) else {
             return (everything, unused("parentbased_always_on"));
@@ -70,28 +72,27 @@ impl Sampler {
                     Ok(share) if (0.0..=1.0).contains(&share) => (sampler(share), None),
                     _ => {
                         let arg = arg.unwrap_or_default();
-                        let wrong = format!("OTEL_TRACES_SAMPLER_ARG: {arg:?} is no number from 0 to 1; 1 is used");
+                        let wrong = format!("OTEL_TRACES_SAMPLER_ARG: {arg:?} is not a number from 0 to 1; 1 is used");
                         (sampler(1.0), Some(wrong))
                     }
                 }
             }
             _ => {
                 let wrong = format!(
-                    "OTEL_TRACES_SAMPLER: {given:?} is not known here; parentbased_always_on is used. There are always_on, \
-                     always_off, traceidratio, and the same with parentbased_ before"
+                    "OTEL_TRACES_SAMPLER: {given:?} is not supported, so parentbased_always_on is used; supported are \
+                     always_on, always_off, traceidratio, and the same with the prefix parentbased_"
                 );
                 (everything, Some(wrong))
             }
         }
     }
 
-    /// Whether a call is traced.
     pub(super) fn samples(&self, parent: Option<Parent>) -> bool {
         match parent {
             Some(parent) if self.parent_based => parent.sampled,
             _ if self.share >= 1.0 => true,
             _ if self.share <= 0.0 => false,
-            // As every SDK does it, so that all of them agree about a trace.
+            // The same computation as in every SDK, so that all of them agree about a trace.
             parent => {
                 let low = parent.map_or_else(rand::random, |parent| parent.low);
                 low >> 1 < (self.share * (1_u64 << 63) as f64) as u64

@@ -293,17 +293,17 @@ async fn an_endpoint_without_a_scheme_is_an_error_and_another_protocol_is_told()
         let output = run(&["serve"], &[(name, endpoint), ("FEATURESTORE_LISTEN", "127.0.0.1:0")]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(64), "{said}");
-        assert!(said.contains(&format!("{name}: must be as http://host:4317")), "{said}");
+        assert!(said.contains(&format!("{name}: must have the form http://host:4317")), "{said}");
     }
     let nobody = format!("http://127.0.0.1:{}", free_port());
     let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", nobody.as_str()), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
     let server = Binary::start(&settings);
     server.until_serving().await;
-    let told = "OTEL_EXPORTER_OTLP_PROTOCOL: http/protobuf is not spoken";
+    let told = "OTEL_EXPORTER_OTLP_PROTOCOL: http/protobuf is not supported";
     assert!(server.log().contains(told), "{}", server.log());
     let server = Binary::start(&[settings[0], ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]);
     server.until_serving().await;
-    assert!(!server.log().contains("is not spoken"), "{}", server.log());
+    assert!(!server.log().contains("is not supported"), "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

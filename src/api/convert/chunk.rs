@@ -1,4 +1,4 @@
-//! BulkUpsert: one message of the stream, each of its records checked for itself.
+//! BulkUpsert: one message of the stream. Each of its records is checked by itself.
 
 use super::{BulkDefaults, our_request_id, parse_record, parse_view};
 use crate::{
@@ -8,18 +8,18 @@ use crate::{
     store::{Change, Write},
 };
 
-/// One checked chunk of a bulk stream: what can be written, and what was wrong with the rest.
+/// A checked chunk of a bulk stream: the writes, and the records that were rejected.
 pub(in crate::api) struct Chunk {
-    /// The view, for later messages that leave it out.
+    /// The feature view, which is also that of later messages that name none.
     pub(in crate::api) view: FeatureView,
     pub(in crate::api) sequence: u64,
     pub(in crate::api) warm_cache: bool,
     pub(in crate::api) all_results: bool,
-    /// Of every record, as it was given.
+    /// The entity id of every record, as it was given.
     pub(in crate::api) entity_ids: Vec<String>,
-    /// With their indices.
+    /// With their indices in the message.
     pub(in crate::api) writes: Vec<(usize, Write)>,
-    /// With their indices.
+    /// With their indices in the message.
     pub(in crate::api) refused: Vec<(usize, Failure)>,
 }
 

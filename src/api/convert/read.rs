@@ -1,4 +1,4 @@
-//! GetFeatures: what is asked, and in which shape.
+//! GetFeatures: the keys that are read, and the form of the answer.
 
 use std::collections::HashMap;
 
@@ -19,24 +19,21 @@ use crate::{
     tiered::{Consistency, ReadRequest},
 };
 
-/// A checked GetFeaturesRequest.
 pub(in crate::api) struct Read {
-    /// For the tiers.
     pub(in crate::api) request: ReadRequest,
     pub(in crate::api) expected_model_version: String,
-    /// Milliseconds.
+    /// In milliseconds.
     pub(in crate::api) max_age: Option<i64>,
     pub(in crate::api) shape: Shape,
     pub(in crate::api) omit_metadata: bool,
 }
 
-/// What the answer looks like.
 pub(in crate::api) enum Shape {
     Rows(Option<Projection>),
     Matrix { names: Vec<String>, columns: Columns, single: bool },
 }
 
-/// `deadline`: by when the tiers answer, as the consistency has it.
+/// `deadline` returns when the tiers must have answered, by the consistency.
 pub(in crate::api) fn read(
     request: GetFeaturesRequest,
     limits: &Limits,
@@ -77,7 +74,7 @@ pub(in crate::api) fn read(
     });
     let is_matrix = matches!(format, ResponseFormat::MatrixFloat64 | ResponseFormat::MatrixFloat32);
     if is_matrix && feature_names.is_empty() {
-        wrong.push(Violation::new("feature_names", "MISSING_FIELD", "a matrix needs the names of its columns"));
+        wrong.push(Violation::new("feature_names", "MISSING_FIELD", "a matrix needs feature_names as columns"));
     }
     let max_age = max_age.and_then(|max_age| match parse_duration(max_age) {
         Ok(millis) => Some(millis),
@@ -86,7 +83,7 @@ pub(in crate::api) fn read(
             None
         }
     });
-    // No limit bounds their number; of many bad ones the first say enough.
+    // No limit bounds the number of entries, so only the first bad ones are described.
     for (id, _) in min_revisions.iter().filter(|(_, revision)| **revision < 0).take(limits.max_entities) {
         let field = format!("min_revisions[{}]", quoted(id));
         wrong.push(Violation::new(field, "INVALID_REVISION", "a revision must not be negative"));

@@ -1,4 +1,4 @@
-//! A `FeatureRecord` from the wire, checked field by field.
+//! Checks a `FeatureRecord` of a request, field by field.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -18,14 +18,14 @@ use crate::{
 
 use super::{check_model_version, unknown_enum};
 
-/// How many bad features of one record are described. The others are only counted: a description is a hundred times as
-/// large as what it is about.
+/// How many bad features of one record are described; the others are only counted. A description is
+/// a hundred times larger than what it is about.
 const MAX_DESCRIBED: usize = 32;
 
-/// The range of google.protobuf.Timestamp: years 1 to 9999.
+/// The range of google.protobuf.Timestamp: the years 1 to 9999.
 const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
-/// What a bulk message says for records that do not.
+/// The defaults that a bulk message gives for its records.
 #[derive(Default)]
 pub(super) struct BulkDefaults {
     model_version: Arc<str>,
@@ -44,14 +44,13 @@ impl BulkDefaults {
     }
 }
 
-/// A checked record and its condition.
 pub(super) struct ParsedRecord {
     pub(super) entity_id: EntityId,
     pub(super) record: Record,
     pub(super) if_revision: Option<Revision>,
 }
 
-/// Checks a record; the paths of what is wrong begin inside the record.
+/// Checks a record. The paths of its errors begin inside the record.
 pub(super) fn parse_record(
     record: FeatureRecord,
     defaults: &BulkDefaults,
@@ -81,7 +80,7 @@ pub(super) fn parse_record(
     check_model_version("model_version", &model_version, &mut wrong);
     let event_time = event_time.and_then(|at| parse_time(at, &mut wrong));
     if never_expires && ttl.is_some() {
-        wrong.push(Violation::new("ttl", "INVALID_TTL", "a record that never expires has no ttl: give one of both"));
+        wrong.push(Violation::new("ttl", "INVALID_TTL", "give ttl or never_expires, and not both"));
     }
     let given = parse_ttl(ttl, limits, &mut wrong);
     let mode = match ProtoWriteMode::try_from(write_mode) {
@@ -112,7 +111,7 @@ pub(super) fn parse_record(
     })
 }
 
-/// `more_wrong` counts what is wrong and not described in `wrong`.
+/// `more_wrong` counts the errors that are not described in `wrong`.
 fn parse_features(features: BTreeMap<String, Value>, wrong: &mut Vec<Violation>, more_wrong: &mut usize) -> Features {
     let mut parsed = Features::new();
     for (name, value) in features {
@@ -125,7 +124,7 @@ fn parse_features(features: BTreeMap<String, Value>, wrong: &mut Vec<Violation>,
         match FeatureName::parse(&name) {
             Err(why) => wrong.push(Violation::new(field(), "INVALID_FEATURE_NAME", why)),
             Ok(_) if !has_kind(&value) => {
-                wrong.push(Violation::new(field(), "INVALID_VALUE", "a value, or one within it, has no kind"));
+                wrong.push(Violation::new(field(), "INVALID_VALUE", "the value, or one within it, is not set"));
             }
             Ok(name) => {
                 parsed.insert(name, value);
@@ -135,11 +134,11 @@ fn parse_features(features: BTreeMap<String, Value>, wrong: &mut Vec<Violation>,
     parsed
 }
 
-/// Whether a value, and every value within it, has a kind that is known.
+/// Whether a value, and every value within it, has a known kind.
 fn has_kind(value: &Value) -> bool {
     match &value.kind {
         None => false,
-        // google.protobuf.NullValue has one number.
+        // The only number of google.protobuf.NullValue is 0.
         Some(Kind::NullVal(number)) => *number == 0,
         Some(Kind::StructVal(json)) => json.fields.values().all(json_has_kind),
         Some(_) => true,
@@ -161,7 +160,7 @@ fn parse_time(at: Timestamp, wrong: &mut Vec<Violation>) -> Option<Millis> {
     if TIMESTAMP_SECONDS.contains(&seconds) && (0..1_000_000_000).contains(&nanos) {
         return Some(Millis(seconds * 1000 + i64::from(nanos) / 1_000_000));
     }
-    let why = "a time must lie in the years 1 to 9999, with nanos from 0 to 999,999,999";
+    let why = "a time must be in the years 1 to 9999, with nanos from 0 to 999,999,999";
     wrong.push(Violation::new("event_time", "INVALID_TIME", why));
     None
 }
@@ -183,7 +182,7 @@ fn parse_ttl(ttl: Option<prost_types::Duration>, limits: &Limits, wrong: &mut Ve
     }
 }
 
-/// Milliseconds of a duration, which must be at least one.
+/// The milliseconds of a duration; at least one.
 pub(super) fn parse_duration(duration: prost_types::Duration) -> Result<i64, &'static str> {
     let prost_types::Duration { seconds, nanos } = duration;
     // The range of google.protobuf.Duration: 10,000 years.

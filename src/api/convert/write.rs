@@ -1,4 +1,5 @@
-//! UpsertFeatures and DeleteFeatures, there and back; and the answer of one item of any batch.
+//! UpsertFeatures and DeleteFeatures: requests and responses, and the result of one item of any
+//! batch.
 
 use std::collections::HashMap;
 
@@ -59,12 +60,11 @@ pub(in crate::api) fn upsert_response(answer: WriteAnswer, limits: &Limits) -> R
     })
 }
 
-/// A checked DeleteFeaturesRequest.
 pub(in crate::api) struct Deletes {
     entity_ids: Vec<String>,
-    /// Of each id once.
+    /// One for each distinct id.
     pub(in crate::api) writes: Vec<Write>,
-    /// The write that answers each id.
+    /// For each id of the request, the index of its write.
     places: Vec<usize>,
 }
 
@@ -105,8 +105,8 @@ pub(in crate::api) fn delete_response(
     Ok(DeleteFeaturesResponse { results: results.collect() })
 }
 
-/// The error of a batch of which nothing succeeded for want of a tier. A record that cannot be read however often it is
-/// tried stays its item's error.
+/// The error of the whole batch, if every item failed because a tier failed. A record that cannot
+/// be read, however often it is retried, stays the error of its item.
 pub(in crate::api) fn all_failed(items: &[Result<(Receipt, bool), WriteError>]) -> Option<WriteError> {
     let worst = items.iter().find_map(|item| match item {
         Err(error @ WriteError::Store(StoreError::OutcomeUnknown(_))) => Some(error),
@@ -123,7 +123,6 @@ pub(in crate::api) fn all_failed(items: &[Result<(Receipt, bool), WriteError>]) 
     items.iter().all(lacking).then(|| worst.or(first).cloned()).flatten()
 }
 
-/// One item's answer.
 pub(in crate::api) fn result(
     index: usize,
     entity_id: String,
@@ -183,7 +182,7 @@ mod tests {
         };
         assert_eq!(failed(&[]), None);
         assert_eq!(failed(&[&unavailable, &unavailable]), Some(unavailable.clone().into()));
-        // That some may have happened is what the client must know.
+        // That some writes may have happened is what the client must know.
         assert_eq!(failed(&[&unavailable, &unknown]), Some(unknown.into()));
         let corrupt = StoreError::Corrupt("bytes".into());
         assert_eq!(failed(&[&corrupt]), None);

@@ -21,10 +21,9 @@ use super::super::{
 
 type Body = Answer<Sending>;
 
-/// The client took its call back, or its connection is gone: nobody waits for the answer.
+/// The client cancelled the call, or its connection is gone: the answer is not needed.
 struct Gone;
 
-/// Serves one request.
 pub(super) async fn answer(
     mut respond: SendResponse<Counted>,
     call: impl Future<Output = Result<Response<Body>, Infallible>>,
@@ -41,11 +40,11 @@ pub(super) async fn answer(
         Ok(_) if ends => {}
         Ok(stream) => {
             let life = body.body().life().cloned();
-            // Only who waits for the answer would see it fail.
+            // Only a client that waits for the answer would see it fail.
             let _ = send(Sender { stream, life }, body).await;
         }
         Err(error) => {
-            tracing::debug!(%error, "an answer cannot be sent");
+            tracing::debug!(%error, "an answer could not be sent to its client");
             respond.send_reset(Reason::INTERNAL_ERROR);
         }
     }
@@ -53,11 +52,11 @@ pub(super) async fn answer(
 
 struct Sender {
     stream: SendStream<Counted>,
-    /// Of a stream.
+    /// Only of a stream.
     life: Option<Arc<Life>>,
 }
 
-/// Sends the body to its end, or until nobody wants it.
+/// Sends the body to its end, or until the client is gone.
 async fn send(mut to: Sender, body: Body) -> Result<(), Gone> {
     let mut body = pin!(body);
     loop {
@@ -75,7 +74,7 @@ async fn send(mut to: Sender, body: Body) -> Result<(), Gone> {
             }
             Some(Ok(Err(frame))) => return to.end(frame.into_trailers().unwrap_or_default()),
             Some(Err(error)) => {
-                tracing::debug!(%error, "an answer broke off");
+                tracing::debug!(%error, "an answer ended with an error before it was complete");
                 to.stream.send_reset(Reason::INTERNAL_ERROR);
                 return Err(Gone);
             }
@@ -94,9 +93,11 @@ impl Sender {
         }
     }
 
-    /// Waits until the client takes more. A stream is ended whose client does not for too long.
+    /// Waits until the client accepts more bytes. If the client of a stream does not for too long,
+    /// the stream is ended.
     async fn room(&mut self) -> Result<(), Gone> {
-        // As little as can be: what is reserved and not used is kept from the other answers of the connection.
+        // The smallest amount: capacity that is reserved and not used is lost for the other
+        // answers.
         self.stream.reserve_capacity(1);
         let stream = &mut self.stream;
         let room = poll_fn(|cx| poll_room(stream, cx));

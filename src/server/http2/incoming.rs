@@ -1,10 +1,12 @@
-//! The bodies of requests. That of a call is read from h2 by its service, at once and to its end. That of a stream may have to
-//! wait for a service that writes, or for a client that does not read its answers: until then the connection's task keeps what
-//! came in an inbox, joined to few large pieces, so that h2 has no frames of it. Its window is given back when the service takes
-//! it, so that a client is never further ahead than a stream's window.
+//! The bodies of requests. The service of a unary call reads its request from h2 at once and to its
+//! end. A stream may have to wait for a service that writes, or for a client that does not read its
+//! answers. Until then the connection's task keeps what arrived in an inbox, joined into few large
+//! pieces, so that h2 holds no frames of it. The window is returned when the service takes the
+//! bytes, so a client is never further ahead than the window of a stream.
 //!
-//! What is kept so counts among the bytes in flight, and in exchange the connection's window grows by it: other calls on the
-//! connection can still be sent. While bytes are short it does not grow, and those calls wait.
+//! The bytes in inboxes count among the bytes in flight, and in exchange the connection's window
+//! grows by them, so that other calls on the connection can still be sent. While bytes are short
+//! the window does not grow, and those calls wait.
 
 use std::{
     collections::VecDeque,
@@ -22,14 +24,16 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use crate::api::{ConnectionBytes, Share};
 
-/// Smaller pieces are copied together: each piece of its own would keep a part of what was read around it.
+/// Pieces smaller than this are copied together: each alone would keep a part of the read buffer
+/// alive.
 const SMALL: usize = 4 << 10;
-/// What they are joined to: more would be copied again and again as it grows.
+/// The size that small pieces are joined to; a larger one would be copied again and again as it
+/// grows.
 const JOINED: usize = 64 << 10;
-/// What is kept is counted in steps, as each one may be a frame to the client.
+/// Bytes in inboxes are counted in steps of this size, because each step may send a frame to the
+/// client.
 const STEP: usize = 256 << 10;
 
-/// A request's body.
 pub(in super::super) struct Incoming(Kind);
 
 enum Kind {
@@ -40,7 +44,7 @@ enum Kind {
 }
 
 impl Incoming {
-    /// Of a call that reads its request at once.
+    /// The body of a unary call, which reads its request at once.
     pub(super) fn of_call(stream: RecvStream) -> Self {
         Self(Kind::Direct(stream))
     }
@@ -55,7 +59,7 @@ impl Body for Incoming {
             Kind::Inbox(inbox) => inbox.poll_take(cx).map(|taken| taken.map(|taken| taken.map(Frame::data))),
             Kind::Direct(stream) => match ready!(stream.poll_data(cx)) {
                 Some(Ok(bytes)) => {
-                    // Fails only where the stream is over.
+                    // This fails only if the stream is over.
                     let _ = stream.flow_control().release_capacity(bytes.len());
                     Poll::Ready(Some(Ok(Frame::data(bytes))))
                 }
@@ -80,15 +84,15 @@ impl Body for Incoming {
     }
 }
 
-/// A client that resets its stream without an error has just sent enough.
+/// A client that resets its stream with NO_ERROR has sent all it wants to send.
 fn broken(error: h2::Error) -> Option<h2::Error> {
     (error.reason() != Some(Reason::NO_ERROR)).then_some(error)
 }
 
-/// What came on a stream and was not taken by its service.
+/// The bytes that arrived on a stream and were not taken by its service.
 struct Inbox {
     arrived: Mutex<Arrived>,
-    /// Of all inboxes of the connection.
+    /// The bytes in all inboxes of the connection.
     kept: Arc<AtomicUsize>,
 }
 
@@ -96,7 +100,7 @@ struct Arrived {
     stream: RecvStream,
     flow: FlowControl,
     pieces: VecDeque<Bytes>,
-    /// The last of them, which may grow.
+    /// The last piece, which may grow.
     small: BytesMut,
     bytes: usize,
     /// What follows the bytes: the end, or an error.
@@ -109,7 +113,6 @@ impl Inbox {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For the service.
     fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
         let mut arrived = self.lock();
         if let Some(piece) = arrived.next() {
@@ -126,10 +129,10 @@ impl Inbox {
         }
     }
 
-    /// Takes what h2 has.
     fn take_what_came(&self) {
         let mut arrived = self.lock();
-        // Nobody needs to be woken by h2: what comes, comes while this connection is polled, and this is called after it.
+        // No wakeup of h2 is needed: bytes arrive only while this connection is polled, and this is
+        // called after each poll.
         let mut context = Context::from_waker(Waker::noop());
         let (before, mut is_new) = (arrived.bytes, false);
         while arrived.end.is_none() {
@@ -137,7 +140,7 @@ impl Inbox {
                 Poll::Pending => break,
                 Poll::Ready(Some(Ok(bytes))) => arrived.keep(bytes),
                 Poll::Ready(Some(Err(error))) => arrived.end = Some(broken(error)),
-                // Trailers mean nothing in a request of gRPC.
+                // A gRPC request has no meaningful trailers.
                 Poll::Ready(None) => arrived.end = Some(None),
             }
             is_new = true;
@@ -195,12 +198,11 @@ impl Arrived {
 /// The inboxes of a connection.
 pub(super) struct Inboxes {
     of: Vec<Weak<Inbox>>,
-    /// Bytes in all of them.
     kept: Arc<AtomicUsize>,
-    /// Those of them that are counted.
+    /// The part of them that is counted.
     counted: Option<Share>,
     connection: Arc<ConnectionBytes>,
-    /// What the connection had read when they were looked at last.
+    /// The bytes that the connection had read at the last look.
     read_before: usize,
 }
 
@@ -209,20 +211,19 @@ impl Inboxes {
         Self { of: Vec::new(), kept: Arc::default(), counted: None, connection, read_before: 0 }
     }
 
-    /// The body of a stream.
     pub(super) fn add(&mut self, mut stream: RecvStream) -> Incoming {
         let flow = stream.flow_control().clone();
         let (pieces, small) = (VecDeque::new(), BytesMut::new());
         let arrived = Arrived { stream, flow, pieces, small, bytes: 0, end: None, waiting: None };
         let inbox = Arc::new(Inbox { arrived: Mutex::new(arrived), kept: self.kept.clone() });
-        // Its first bytes may have come with its head.
+        // Its first bytes may have arrived with its headers.
         inbox.take_what_came();
         self.of.push(Arc::downgrade(&inbox));
         Incoming(Kind::Inbox(inbox))
     }
 
-    /// Takes from h2 what came for them. `read`: what the connection has read; while that is the same, nothing came. If what
-    /// counts has changed: how much that is.
+    /// Takes from h2 what arrived for the inboxes. `read` is what the connection has read: while it
+    /// is the same, nothing arrived. Returns the counted bytes if they have changed.
     pub(super) fn take_what_came(&mut self, read: usize) -> Option<u32> {
         if read != self.read_before {
             self.read_before = read;
@@ -238,7 +239,7 @@ impl Inboxes {
         if wanted == counted {
             return None;
         }
-        // Given back first, so that it is not counted twice.
+        // Released first, so that it is not counted twice.
         self.counted = None;
         self.counted = Share::take_ahead(&self.connection, wanted);
         let now = self.counted.as_ref().map_or(0, Share::bytes);
@@ -247,7 +248,7 @@ impl Inboxes {
 }
 
 impl Drop for Inboxes {
-    /// The connection is gone, and nobody else would tell the services that wait.
+    /// The connection is gone, and nothing else would wake the services that wait.
     fn drop(&mut self) {
         for inbox in self.of.iter().filter_map(Weak::upgrade) {
             inbox.take_what_came();

@@ -1,4 +1,5 @@
-//! Reading from a connection a few bytes at a time: after each sip its task gets to do the rest of its work.
+//! Reads from a connection a few bytes at a time, so that its task can do the rest of its work in
+//! between.
 
 use std::{
     io::{self, IoSlice},
@@ -12,16 +13,17 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is read before the frames in it are looked at, and at most as much again, as that is what h2 has room for. The smallest
-/// frames that cost anything have ten bytes, so that these bytes hold fewer of them than h2 takes unread (`SMALL_FRAMES`).
+/// Bytes that are read before their frames are handled, and at most as much again, because h2 has
+/// room for this. The smallest frames that cost anything have ten bytes, so these bytes hold fewer
+/// of them than h2 accepts unread (`SMALL_FRAMES`).
 const SIP: usize = 32 << 10;
 
-/// What was read from a connection.
 #[derive(Debug, Default)]
 pub(super) struct Read(AtomicUsize);
 
 impl Read {
-    /// Bytes since it began. It may overflow, so it is compared with what it was.
+    /// Bytes since the connection began. The number may overflow, so it is only compared for
+    /// equality.
     pub(super) fn bytes(&self) -> usize {
         self.0.load(Relaxed)
     }
@@ -30,7 +32,7 @@ impl Read {
 /// A connection that is not read to its end at once.
 pub(super) struct Sips<S> {
     stream: S,
-    /// Bytes of this sip.
+    /// Bytes read since the task did other work.
     taken: usize,
     read: Arc<Read>,
 }

@@ -1,11 +1,12 @@
-//! What the process takes of the machine, under the names that every client library of Prometheus gives it. Read from Linux'
-//! /proc; elsewhere there is none of it.
+//! What the process uses of the machine, under the names that all client libraries of Prometheus
+//! use. Read from /proc of Linux; on other systems there are no such series.
 
 use std::fs;
 
 use crate::metrics::{Kind, Text};
 
-/// Linux counts a process' time in hundredths of a second, whatever its kernel's own clock.
+/// Linux counts the time of a process in hundredths of a second, whatever the clock of the kernel
+/// is.
 const TICKS: f64 = 100.0;
 
 pub(super) fn write(text: &mut Text) {
@@ -14,10 +15,10 @@ pub(super) fn write(text: &mut Text) {
     text.family("process_cpu_seconds", Kind::Counter, help).value(&[], process.cpu_seconds);
     let gauges = [
         ("process_resident_memory_bytes", "Memory in use.", process.resident_bytes),
-        ("process_virtual_memory_bytes", "Memory that was asked for.", process.virtual_bytes),
-        ("process_start_time_seconds", "When it was started, since 1970.", process.started),
+        ("process_virtual_memory_bytes", "Virtual memory.", process.virtual_bytes),
+        ("process_start_time_seconds", "When the process started, in seconds since 1970.", process.started),
         ("process_open_fds", "Open files and sockets.", process.open_fds),
-        ("process_max_fds", "Open files and sockets at most.", process.max_fds),
+        ("process_max_fds", "The most open files and sockets.", process.max_fds),
         ("process_threads", "Threads.", process.threads),
     ];
     for (name, help, value) in gauges {
@@ -39,7 +40,8 @@ struct Process {
 impl Process {
     fn now() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // After the program's name, which may hold anything; so the first field here is the third of all.
+        // What follows the name of the program, which may contain anything. So the first field here
+        // is the third of the line.
         let stat: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let ticks = |field: usize| Some(stat.get(field - 3)?.parse::<f64>().ok()? / TICKS);
         let boot: f64 = number(&fs::read_to_string("/proc/stat").ok()?, "btime ")?;

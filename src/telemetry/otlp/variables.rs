@@ -1,5 +1,6 @@
-//! The `OTEL_*` variables, read here and not by the SDK: that takes a value with its line end, and passes over in silence what
-//! it cannot read. No value is shown, but for those of names that cannot hold a secret.
+//! The `OTEL_*` variables. They are read here and not by the SDK, which takes a value with its line
+//! end and silently ignores what it cannot parse. No value is shown, except for variables that
+//! cannot hold a secret.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,30 +8,30 @@ use std::{
     ops::RangeInclusive,
 };
 
-/// Names for what this server does not send, and helpers of Kubernetes' operator: nobody means us by them.
+/// Parts of names for signals that this server does not send, and names that the operator of
+/// Kubernetes sets: they are not meant for us.
 const OF_OTHERS: [&str; 5] = ["METRIC", "_LOGS", "OTEL_LOG", "BLRP", "OTEL_RESOURCE_ATTRIBUTES_"];
 
-/// What the environment says. An empty value is none, as the specification has it.
+/// The variables. An empty value counts as not set, as the specification requires.
 #[derive(Debug, Default)]
 pub(super) struct Variables {
     given: BTreeMap<String, String>,
-    /// Names that were asked for.
     known: BTreeSet<String>,
-    /// What cannot be used; the server does not start with it.
+    /// Errors; the server does not start with one.
     wrong: Vec<String>,
-    /// What is not used, as the specification has it for what an SDK does not know.
+    /// Warnings for values that are not used, as the specification requires for unsupported ones.
     warnings: Vec<String>,
 }
 
 impl Variables {
-    /// Those of an environment, without the blanks and line ends around their values.
+    /// The variables of an environment, without the blanks and line ends around their values.
     pub(super) fn of(environment: impl IntoIterator<Item = (String, String)>) -> Self {
         let ours = environment.into_iter().filter(|(name, _)| name.starts_with("OTEL_"));
         let trimmed = ours.map(|(name, text)| (name, text.trim().to_owned()));
         Self { given: trimmed.filter(|(_, text)| !text.is_empty()).collect(), ..Self::default() }
     }
 
-    /// None: it is not set, or cannot be used.
+    /// The value. None: it is not set, or cannot be used.
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
         self.known.insert(name.to_owned());
         let text = self.given.get(name)?.clone();
@@ -41,20 +42,20 @@ impl Variables {
         Some(text)
     }
 
-    /// That of an option of the exporter, and which name it has: the one for traces wins over that for everything.
+    /// The name and value of an option of the exporter. The name for traces wins over the general
+    /// one.
     pub(super) fn exporter(&mut self, option: &str) -> Option<(String, String)> {
         let names = [format!("OTEL_EXPORTER_OTLP_TRACES_{option}"), format!("OTEL_EXPORTER_OTLP_{option}")];
         let found = names.map(|name| self.text(&name).map(|text| (name, text)));
         found.into_iter().flatten().next()
     }
 
-    /// A whole number within bounds; another one is told and not used.
+    /// A whole number within bounds; any other value is a warning, and not used.
     pub(super) fn number(&mut self, name: &str, bounds: RangeInclusive<u64>) -> Option<u64> {
         let text = self.text(name)?;
         self.parsed(name, &text, bounds)
     }
 
-    /// The same of an option of the exporter.
     pub(super) fn exporter_number(&mut self, option: &str, bounds: RangeInclusive<u64>) -> Option<u64> {
         let (name, text) = self.exporter(option)?;
         self.parsed(&name, &text, bounds)
@@ -64,12 +65,12 @@ impl Variables {
         let number = text.parse().ok().filter(|number| bounds.contains(number));
         if number.is_none() {
             let (least, most) = bounds.into_inner();
-            self.warn(name, format!("{text:?} is no whole number from {least} to {most}, so the default is used"));
+            self.warn(name, format!("{text:?} is not a whole number from {least} to {most}, so the default is used"));
         }
         number
     }
 
-    /// Whether it is true; what is neither true nor false is told, and false.
+    /// Whether it is true. A value that is neither true nor false is a warning, and false.
     pub(super) fn is_true(&mut self, name: &str) -> bool {
         match self.text(name) {
             Some(text) if text.eq_ignore_ascii_case("true") => true,
@@ -81,16 +82,16 @@ impl Variables {
         }
     }
 
-    /// Pairs as `name=value,name=value`, with values that are percent-encoded.
+    /// Parses `name=value,name=value`, with percent-encoded values.
     pub(super) fn pairs(text: &str) -> Result<Vec<(String, String)>, String> {
         let entries = text.split(',').map(str::trim).enumerate().filter(|(_, entry)| !entry.is_empty());
         let pair = |(at, entry): (usize, &str)| {
             let pair = entry.split_once('=').map(|(name, value)| (name.trim(), decoded(value.trim())));
             match pair {
                 Some((name, Some(value))) if !name.is_empty() => Ok((name.to_owned(), value)),
-                // Without the text, which may be a secret.
+                // The value is not shown: it may be a secret.
                 _ => Err(format!(
-                    "must be as name=value,name=value, with values that are percent-encoded; the entry number {} is not",
+                    "must have the form name=value,name=value with percent-encoded values; entry number {} has not",
                     at + 1
                 )),
             }
@@ -110,24 +111,26 @@ impl Variables {
         self.warnings.extend(warnings);
     }
 
-    /// Those that are set and that nobody has asked for.
+    /// Warns of variables that are set and were never read.
     pub(super) fn warn_of_unknown(&mut self) {
         let is_unknown = |name: &&String| !self.known.contains(*name) && !OF_OTHERS.iter().any(|of| name.contains(of));
         let unknown: Vec<&str> = self.given.keys().filter(is_unknown).map(String::as_str).collect();
         if !unknown.is_empty() {
             let names = unknown.join(", ");
-            let warning = format!("no settings of this server, so they do nothing: {names}; see docs/observability.md");
+            let warning = format!(
+                "these variables are not settings of this server and have no effect: {names}; see docs/observability.md"
+            );
             self.warnings.push(warning);
         }
     }
 
-    /// What is not used; or all that is wrong, a line each.
+    /// Returns the warnings, or all errors, one on each line.
     pub(super) fn finish(self) -> Result<Vec<String>, String> {
         if self.wrong.is_empty() { Ok(self.warnings) } else { Err(self.wrong.join("\n")) }
     }
 }
 
-/// Without its percent-encoding; None: it has none, or is no UTF-8.
+/// Decodes percent-encoding. None: it is invalid, or the result is not UTF-8.
 fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -176,9 +179,9 @@ mod tests {
         assert_eq!((all.number("OTEL_N", 1..=9), all.is_true("OTEL_B")), (None, false));
         all.warn_of_unknown();
         let warnings = all.finish().unwrap();
-        assert!(warnings[0].starts_with("OTEL_N: \"10\" is no whole number from 1 to 9"), "{warnings:?}");
+        assert!(warnings[0].starts_with("OTEL_N: \"10\" is not a whole number from 1 to 9"), "{warnings:?}");
         assert!(warnings[1].starts_with("OTEL_B: \"yes\" is neither true nor false"), "{warnings:?}");
-        assert!(warnings[2].contains("do nothing: OTEL_PROPAGATORS;") && warnings.len() == 3, "{warnings:?}");
+        assert!(warnings[2].contains("have no effect: OTEL_PROPAGATORS;") && warnings.len() == 3, "{warnings:?}");
     }
 
     #[test]

@@ -139,6 +139,25 @@ async fn nothing_waits_for_who_reads_the_log_and_what_is_lost_is_counted_and_log
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_lines_say_where_it_serves_what_it_stores_where_and_what_to_try() {
+    let server = Binary::start(&[]);
+    server.until_serving().await;
+    let (log, port, admin_port) = (server.log(), server.port, server.admin_port);
+    let serving = log.lines().find(|line| line.contains("serving")).unwrap_or_else(|| panic!("{log}"));
+    for words in [
+        format!("address=127.0.0.1:{port}"),
+        format!("admin_address=127.0.0.1:{admin_port}"),
+        "l1=\"memory\"".to_owned(),
+        "l2=\"embedded\"".to_owned(),
+        "l2_address=".to_owned(),
+    ] {
+        assert!(serving.contains(&words), "{words}: {serving}");
+    }
+    let command = format!("grpcurl -plaintext 127.0.0.1:{port} featurestore.v1.FeatureStoreService/Info");
+    assert!(log.contains(&command), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_last_line_is_there_when_it_ends() {
     let mut server = Binary::start(&[]);
     server.until_serving().await;

@@ -116,7 +116,8 @@ async fn no_secret_is_told_at_any_level_whatever_goes_wrong() {
     .await;
     // The tokens are read anew, once well and once not.
     tokens.write(&(entry("good", &[GOOD_TOKEN], "admin = [\"*\"]") + &entry("weak", &["canary-token-weak"], "")));
-    eventually("the tokens to be read", async || right.log().contains("the tokens were read anew")).await;
+    eventually("the tokens to be read", async || right.log().contains("auth.tokens_file has changed and is in use"))
+        .await;
     tokens.write("[[tokens]]\nname = \"good\"\nsha256 = [\"canary-token-good\"]\n");
     eventually("the bad file to be told", async || right.log().contains("auth.tokens_file is bad")).await;
 

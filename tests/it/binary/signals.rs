@@ -23,14 +23,14 @@ async fn sighup_has_tokens_and_certificates_read_again_and_no_signal_of_its_kind
 
     server.signal("HUP");
     says("auth.tokens_file was read again, and holds what it held before").await;
-    says("the certificates were read again, and are what they were before").await;
+    says("the certificates were read again, and have not changed").await;
     assert_eq!(authority.shown(server.port).await, signed[0].der());
 
     secret.swap(&[("tls.crt", &signed[1].cert), ("tls.key", &signed[1].key)]);
     tokens.write(&entry("a", &["new"], "admin = [\"*\"]"));
     server.signal("HUP");
     says("new certificates are in use").await;
-    says("the tokens were read anew").await;
+    says("auth.tokens_file has changed and is in use").await;
     assert_eq!(authority.shown(server.port).await, signed[1].der());
     let mut client = Client::new(authority.channel(server.port).await);
     client.get_features(with("new", get(["a"]))).await.unwrap();
@@ -44,7 +44,7 @@ async fn sighup_has_tokens_and_certificates_read_again_and_no_signal_of_its_kind
     }
     for signal in ["USR1", "USR2"] {
         server.signal(signal);
-        says(&format!("SIG{signal}: it does nothing here")).await;
+        says(&format!("SIG{signal} was received: this server does nothing at this signal")).await;
     }
     client.get_features(with("new", get(["a"]))).await.unwrap();
 }

@@ -174,7 +174,7 @@ async fn another_protocol_is_answered_with_what_this_port_speaks() {
         }
     }
     let said = say(&mut connect(plain.port).await, HELLO).await;
-    assert!(said.starts_with("HTTP/1.1 400 Bad Request\r\n") && said.contains("no TLS"), "{said}");
+    assert!(said.starts_with("HTTP/1.1 400 Bad Request\r\n") && said.contains("not TLS"), "{said}");
     let error = authority.connect(plain.port, &["h2"]).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "a client of TLS says that this is no TLS: {error}");
 

@@ -144,8 +144,8 @@ fn sentinel<'a>(tls: &str, rest: &'a str, options: &Options<'_>) -> Result<Found
         [master, db] => (master, Some(db)),
         _ => {
             return invalid(
-                "a redis-sentinel:// address lists all sentinels, as more than half must agree, and ends with the name of \
-                 the master as they know it, and perhaps a database: \
+                "a redis-sentinel:// address lists all sentinels, as more than half must agree, and ends with the name \
+                 of the master as they know it, and perhaps a database: \
                  redis-sentinel://host1:26379,host2:26379,host3:26379/mymaster/0",
             );
         }

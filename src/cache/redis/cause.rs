@@ -30,7 +30,8 @@ pub(super) async fn of_failure(server: &ConnectionInfo) -> Option<&'static str> 
         ),
         Some(answer) if matches!(answer[0], b'+' | b'-') => None,
         _ if !is_tls && peer::speaks_tls(host, port).await => Some(
-            "TLS is spoken there, not plaintext: begin the address with rediss (rediss://), or name its port for plaintext",
+            "TLS is spoken there, not plaintext: begin the address with rediss (rediss://), or name its port for \
+             plaintext",
         ),
         _ => None,
     }

@@ -68,8 +68,8 @@ impl Slots {
         self.0.iter().filter(|place| place.load(Relaxed) == NOBODY).count()
     }
 
-    /// The first slots of a master, in an order that is the same in all processes and does not depend
-    /// on the order in which slots are moved. So the first one rarely moves.
+    /// The first slots of a master, in an order that is the same in all processes and independent
+    /// of the order in which slots are moved. So the first one rarely moves.
     pub(in super::super) fn first_of(&self, place: usize, most: usize) -> Vec<u16> {
         let mut owned: Vec<u16> = (0..SLOTS).filter(|slot| self.owner(*slot) == Some(place)).collect();
         owned.sort_unstable_by_key(|slot| u32::from(*slot).wrapping_mul(0x9E37_79B1));

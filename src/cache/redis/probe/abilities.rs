@@ -271,7 +271,8 @@ fn lacking(address: &str, failures: &[Failure]) -> CacheError {
              which rename-command, a proxy or a managed service may prevent"
         ),
         _ => format!(
-            "does not execute {names} as L1 needs it ({answer}), so L1 is bypassed: L1 needs Redis 6.2 or newer, or Valkey"
+            "does not execute {names} as L1 needs it ({answer}), so L1 is bypassed: L1 needs Redis 6.2 or newer, \
+             or Valkey"
         ),
     };
     CacheError::Unsuitable(format!("Redis at {address} {what}").into())

@@ -86,8 +86,8 @@ pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &Write
     apply_within(stored, write, now, rules, &|_, _| None)
 }
 
-/// As `apply`, for a store that cannot hold every allowed record: `refuse` decides by the features and
-/// the model version.
+/// As `apply`, for a store that cannot hold every allowed record: `refuse` decides by features and
+/// model version.
 pub fn apply_within(
     stored: Option<&Document>,
     write: Write,

@@ -8,13 +8,13 @@
 //!      3     1  zero
 //!      4     4  CRC-32 (IEEE) of the key's bytes and of all other bytes here
 //!      8     8  when it may be collected, ms since the Unix epoch; i64::MAX: never
-//!     16     .  the requests, oldest first: length of the id (4), id, outcome (1), its argument (8);
+//!     16     .  the requests, oldest first: length of the id (4), id, outcome (1), argument (8);
 //!               after a client's id a zero byte and 8 hex digits, the checksum of what it
 //!               was to do (releases before 1.1 wrote the id alone)
 //!      .     .  a record: `StoredRecord`, verbatim; a tombstone: its revision (8)
 //! ```
 //!
-//! The checksum includes the key, so a value under a wrong key is noticed too. A read takes a slice and
+//! The checksum includes the key, so a value under a wrong key is noticed. A read takes a slice and
 //! decodes nothing. The layout is final: a change gets a new format version, and this one stays
 //! readable.
 

@@ -31,7 +31,10 @@ async fn of_host(host: &str, port: u16, is_tls: bool, uri: &ConnectionString) ->
     let Some(answer) = peer::ask(host, port, &hello()).await else {
         let is_cause = !is_tls && peer::speaks_tls(host, port).await;
         return is_cause.then(|| {
-            format!("TLS is spoken at {host}:{port}, not plaintext: add tls=true to mongodb.uri (and tlsCAFile for a CA of your own)")
+            format!(
+                "TLS is spoken at {host}:{port}, not plaintext: add tls=true to mongodb.uri (and tlsCAFile for a CA of \
+                 your own)"
+            )
         });
     };
     if answer.starts_with(b"HTTP/") {
@@ -40,7 +43,8 @@ async fn of_host(host: &str, port: u16, is_tls: bool, uri: &ConnectionString) ->
     let server = answer.get(REPLY_HEAD..).and_then(|document| RawDocument::from_bytes(document).ok())?;
     if is_tls {
         return Some(format!(
-            "MongoDB speaks plaintext at {host}:{port}, not TLS: remove tls=true from mongodb.uri, or configure TLS there"
+            "MongoDB speaks plaintext at {host}:{port}, not TLS: remove tls=true from mongodb.uri, or configure TLS \
+             there"
         ));
     }
     of_set(host, port, server, uri.replica_set.as_deref())
@@ -63,8 +67,8 @@ fn of_set(host: &str, port: u16, server: &RawDocument, wanted: Option<&str>) -> 
             name.escape_debug()
         )),
         Err(_) => Some(format!(
-            "the server at {host}:{port} is no member of a replica set, but mongodb.uri asks for replicaSet={wanted}: remove \
-             that out, or start the server with --replSet"
+            "the server at {host}:{port} is no member of a replica set, but mongodb.uri asks for \
+             replicaSet={wanted}: remove that option, or start the server with --replSet"
         )),
     }
 }

@@ -100,7 +100,8 @@ impl Identity {
                     tracing::warn!(
                         database,
                         "MongoDB does not allow listCollections: whether the collection features was replaced (a \
-                         restored backup, a copy in its place) cannot be noticed; run `featurestore epoch new` after a restore"
+                         restored backup, a copy in its place) cannot be noticed; run `featurestore epoch new` after a \
+                         restore"
                     );
                 }
                 (None, true)

@@ -76,7 +76,7 @@ fn agreed<T: PartialEq>(
 pub fn warnings(uri: &str) -> Result<Vec<String>, InvalidUri> {
     let uri = address::parse(uri)?;
     let is_blind = tls(&uri).is_some_and(|tls| tls.allow_invalid_certificates == Some(true));
-    let warning = "tlsInsecure or tlsAllowInvalidCertificates is true, so any certificate is accepted as that of MongoDB: \
+    let warning = "tlsInsecure or tlsAllowInvalidCertificates is true, so any certificate is accepted as MongoDB's: \
                    anyone between can read and change everything, and learns the password; name the CA with tlsCAFile";
     Ok(is_blind.then(|| warning.to_owned()).into_iter().collect())
 }

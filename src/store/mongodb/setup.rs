@@ -153,8 +153,8 @@ fn judge_collection(collection: &Document, findings: &mut Vec<Finding>) {
             ),
             ("validator", Bson::Document(validator)) if !validator.is_empty() => note(
                 Severity::Odd,
-                "has a validator, so MongoDB may refuse records: remove it with collMod, or make sure that it accepts all \
-                 documents of the server"
+                "has a validator, so MongoDB may refuse records: remove it with collMod, or make sure that it accepts \
+                 all documents of the server"
                     .to_owned(),
             ),
             ("validator" | "capped" | "collation" | "autoIndexId", _) => {}

@@ -1,10 +1,11 @@
 //! L1: the trait that every cache implements. Its documentation is a contract, and one suite
-//! (`tests/it/cache_contract.rs`) holds every implementation to it.
+//! (`tests/it/cache_contract.rs`) tests every implementation against it.
 //!
-//! > A value enters L1 only under a permit (a read lease or a write permit) which L1 itself issued in that entry's
-//! > present life, and only at a revision >= the entry's floor. Whatever holds no permit may only remove.
+//! > A value enters L1 only under a permit (a read lease or a write permit) which L1 itself issued
+//! > in that entry's present life, and only at a revision >= the entry's floor. Whatever holds no
+//! > permit may only remove.
 //!
-//! Not here: who calls what in which order (`tiered`), and any word about L2.
+//! Not here: the order of the operations (`tiered`), and L2.
 
 pub mod entry;
 pub mod memory;
@@ -24,25 +25,25 @@ use crate::{
     record::{FeatureView, Millis, RecordKey, Revision, SharedText, State, encoding::StoredRecord},
 };
 
-/// How long a read lease lives.
+/// How long a read lease lasts.
 pub const LEASE: Duration = Duration::from_secs(3);
-/// How long a write permit lives.
+/// How long a write permit lasts.
 pub const PERMIT: Duration = Duration::from_secs(5);
 /// The longest life of a pending entry.
 pub const PENDING: Duration = Duration::from_secs(60);
-/// How many bytes of values one `get` brings at most, beside its first value.
+/// How many bytes of values one `get` returns at most, beside its first value.
 pub const BATCH_BYTES: usize = 4 << 20;
-/// The most permits listed on one entry, those whose time is over included; one more and the entry is removed instead.
+/// The most permits on one entry, including those that have ended. One more removes the entry.
 pub const MAX_PERMITS: usize = 64;
 
-/// What moving so many bytes may take: 10 ns each, as a network of 1 Gbit/s has it.
+/// How long it may take to transfer `bytes`: 10 ns for each, as over a network of 1 Gbit/s.
 pub fn time_to_move(bytes: usize) -> Duration {
     const NANOS_A_BYTE: u64 = 10;
     Duration::from_nanos((bytes as u64).saturating_mul(NANOS_A_BYTE))
 }
 
-/// The generation of the cache: a random id kept in L2 and part of every key, so a new epoch is a cold, correct cache
-/// and two deployments on one Redis never meet.
+/// The generation of the cache: a random id that is kept in L2 and is part of every key. So a new
+/// epoch starts with an empty cache, and two deployments can share one Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epoch(pub u64);
 
@@ -52,8 +53,8 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// Where an entry lives: `{}fs:<epoch>:<view length>:<view>:<entity id>`. The leading `{}` makes Redis Cluster hash the
-/// whole key, so entity ids cannot force a slot.
+/// The key of an entry: `{}fs:<epoch>:<view length>:<view>:<entity id>`. The leading `{}` makes
+/// Redis Cluster hash the whole key, so entity ids cannot choose a slot.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CacheKey(SharedText);
 
@@ -66,7 +67,7 @@ impl CacheKey {
         Self(text.as_str().into())
     }
 
-    /// The keys of many records in an epoch; they share one text, which the last of them frees.
+    /// The keys of many records in an epoch. They share one buffer.
     pub fn all(epoch: Epoch, keys: &[RecordKey]) -> Vec<Self> {
         let first = match keys {
             [] => return Vec::new(),
@@ -88,7 +89,7 @@ impl CacheKey {
         SharedText::pieces(&text, &ends).map(Self).collect()
     }
 
-    /// The same in a buffer of its own, for keeping.
+    /// A copy in its own buffer, for keys that are kept.
     pub fn detached(&self) -> Self {
         Self(self.0.detached())
     }
@@ -99,7 +100,7 @@ impl CacheKey {
     }
 }
 
-/// What the keys of a view's records begin with; there is room for so much more.
+/// What the keys of a view's records begin with, in a buffer with `room` for as many bytes more.
 fn prefix(epoch: Epoch, view: &FeatureView, room: usize) -> String {
     let view = view.as_str();
     let mut text = String::with_capacity(25 + view.len() + room);
@@ -125,28 +126,29 @@ impl fmt::Debug for CacheKey {
     }
 }
 
-/// Names a lease or a permit: random, and a new one for each sending, so that a late or repeated command never counts.
+/// The id of a lease or a permit. A new one for each sending, so that a late or repeated command
+/// has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PermitId(pub [u8; 8]);
 
 impl PermitId {
-    /// A new one.
+    /// A new id.
     pub fn random() -> Self {
         Self(rand::random())
     }
 }
 
-/// What a clean entry says.
+/// What a clean entry holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CacheValue {
     /// The record, live or expired.
     Record(StoredRecord),
-    /// A negative entry: there is no record; with the tombstone's revision, or 0.
+    /// A negative entry: there is no record. With the revision of the tombstone, or 0.
     Absent(Revision),
 }
 
 impl CacheValue {
-    /// Its revision.
+    /// The revision of the record or tombstone.
     pub fn revision(&self) -> Revision {
         match self {
             Self::Record(record) => record.revision(),
@@ -154,7 +156,7 @@ impl CacheValue {
         }
     }
 
-    /// Its expire time; None: never, or no record.
+    /// The expire time. None: the record never expires, or there is none.
     pub fn expire_at(&self) -> Option<Millis> {
         match self {
             Self::Record(record) => record.expire_at(),
@@ -186,14 +188,14 @@ impl From<CacheValue> for State {
 /// The answer to `acquire`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acquired<V = CacheValue> {
-    /// Clean after all.
+    /// The entry is clean.
     Hit(V),
-    /// The caller holds the lease and may fill; the value that was there before the last write began, if any.
+    /// The caller holds the lease and may fill the entry.
     Lease {
-        /// May be newer than what L2 answers; never to be answered unless it is.
+        /// The value from before the last write, returned only if it is newer than L2's answer.
         suspect: Option<V>,
     },
-    /// Another lease or a write permit is alive: read L2, fill nothing.
+    /// Another lease or a write permit is alive: the caller reads L2 and fills nothing.
     NoFill {
         /// As for `Lease`.
         suspect: Option<V>,
@@ -203,21 +205,21 @@ pub enum Acquired<V = CacheValue> {
 /// The answer to `mark`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Marked {
-    /// The permit is held.
+    /// The writer holds the permit.
     Granted,
-    /// Too many permits: the entry was removed, and with it all of them.
+    /// There were too many permits, so the entry was removed with all of them.
     Overflow,
 }
 
-/// What `settle`, `put` and `unmark` left behind. Each of them confirms that L1 holds nothing older than the revision
-/// that was given.
+/// What `settle`, `put` and `unmark` did. Each confirms that L1 holds nothing older than the given
+/// revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// The value was installed.
     Installed,
     /// An older value was removed.
     Dropped,
-    /// Nothing older was there.
+    /// L1 held nothing older.
     Kept,
     /// There is no such entry.
     NoEntry,
@@ -226,27 +228,27 @@ pub enum Effect {
 /// A value and how long L1 may keep it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fill {
-    /// What to install.
+    /// The value to install.
     pub value: CacheValue,
-    /// From now on; at least 1 ms.
+    /// Counted from now; at least 1 ms.
     pub ttl: Duration,
 }
 
-/// One `settle`: what L2 was seen to hold.
+/// One `settle`: what a read of L2 found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settle {
-    /// Where.
+    /// The entry.
     pub key: CacheKey,
-    /// At which revision; a fill's value has this one.
+    /// The revision in L2, which is also that of the fill's value.
     pub revision: Revision,
-    /// The lease and what to install under it; None: only remove what is older.
+    /// The lease and what to install under it. None: only remove what is older.
     pub fill: Option<(PermitId, Fill)>,
 }
 
 /// One `put`: what a write left in L2.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Put {
-    /// Where.
+    /// The entry.
     pub key: CacheKey,
     /// The permit that `mark` granted.
     pub permit: PermitId,
@@ -254,59 +256,59 @@ pub struct Put {
     pub fill: Fill,
 }
 
-/// Why L1 did not do as told. None of these fails a request by itself.
+/// Why an operation of L1 failed. No such error fails a request by itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CacheError {
-    /// No answer within the deadline; it may have happened.
+    /// No reply came by the deadline. The operation may have happened.
     #[error("L1 did not answer in time")]
     Timeout,
-    /// Cannot be reached, or not verified since the connection was lost; it may have happened.
+    /// No connection, or none that is verified. The operation may have happened.
     #[error("L1 is unavailable: {0}")]
     Unavailable(Arc<str>),
-    /// It answered with an error, and the entry could not be removed either.
-    #[error("L1 refused: {0}")]
+    /// L1 answered with an error, and the entry could not be removed either.
+    #[error("L1 refused the command: {0}")]
     Refused(Arc<str>),
-    /// It answers, but lacks something that L1 needs until somebody changes that. The text says what, and what to do.
+    /// L1 answers, but lacks something that it needs. The text says what, and what to do.
     #[error("{0}")]
     Unsuitable(Arc<str>),
-    /// A `get` brings no more at once: ask for this key again. Nothing is wrong with L1.
-    #[error("not brought: the batch was full")]
+    /// The `get` has reached its limit: ask for this key again. Nothing is wrong with L1.
+    #[error("this value was left out, because the batch was full")]
     LeftOut,
-    /// The answer stood behind another caller's, which is large and still on its way. Nothing is wrong with L1.
-    #[error("L1 was still sending a large answer to somebody else")]
+    /// The reply had to wait for the large reply of another caller. Nothing is wrong with L1.
+    #[error("L1 was still sending a large reply to another call")]
     Behind,
 }
 
 impl CacheError {
-    /// Whether L1 did not do what it should.
+    /// Whether the error means that something is wrong with L1.
     pub fn is_failure(&self) -> bool {
         !matches!(self, Self::LeftOut | Self::Behind)
     }
 }
 
-/// What is wrong with the engine of a cache, as its probes found it.
+/// What probes can find wrong with the engine of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Problem {
     /// It lacks a command or a right that L1 needs, so it is not used.
     Unsuitable,
     /// It saves its data, so it may come back with an earlier state.
     Persistent,
-    /// It has a limit of memory and evicts nothing, so it refuses writes once that is reached.
+    /// It has a memory limit and evicts nothing, so it refuses writes when the limit is reached.
     NoEviction,
-    /// Its memory is full and nothing can be evicted: hits go on, and nothing new is cached.
+    /// Its memory is full and nothing can be evicted: hits are served, and nothing new is cached.
     Full,
-    /// It is older than what is supported.
+    /// It is older than the oldest supported version.
     OldVersion,
-    /// It does not say whether it was restarted, so old data in it cannot be noticed.
+    /// It does not show whether it was restarted, so old data in it cannot be noticed.
     RestartsUnseen,
 }
 
 impl Problem {
-    /// All of them.
+    /// Every problem.
     pub const ALL: [Self; 6] =
         [Self::Unsuitable, Self::Persistent, Self::NoEviction, Self::Full, Self::OldVersion, Self::RestartsUnseen];
 
-    /// Its name in metrics.
+    /// The value of the label `problem` in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unsuitable => "unsuitable",
@@ -322,96 +324,100 @@ impl Problem {
 /// What `probe` found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Probe {
-    /// It is the L1 that was named, and it holds what it held, or came back without the keys of this epoch.
+    /// It is the named L1. It holds what it held, or came back without the keys of this epoch.
     Intact,
-    /// It is the L1 that was named, but it holds keys of this epoch from an earlier time: a new epoch is needed. Until a
-    /// probe with one the cache stays unusable, as after a lost connection.
+    /// It is the named L1, but it holds keys of this epoch from an earlier time, so a new epoch is
+    /// needed. The cache stays unusable until a probe with a new epoch.
     Restored,
-    /// It is another L1 than the one that was named, and stays unusable.
+    /// It is not the named L1, and stays unusable.
     Another {
-        /// Which one it is.
+        /// Which L1 it is.
         found: L1Name,
-        /// Whether its data goes on from what was verified in this epoch until shortly ago, as that of a replica does that
-        /// was promoted. What the last seconds before brought may be lost.
+        /// Whether its data continues what was verified in this epoch a short time ago, as the data
+        /// of a promoted replica does. The last seconds may be lost.
         goes_on: bool,
     },
 }
 
-/// How a tier describes itself; the address is without credentials.
+/// How a tier describes itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheInfo {
     /// memory, redis, redis-cluster or redis-sentinel.
     pub kind: &'static str,
-    /// Where it is.
+    /// Its address, without credentials.
     pub address: String,
-    /// Other processes may use it too.
+    /// Whether other processes may use it too.
     pub shared: bool,
 }
 
-/// The operations on L1. Every batch answers in its own order, one result an item.
+/// The operations on L1. Every batch returns one result for each item, in the same order.
 ///
 /// The implementer's duties:
 ///
 /// 1. An operation on one entry is atomic, and does exactly what `entry::Entry` does.
-/// 2. Every future ends by `deadline`, with `Timeout` for what was not answered; dropping a future is allowed.
-/// 3. An item that was answered `Ok` has happened. After an `Err` it may have happened, or may still happen.
-/// 4. What cannot be read (a bad checksum, a foreign type) is removed and counts as a miss. An operation that the engine
-///    refuses (memory full) is answered by removing the entry, which is always safe: then it is `Ok`, `Effect::Dropped`,
-///    or for `acquire` `NoFill`, for `mark` `Overflow`.
-/// 5. A batch of `get` is one command, or a few one after the other where it may bring much; of any other operation one
-///    pipeline; in an engine of several servers one pipeline for each. Nothing is retried but what a server says it has not
-///    done. An engine outside of this process brings at most `BATCH_BYTES` for one `get`, and always its first value: the
-///    other keys are answered `LeftOut`, and what comes for them is dropped as it comes.
-/// 6. After a connection was lost every operation (on what that server holds) fails with `Unavailable` until `probe` has
-///    succeeded, so that nobody reads from an engine that came back with old data, or from another one at the same address.
-/// 7. Eviction may remove any entry at any time. Nothing else removes one before its time, and nothing keeps one beyond.
+/// 2. Every future ends by `deadline`, with `Timeout` for each item without a reply. It may be
+///    dropped.
+/// 3. An item that was answered `Ok` has happened. After an `Err` it may have, or may still.
+/// 4. An entry that cannot be read (a bad checksum, a foreign type) is removed and counts as a
+///    miss. If the engine refuses an operation (memory full), the entry is removed, which is safe,
+///    and the answer is `Effect::Dropped`, `NoFill` (`acquire`) or `Overflow` (`mark`).
+/// 5. A batch of `get` is one command, or a few in sequence if it may return much. A batch of any
+///    other operation is one pipeline for each server. A command is repeated only if a server says
+///    that it did not run it. An engine in another process returns at most `BATCH_BYTES` for one
+///    `get`, but always the first value. Other keys are answered `LeftOut`, and their values are
+///    dropped as they arrive.
+/// 6. After a connection was lost, every operation on what that server holds fails with
+///    `Unavailable` until `probe` has succeeded. So no call reads from an engine that came back
+///    with old data, or from another engine at the same address.
+/// 7. Eviction may remove any entry at any time. Otherwise an entry lives exactly as long as given.
 #[async_trait]
 pub trait Cache: Send + Sync + 'static {
-    /// Clean entries only; a pending one is a miss. Never changes an entry.
+    /// Returns clean entries only; a pending one is a miss. Never changes an entry.
     async fn get(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Option<CacheValue>, CacheError>>;
 
-    /// Asks for the lease to fill an entry, one new id each.
+    /// Asks for the leases to fill entries, each with a new id.
     async fn acquire(&self, asks: &[(CacheKey, PermitId)], deadline: Instant) -> Vec<Result<Acquired, CacheError>>;
 
-    /// Tells what L2 was seen to hold: installs it where the lease still holds and the revision is not below the floor,
-    /// else removes what is older and raises the floor.
+    /// Passes on what a read of L2 found, to be installed if the lease is held and the revision not
+    /// below the floor. Otherwise the floor is raised, which removes older values.
     async fn settle(&self, settles: &[Settle], deadline: Instant) -> Vec<Result<Effect, CacheError>>;
 
-    /// Announces writes, one new id each: from now on the entries' values are suspect and their leases void.
+    /// Announces writes, each with a new id. The values become suspect, and leases are void.
     async fn mark(&self, marks: &[(CacheKey, PermitId)], deadline: Instant) -> Vec<Result<Marked, CacheError>>;
 
-    /// Ends writes: installs what L2 now holds where the permit is alive, the revision is not below the floor and is above
-    /// the value's, else removes what is older. The permit is gone afterwards.
+    /// Ends writes. What L2 now holds is installed if the permit is still there, and the revision
+    /// is above that of the value and not below the floor. Otherwise an older value is removed. The
+    /// permit is used up.
     async fn put(&self, puts: &[Put], deadline: Instant) -> Vec<Result<Effect, CacheError>>;
 
-    /// Takes a write back that L2 surely never saw: with no permit left the suspect value is clean again.
+    /// Takes back writes that L2 never saw. Without other permits the suspect is clean again.
     async fn unmark(&self, marks: &[(CacheKey, PermitId)], deadline: Instant) -> Vec<Result<Effect, CacheError>>;
 
     /// Removes entries, as an eviction would.
     async fn remove(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<(), CacheError>>;
 
-    /// Removes everything, as an eviction would, from a cache that this process alone uses. What others use too is left
-    /// alone: there a new epoch does the same.
+    /// Removes everything, as an eviction would, from a cache that only this process uses. A shared
+    /// cache is left alone: there a new epoch has the same effect.
     fn clear(&self);
 
-    /// Connects if need be, finds out which L1 it is, over every connection that operations use, and verifies what it holds
-    /// against `epoch`. `Intact` makes the cache usable, the first time and again after a lost connection; anything else
-    /// leaves it, or makes it, unusable. `named`: the L1 that the epoch holds for; None: no L1 will do, and what is asked
-    /// for is only which one it is.
+    /// Connects if necessary, finds out which L1 it is (over every connection that operations use),
+    /// and verifies its data against `epoch`. Only `Intact` makes the cache usable, the first time
+    /// and after a lost connection; anything else makes it unusable. `named`: the L1 that the epoch
+    /// holds for. None: no L1 is used, and the caller only asks which one this is.
     async fn probe(&self, epoch: Epoch, named: Option<&L1Name>, deadline: Instant) -> Result<Probe, CacheError>;
 
-    /// Which L1 the last probe that was answered `Intact` found it to be.
+    /// The L1 that the last `Intact` probe found.
     fn name(&self) -> Option<L1Name>;
 
-    /// What and where it is.
+    /// Its kind and address.
     fn info(&self) -> CacheInfo;
 
-    /// What is wrong with its engine, as the last probes found it. Only `Unsuitable` keeps it from being used.
+    /// What the last probes found wrong with the engine. Only `Unsuitable` prevents its use.
     fn problems(&self) -> Vec<Problem> {
         Vec::new()
     }
 
-    /// How its connections are used; None: it has none.
+    /// How its connections are used. None: it has none.
     fn pool(&self) -> Option<PoolReading> {
         None
     }

@@ -1,6 +1,7 @@
-//! The generated code of `featurestore.v1`, and what of it is written by hand: a read whose ids stay in one piece, and its answer,
-//! in which a row's features stay the bytes they are stored as. And the codec that all go through. One more is by hand, the record
-//! that is written: it is in `record`, as its features are checked while they are received.
+//! The generated code of `featurestore.v1`, and the messages written by hand: a read whose ids stay
+//! in one buffer, and its answer, whose rows contain the stored bytes of features. Also the codec
+//! of all messages. The written record is in `record`, because its features are checked as they
+//! arrive.
 
 #![allow(missing_docs, clippy::all, reason = "generated; the documentation is in the .proto file")]
 
@@ -19,5 +20,5 @@ pub use get_features_response::{GetFeaturesResponse, Held};
 
 tonic::include_proto!("featurestore.v1");
 
-/// Everything reflection needs to know, comments included.
+/// The descriptors for reflection, with comments.
 pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("featurestore.v1.descriptors");

@@ -1,7 +1,8 @@
-//! What the service is about: feature views, entity ids, records and their revisions.
+//! What the service stores: feature views, entity ids, records and their revisions.
 //!
-//! Constructors check and the types remember it ("parse, don't validate"), so code behind the API never meets a bad
-//! name. Not here: how a record is stored (`encoding`), where (`cache`, `store`), or what a request may hold (`api`).
+//! Constructors check, and the types keep what was checked ("parse, don't validate"), so code
+//! behind the API never sees a bad name. Not here: how a record is stored (`encoding`), where
+//! (`cache`, `store`), and what a request may contain (`api`).
 
 pub mod encoding;
 mod entity_id;
@@ -18,14 +19,14 @@ pub use entity_id::{EntityId, MAX_ENTITY_ID_BYTES};
 pub use feature_record::{FeatureRecord, GivenFeatures};
 pub use typical_size::TypicalSize;
 
-/// The most bytes that a feature name may have.
+/// The most bytes of a feature name.
 pub const MAX_FEATURE_NAME_BYTES: usize = 128;
-/// The most bytes that a feature view's name may have.
+/// The most bytes of the name of a feature view.
 pub const MAX_FEATURE_VIEW_BYTES: usize = 63;
-/// The most bytes that a model version may have. Records that were stored before there was a limit may have longer ones.
+/// The most bytes of a model version. Records from before this limit may have longer ones.
 pub const MAX_MODEL_VERSION_BYTES: usize = 128;
 
-/// Why a name was refused; the text says what is allowed.
+/// Why a name was rejected. The text says what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidName(String);
@@ -33,8 +34,8 @@ pub struct InvalidName(String);
 /// The feature view of requests that name none.
 pub const DEFAULT_VIEW: &str = "default";
 
-/// A name as errors show it, cut off where it is longer than a feature's may be, or too much of it had to be escaped: nobody is
-/// sent megabytes of his own.
+/// A name in quotes for error texts. It is cut if it is longer than a feature name may be, or if
+/// too much of it had to be escaped, so that errors do not repeat megabytes of a request.
 pub(crate) fn quoted(name: &str) -> String {
     const MAX_BYTES: usize = 136;
     const MAX_SHOWN: usize = 320;
@@ -50,12 +51,12 @@ pub(crate) fn quoted(name: &str) -> String {
     shown
 }
 
-/// A feature view's name: `[a-z][a-z0-9_]{0,62}`.
+/// The name of a feature view: `[a-z][a-z0-9_]{0,62}`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeatureView(Arc<str>);
 
 impl FeatureView {
-    /// Checks a name; "" is the view "default".
+    /// Checks a name. An empty one is the view "default".
     pub fn parse(name: &str) -> Result<Self, InvalidName> {
         let name = if name.is_empty() { DEFAULT_VIEW } else { name };
         let mut bytes = name.bytes();
@@ -82,7 +83,7 @@ impl fmt::Display for FeatureView {
     }
 }
 
-/// What a record is found by. Cloning is cheap.
+/// The key of a record. Cloning is cheap.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RecordKey {
     /// The feature view.
@@ -92,18 +93,19 @@ pub struct RecordKey {
 }
 
 impl RecordKey {
-    /// The same for keeping: the ids of a batch share one text, all of which each of them keeps.
+    /// A copy in its own buffer, for keys that are kept: the ids of a batch share one buffer, and
+    /// each keeps all of it alive.
     pub fn detached(&self) -> Self {
         Self { view: self.view.clone(), entity_id: self.entity_id.detached() }
     }
 }
 
-/// A feature's name: 1 to 128 bytes of `[A-Za-z_][A-Za-z0-9_:-]*`.
+/// The name of a feature: 1 to 128 bytes of `[A-Za-z_][A-Za-z0-9_:-]*`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FeatureName(Box<str>);
 
 impl FeatureName {
-    /// Checks a name; it is never rewritten.
+    /// Checks a name, without changing it.
     pub fn parse(name: &str) -> Result<Self, InvalidName> {
         if Self::is_allowed(name.as_bytes()) {
             Ok(Self(name.into()))
@@ -135,19 +137,20 @@ impl Borrow<str> for FeatureName {
     }
 }
 
-/// Features by name; every value has a kind. The order is that of the stored bytes.
+/// Features by name. Every value has a kind. The order is that of the stored bytes.
 pub type Features = BTreeMap<FeatureName, Value>;
 
-/// A record's place in its own history: `max(previous + 1, L2's clock in ms * 1000)`. It grows with every change,
-/// deletes included, and stays below 2^53, as Redis's Lua computes with doubles. 0 is "never seen".
+/// The revision of a record: `max(previous + 1, time of L2 in ms * 1000)`. It grows with every
+/// change, also with a delete. It stays below 2^53, because Lua in Redis computes with doubles. 0
+/// means "never seen".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Revision(pub i64);
 
 impl Revision {
-    /// No record, and no tombstone of one.
+    /// There is no record, and no tombstone of one.
     pub const NONE: Self = Self(0);
 
-    /// The revision of a change made at `now` to what stood at `self`.
+    /// The revision of a change at `now` to a record at the revision `self`.
     pub fn next(self, now: Millis) -> Self {
         Self((self.0 + 1).max(now.0.saturating_mul(1000)))
     }
@@ -159,23 +162,24 @@ impl fmt::Display for Revision {
     }
 }
 
-/// A point in time: milliseconds since the Unix epoch, as BSON dates have them. Anything finer is cut off on entry.
+/// A point in time: milliseconds since the Unix epoch, as in BSON. Smaller parts are cut off on
+/// entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Millis(pub i64);
 
 impl Millis {
-    /// This much later, at most the end of time.
+    /// This much later, but never beyond the last time that can be represented.
     pub fn after(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 }
 
-/// The wall clock, passed in so that tests can turn it.
+/// The wall clock. It is passed in, so that tests can set it.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Millis + Send + Sync>);
 
 impl Clock {
-    /// The machine's clock.
+    /// The clock of the machine.
     pub fn system() -> Self {
         Self::new(|| {
             let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -183,12 +187,12 @@ impl Clock {
         })
     }
 
-    /// A clock that reads what `now` says.
+    /// A clock that returns `now()`.
     pub fn new(now: impl Fn() -> Millis + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
 
-    /// What it reads.
+    /// The present time.
     pub fn now(&self) -> Millis {
         (self.0)()
     }
@@ -203,66 +207,67 @@ impl fmt::Debug for Clock {
 /// How long a record lives, counted from its write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
-    /// This long.
+    /// For this long.
     Ttl(Duration),
     /// Until it is deleted.
     Forever,
 }
 
-/// What becomes of the features that a write does not name.
+/// What happens to the stored features that a write does not name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteMode {
-    /// They go.
+    /// They are removed.
     Replace,
-    /// They stay, and so do model version and expire time where the write gives none.
+    /// They stay, and so do the model version and the expire time if the write has none.
     Merge,
 }
 
-/// What is written: a checked `FeatureRecord`.
+/// What a write contains: a checked `FeatureRecord`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// What becomes of what is stored.
+    /// What happens to the stored features.
     pub mode: WriteMode,
     /// The features that are set.
     pub features: encoding::EncodedFeatures,
-    /// "": none given. The records of a bulk message share the one that the message gives.
+    /// Empty: none given. The records of a bulk message share that of the message.
     pub model_version: Arc<str>,
     /// None: the later of L2's clock and the stored event time.
     pub event_time: Option<Millis>,
-    /// None: the default, or with MERGE the stored record's.
+    /// None: the default, or with MERGE that of the stored record.
     pub lifetime: Option<Lifetime>,
 }
 
-/// A record as it stands, decoded. L2 keeps it; `encoding::StoredRecord` is its form in bytes.
+/// A decoded record. L2 keeps it; `encoding::StoredRecord` is the same as bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// All of them.
+    /// All features.
     pub features: Features,
-    /// "": none.
+    /// Empty: none.
     pub model_version: String,
-    /// Of this state.
+    /// The revision of this state.
     pub revision: Revision,
-    /// When the features were true in the world.
+    /// When the features were true.
     pub event_time: Millis,
     /// When this state was written.
     pub write_time: Millis,
-    /// None: never.
+    /// None: it never expires.
     pub expire_at: Option<Millis>,
 }
 
-/// What a tier knows of a key. Readers judge expiry: an expired record is still a record here.
+/// What a tier knows of a key. Readers decide about expiry: an expired record is still a record
+/// here.
 #[derive(Clone, Debug, PartialEq)]
 pub enum State {
-    /// Never seen, or collected.
+    /// There never was a record, or its tombstone has been removed.
     Absent,
-    /// Deleted, and remembered for a while.
+    /// The record was deleted, and its tombstone is still kept.
     Tombstone(Revision),
-    /// Stored.
+    /// The record is stored.
     Record(encoding::StoredRecord),
 }
 
 impl State {
-    /// Its revision; 0 for what was never seen.
+    /// The revision; 0 if there never was a record.
     pub fn revision(&self) -> Revision {
         match self {
             Self::Absent => Revision::NONE,

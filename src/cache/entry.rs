@@ -1,24 +1,27 @@
 //! The entry state machine: what every operation does to one entry of L1.
 //!
-//! Pure: no clock, no io, and `now` (in ms, of any clock) is passed in. The in-process cache is this machine under a
-//! lock, it is the oracle of the Lua scripts, and the model of the whole protocol drives it with tiny values.
+//! It is pure: it has no clock and no io, and `now` (in ms, of any clock) is passed in. The cache
+//! in memory is this machine under a lock, tests compare the Lua scripts with it, and the model of
+//! the whole protocol uses it with tiny values.
 //!
-//! An entry is **clean** (a value, no permit, no lease: a hit) or **pending** (anything else: a miss). Three things hold
-//! between any two operations:
+//! An entry is **clean** (a value, no permit, no lease: a hit) or **pending** (anything else: a
+//! miss). Three things hold between any two operations:
 //!
-//! - A value's revision is the floor: whatever raises the floor drops or replaces the value. So a suspect is never below
-//!   the floor, and a clean entry's floor is its own revision.
-//! - An entry holds a value, a permit or a lease; one that holds nothing is removed.
-//! - A permit counts until something takes it off the list. A deadline that has passed only lets a reader take the lease:
-//!   then the lease holder's SETTLE clears it. The same goes for a lease: it holds until it is used, replaced or voided.
+//! - The revision of a value is the floor: whatever raises the floor drops or replaces the value.
+//!   So a suspect is never below the floor, and the floor of a clean entry is its own revision.
+//! - An entry has a value, a permit or a lease. An entry that has none of them is removed.
+//! - A permit counts until it is removed from the list. When its time has ended, a reader may take
+//!   the lease, and the SETTLE with that lease removes the permit. A lease likewise holds until it
+//!   is used, replaced or voided.
 //!
-//! **Lifetimes.** Two are kept apart, and at the end of either the thing is gone as if evicted:
+//! **Lifetimes.** There are two, and at the end of either the thing is gone as if evicted:
 //!
-//! - A value lives as long as its fill said, whatever happens to the entry. A suspect that becomes clean again has what is
-//!   left of that, no more and no less; a suspect past it is no longer there.
-//! - An entry. Clean: as long as its value. One that comes into being pending: `Lifetimes::pending_ms`. One that a MARK
-//!   turns pending: as long as its value, at most `pending_ms`. MARK prolongs any of them to the end of its permit; nothing
-//!   else does, ACQUIRE least of all. So a pending entry never has more than `pending_ms` to live.
+//! - A value lives as long as its fill said, whatever happens to the entry. A suspect that becomes
+//!   clean again keeps the rest of that time.
+//! - A clean entry lives as long as its value. An entry that begins as pending lives for
+//!   `Lifetimes::pending_ms`. One that a MARK makes pending lives as long as its value, and
+//!   `pending_ms` at most. MARK extends each of them to the end of its permit; no other operation
+//!   does, and in particular not ACQUIRE. So a pending entry never has more than `pending_ms` left.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -28,7 +31,7 @@ use std::collections::BTreeMap;
 use super::{Acquired, Effect, LEASE, MAX_PERMITS, Marked, PENDING, PERMIT};
 use crate::record::Revision;
 
-/// How long leases, permits and pending entries live. A life of 0 is over at once, which tests use.
+/// How long leases, permits and pending entries live. A life of 0 ends at once (for tests).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetimes {
     /// A read lease, in ms.
@@ -46,20 +49,20 @@ impl Default for Lifetimes {
     }
 }
 
-/// What to install, and for how long, in ms.
+/// A value to install.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Install<V> {
     /// The value.
     pub value: V,
-    /// Counted from now.
+    /// Its lifetime, in ms from now.
     pub ttl_ms: u64,
 }
 
-/// Something and the time (ms) from which on it is over.
+/// A thing, and the time (ms) at which it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Until<T>(T, u64);
 
-/// One entry of L1; `V` is a value, `P` the name of a lease or a permit. There is no entry where there is None.
+/// One entry of L1. `V` is a value, `P` the id of a lease or a permit. None means no entry.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry<V, P: Ord> {
     floor: Revision,
@@ -86,12 +89,12 @@ impl<V: Clone, P: Copy + Ord> Entry<V, P> {
         self.permits.len()
     }
 
-    /// The time (ms) from which on the entry is no longer there.
+    /// The time (ms) at which the entry ends.
     pub fn until(&self) -> u64 {
         self.until
     }
 
-    /// ACQUIRE: the lease, unless the entry is clean or somebody else may still change it.
+    /// ACQUIRE: the caller gets the lease, unless the entry is clean or has a live permit or lease.
     pub fn acquire(slot: &mut Option<Self>, token: P, now: u64, lives: &Lifetimes) -> Acquired<V> {
         let entry = match Self::at(slot, now) {
             Some(entry) => entry,
@@ -110,8 +113,9 @@ impl<V: Clone, P: Copy + Ord> Entry<V, P> {
         Acquired::Lease { suspect: value }
     }
 
-    /// SETTLE: L2 was seen at `revision`. Under the entry's lease, and not below the floor, it clears the permits that are
-    /// over and installs; else it removes what is older. The lease that it names is used up either way.
+    /// SETTLE: a read of L2 found `revision`. If the caller holds the lease and the revision is not
+    /// below the floor, permits that have ended are removed and the value is installed. Otherwise
+    /// an older value is removed. The lease is used up in both cases.
     pub fn settle(slot: &mut Option<Self>, revision: Revision, fill: Option<(P, Install<V>)>, now: u64) -> Effect {
         let Some(entry) = Self::at(slot, now) else { return Effect::NoEntry };
         let fill = fill.filter(|(token, _)| entry.lease.is_some_and(|Until(lease, _)| lease == *token));
@@ -129,7 +133,7 @@ impl<V: Clone, P: Copy + Ord> Entry<V, P> {
         effect
     }
 
-    /// MARK: a write is coming. The value becomes suspect, the lease void.
+    /// MARK: a write is announced. The value becomes suspect, and the lease is void.
     pub fn mark(slot: &mut Option<Self>, permit: P, now: u64, lives: &Lifetimes) -> Marked {
         let entry = match Self::at(slot, now) {
             Some(entry) => entry,
@@ -146,8 +150,9 @@ impl<V: Clone, P: Copy + Ord> Entry<V, P> {
         Marked::Granted
     }
 
-    /// PUT: a write ended, and L2 now holds `revision`. With the permit, installs what is newer than the value and not below
-    /// the floor; without, removes what is older. Other permits keep the entry pending: then the value is their suspect.
+    /// PUT: a write ended, and L2 now holds `revision`. With the permit, a value is installed if it
+    /// is newer and not below the floor. Otherwise an older value is removed. While there are other
+    /// permits the entry stays pending, and the value is the suspect.
     pub fn put(slot: &mut Option<Self>, permit: P, revision: Revision, install: Install<V>, now: u64) -> Effect {
         let Some(entry) = Self::at(slot, now) else { return Effect::NoEntry };
         let permitted = entry.permits.remove(&permit).is_some();
@@ -162,7 +167,7 @@ impl<V: Clone, P: Copy + Ord> Entry<V, P> {
         effect
     }
 
-    /// UNMARK: a write that never reached L2.
+    /// UNMARK: a write never reached L2.
     pub fn unmark(slot: &mut Option<Self>, permit: P, now: u64) -> Effect {
         let Some(entry) = Self::at(slot, now) else { return Effect::NoEntry };
         entry.permits.remove(&permit);
@@ -170,7 +175,7 @@ impl<V: Clone, P: Copy + Ord> Entry<V, P> {
         Effect::Kept
     }
 
-    /// The entry as it stands at `now`: without a value whose time is over, and none at all where its own time is.
+    /// The entry as it is at `now`, without a value that has ended. None if the entry has ended.
     fn at(slot: &mut Option<Self>, now: u64) -> Option<&mut Self> {
         if let Some(entry) = slot {
             entry.value.take_if(|Until(_, until)| *until <= now);
@@ -205,7 +210,7 @@ impl<V: Clone, P: Copy + Ord> Entry<V, P> {
         if self.value.take().is_some() { Effect::Dropped } else { Effect::Kept }
     }
 
-    /// After the last permit is gone: clean where there is a value, removed where there is nothing.
+    /// Without a permit an entry is clean if it has a value, and is removed if it has nothing.
     fn tidy(slot: &mut Option<Self>) {
         let Some(entry) = slot else { return };
         if entry.is_empty() {

@@ -1,8 +1,9 @@
-//! L1 in this process: the entry state machine under locks, bounded by bytes.
+//! L1 in this process: the entry state machine under locks, with a limit in bytes.
 //!
-//! A key belongs to one shard, a mutex around a cache without one; an operation takes a lock for as long as the machine
-//! needs, and awaits nothing. Time is monotonic. An entry whose time is over is a miss; its memory is used until it is
-//! replaced or evicted. Not here: what an operation does (`entry`).
+//! A key belongs to one shard, which is a mutex around a cache without locks. An operation holds
+//! the lock only while the machine runs, and awaits nothing. Time is monotonic. An entry that has
+//! ended is a miss, but uses memory until it is replaced or evicted. Not here: what an operation
+//! does (`entry`).
 
 use std::{
     hash::{BuildHasher, Hash, Hasher},
@@ -22,7 +23,7 @@ use super::{
 type Entry = entry::Entry<CacheValue, PermitId>;
 type Shard = unsync::Cache<Hashed, Entry, Weight, AsHashed>;
 
-/// A key and its hash, which chooses the shard and the place in it.
+/// A key and its hash, which chooses the shard and the slot in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hashed {
     key: CacheKey,
@@ -35,7 +36,7 @@ impl Hash for Hashed {
     }
 }
 
-/// The same, as it is looked for.
+/// A borrowed `Hashed`, for lookups.
 struct Sought<'a> {
     key: &'a CacheKey,
     hash: u64,
@@ -53,7 +54,7 @@ impl Equivalent<Hashed> for Sought<'_> {
     }
 }
 
-/// Hashes what has its hash already.
+/// Passes on the hash that a key brings with it.
 #[derive(Debug, Clone, Copy, Default)]
 struct AsHashed(u64);
 
@@ -67,7 +68,7 @@ impl BuildHasher for AsHashed {
 
 impl Hasher for AsHashed {
     fn write(&mut self, _: &[u8]) {
-        unreachable!("keys write their hash alone");
+        unreachable!("keys write only their hash");
     }
 
     fn write_u64(&mut self, hash: u64) {
@@ -79,13 +80,14 @@ impl Hasher for AsHashed {
     }
 }
 
-/// What an entry costs beside its bytes: its slot, the table's, the allocations' heads.
+/// What an entry takes beside its bytes: its slot, its part of the table, allocation headers.
 const OVERHEAD_BYTES: u64 = 288;
-/// What a permit costs.
+/// What a permit takes, in bytes.
 const PERMIT_BYTES: u64 = 40;
-/// No shard is smaller, unless the whole is: an entry must fit into one.
+/// The least size of a shard, unless the whole cache is smaller: an entry must fit into a shard.
 const MIN_SHARD_BYTES: u64 = 8 << 20;
-/// So many that threads rarely meet, and no more: a batch takes what is in one shard at once.
+/// Enough that threads rarely wait for each other. More would make batches slower, because a batch
+/// locks each shard once.
 const SHARDS_A_CORE: u64 = 4;
 const MAX_SHARDS: u64 = 64;
 
@@ -100,7 +102,7 @@ pub struct MemoryCache {
 }
 
 impl MemoryCache {
-    /// An empty one that holds about `capacity_bytes` at most: keys, values and what they cost beside.
+    /// An empty cache of about `capacity_bytes` at most: keys, values and their overhead.
     pub fn new(capacity_bytes: u64) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let shards = (capacity_bytes / MIN_SHARD_BYTES).clamp(1, MAX_SHARDS.min(SHARDS_A_CORE * cores));
@@ -134,16 +136,18 @@ impl MemoryCache {
     }
 
     fn shard_of(&self, hash: u64) -> usize {
-        // Some bits in the middle: within a shard the others, of which the table uses the lowest and the highest, still
-        // tell the keys apart.
+        // Bits from the middle. The table of a shard uses the lowest and the highest ones, so these
+        // still spread the keys of one shard.
         ((hash >> 32 & 0xffff) as usize * self.shards.len()) >> 16
     }
 
-    /// What is there of many keys, shard by shard. A hit is half a dozen loads from memory, each of which needs the one before;
-    /// step by step for all keys of a shard, with nothing between that the processor may not reorder, many are under way at once.
+    /// Looks up many keys, shard by shard. A hit takes about six dependent loads from memory. All
+    /// keys of a shard are looked up before any value is cloned, so that the processor overlaps
+    /// their loads.
     fn get_many(&self, keys: &[CacheKey], now: u64) -> Vec<Option<CacheValue>> {
         let hashes: Vec<u64> = keys.iter().map(|key| self.hasher.hash_one(key.as_bytes())).collect();
-        // Each shard's keys, as a chain from one place to the next; one more than a place, 0 ends it.
+        // The keys of each shard as a linked list of indices into `keys`, plus one; 0 ends the
+        // list.
         let (mut firsts, mut nexts) = ([0_u32; MAX_SHARDS as usize], vec![0_u32; keys.len()]);
         for (i, hash) in hashes.iter().enumerate() {
             let first = &mut firsts[self.shard_of(*hash)];
@@ -171,7 +175,7 @@ impl MemoryCache {
         values
     }
 
-    /// Runs one operation on one entry, whatever becomes of it.
+    /// Runs one operation on one entry, and stores, keeps or removes the result.
     fn change<T>(&self, key: &CacheKey, operation: impl FnOnce(&mut Option<Entry>) -> T) -> T {
         let (mut shard, sought) = self.shard(key);
         let mut slot = shard.get(&sought).cloned();
@@ -191,7 +195,7 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 }
 
 fn new_shard(bytes: u64) -> Shard {
-    // The second number also bounds what is remembered of evicted entries, which the weight does not count.
+    // The estimate also limits the record of evicted entries, which the weight does not count.
     let options = OptionsBuilder::new()
         .weight_capacity(bytes)
         .estimated_items_capacity((bytes / 1024).max(1) as usize)
@@ -214,7 +218,7 @@ impl Weighter<Hashed, Entry> for Weight {
     }
 }
 
-/// In a buffer of its own: what is given may be part of one with others, which it would keep.
+/// Copies the value into its own buffer, as the given one may be part of a larger one.
 fn install(fill: &Fill) -> Install<CacheValue> {
     let value = match &fill.value {
         CacheValue::Record(record) => CacheValue::Record(record.detached()),

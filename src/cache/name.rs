@@ -1,18 +1,19 @@
-//! Which L1 a cache is. L2's epoch names the one L1 that it holds for, so that no two ever count for one L2.
+//! Which L1 a cache is. The epoch in L2 names one L1, so that one L2 never has two.
 
 use std::{fmt, sync::Arc};
 
-/// The identity of an L1: a random id that is kept in it, and the histories of what its servers hold.
+/// The identity of an L1: a random id that is kept in it, and the replication histories of its
+/// masters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct L1Name {
     /// Random, made once for each L1. A copy of its data carries it along.
     pub id: Arc<str>,
-    /// The replication history of each of its masters (Redis: `master_replid`), in ascending order, which tells a copy from
-    /// the original. Empty: it is in one process and is never copied.
+    /// The replication history of each master (Redis: `master_replid`), in ascending order. It
+    /// tells a copy from the original. Empty: a cache in one process, which is never copied.
     pub histories: Arc<[String]>,
-    /// Other processes may use it too.
+    /// Whether other processes may use it too.
     pub shared: bool,
-    /// Where it is, without credentials: for people, and no part of the identity.
+    /// The address without credentials, for logs. It is not part of the identity.
     pub address: Arc<str>,
 }
 
@@ -22,15 +23,15 @@ impl L1Name {
         format!("{:032x}", rand::random::<u128>())
     }
 
-    /// Whether both name the same L1. A cluster that grows or shrinks stays the same one: each master that both name has
-    /// held its data all the time. A master that was replaced has another history.
+    /// Whether both name the same L1. A cluster that grows or shrinks stays the same L1: each
+    /// master that both name has held its data all the time. A replaced master has another history.
     pub fn is(&self, other: &Self) -> bool {
         let is_within = |one: &Self, all: &Self| one.histories.iter().all(|history| all.histories.contains(history));
         let is_alike = self.histories.is_empty() == other.histories.is_empty();
         self.id == other.id && is_alike && (is_within(self, other) || is_within(other, self))
     }
 
-    /// Whether it names everything that the other one names, and more.
+    /// Whether it is `other` with at least one master more.
     pub fn has_grown_from(&self, other: &Self) -> bool {
         self.is(other) && self.histories.len() > other.histories.len()
     }

@@ -1,8 +1,8 @@
-//! L1 in Redis: one packed string a record (`entry`), one Lua script an operation (`scripts`), sent to the server that holds
-//! the key (`servers`, `send`) over a few shared connections (`connections`) that count only after a look at what Redis
-//! holds (`probe`).
+//! L1 in Redis. Each record is one packed string (`entry`), and each operation one Lua script
+//! (`scripts`). It goes to the server that holds the key (`servers`, `send`) over a few shared
+//! connections (`connections`), which are used only after a probe verified the data (`probe`).
 //!
-//! Not here: what an operation does (`cache::entry`, and `cache/scripts/*.lua`, which tests hold to it).
+//! Not here: what an operation does (`cache::entry`; tests compare `cache/scripts/*.lua` with it).
 
 mod address;
 mod cause;
@@ -38,12 +38,12 @@ use super::{
 };
 use crate::{metrics::PoolReading, record::TypicalSize};
 
-/// Keys that the library is asked for at once at most.
+/// The most keys that one MGET through the library asks for.
 const LIBRARY_KEYS: usize = 256;
-/// Values are taken for so large before any were seen.
+/// The assumed size of a value before any was seen, in bytes.
 const UNSEEN_BYTES: usize = 16 << 10;
 
-/// L1 in Redis. Unusable until the first successful `probe`.
+/// L1 in Redis. It is unusable until the first successful `probe`.
 #[derive(Debug)]
 pub struct RedisCache {
     servers: Servers,
@@ -55,12 +55,12 @@ pub struct RedisCache {
     wait_replicas: u32,
     info: CacheInfo,
     name: ArcSwapOption<L1Name>,
-    /// Of what the library reads.
+    /// Of the values that the library reads.
     value_size: TypicalSize,
 }
 
 impl RedisCache {
-    /// Does not connect: Redis may be out of reach when the server starts.
+    /// Does not connect, because Redis may be unreachable when the server starts.
     pub fn new(config: &RedisConfig) -> Result<Self, InvalidRedisConfig> {
         Ok(Self {
             servers: Servers::new(config)?,
@@ -81,9 +81,9 @@ impl RedisCache {
         Self { lives, ..self }
     }
 
-    /// What Redis holds under each key: of one server by one MGET, in a cluster by one pipeline of GETs a master. Connections
-    /// of our own leave out what is too much as it comes; where the library reads it, a few batches are asked for one after
-    /// the other, each as large as keys were lately.
+    /// What Redis holds under each key. One server gets one MGET; in a cluster each master gets a
+    /// pipeline of GETs. Our own connections drop what exceeds the limit as it arrives. The library
+    /// cannot, so it asks for a few batches in sequence, each sized by the recent values.
     async fn packed(&self, keys: &[CacheKey], deadline: Instant) -> Vec<Result<Option<Bytes>, CacheError>> {
         let layout = self.servers.layout();
         if layout.slots.is_none() && matches!(&layout.masters[..], [master] if master.connections.have_readers()) {
@@ -120,9 +120,9 @@ impl RedisCache {
                 vec![Err(CacheError::Unavailable(why.into())); keys.len()]
             }
             Ok(Reply::Array(packed) | Reply::Part(packed)) => {
-                refused(keys.len(), &format!("MGET was answered with {} values", packed.len()))
+                refused(keys.len(), &format!("Redis answered MGET with {} values", packed.len()))
             }
-            Ok(other) => refused(keys.len(), &format!("MGET was answered with {other:?}")),
+            Ok(other) => refused(keys.len(), &format!("Redis answered MGET with {other:?}")),
             Err(e) => vec![Err(e); keys.len()],
         }
     }
@@ -134,7 +134,7 @@ impl RedisCache {
         let sending = Sending { key: |key: &CacheKey| key, write: &write, command: "GET", script: None, wait: 0 };
         let reply = |reply| match reply {
             Ok(Value::BulkString(packed)) => Ok(Some(packed.into())),
-            // MGET says nothing of a key of another type, and GET that.
+            // MGET answers nil for a key of another type, so GET does the same.
             Ok(Value::ServerError(e)) if e.code() != "WRONGTYPE" => Err(CacheError::Refused(e.to_string().into())),
             Ok(_) => Ok(None),
             Err(e) => Err(e),
@@ -142,7 +142,7 @@ impl RedisCache {
         self.servers.send_each(keys, &sending, deadline).await.into_iter().map(reply).collect()
     }
 
-    /// Removes entries by one pipeline a server; one result a key.
+    /// Removes entries, by one pipeline for each server. One result for each key.
     async fn remove_all(&self, keys: &[&CacheKey], wait: u32, deadline: Instant) -> Vec<Result<(), CacheError>> {
         if keys.is_empty() {
             return Vec::new();
@@ -177,7 +177,7 @@ impl Cache for RedisCache {
             other => other.map(|_| None),
         });
         let values = values.collect();
-        // They are misses whether or not this succeeds.
+        // These keys are misses whether or not this succeeds.
         let _ = self.remove_all(&unreadable, 0, deadline).await;
         values
     }
@@ -199,8 +199,9 @@ impl Cache for RedisCache {
     }
 
     async fn settle(&self, settles: &[Settle], deadline: Instant) -> Vec<Result<Effect, CacheError>> {
-        // What a bulk has made old must be gone from the replicas too before the bulk is answered. Such a SETTLE fills
-        // nothing. One that fills comes after a miss: there is nothing to remove, and a miss would be slower for it.
+        // What a bulk made old must be gone from the replicas too before the bulk is answered, and
+        // its SETTLE fills nothing. A SETTLE that fills follows a miss: there is nothing to remove,
+        // and to wait would make misses slower.
         let only_fills = settles.iter().all(|settle| settle.fill.is_some());
         let args = |pipeline: &mut Pipeline, settle: &Settle| {
             pipeline.arg(settle.revision.0);
@@ -279,7 +280,7 @@ impl Cache for RedisCache {
         let probed = tokio::time::timeout_at(deadline, self.verify(epoch, named)).await;
         let result = probed.unwrap_or(Err(CacheError::Timeout));
         self.abilities.probed(&result);
-        // Of another L1 the connections are kept aside for the next look.
+        // The connections to another L1 are kept aside for the next probe.
         if !matches!(result, Ok(Probe::Intact | Probe::Another { .. })) {
             self.servers.lose();
         }

@@ -1,7 +1,7 @@
-//! The standard protobuf codec, but for two things. A message's buffer has its size before it is encoded: the stock encoder
-//! lets it grow by doubling, which copies a batch of rows several times. And what a message becomes is counted before it is
-//! decoded: what came packed as what it is when it is unpacked, and a read or a write as what the decoder makes of it
-//! (`unfolded`).
+//! The standard protobuf codec, with two differences. The buffer of a message gets its size before
+//! the message is encoded; in the standard codec it grows by doubling, which copies a batch of rows
+//! several times. And the memory of a message is counted before it is decoded: the unpacked bytes
+//! of a compressed message, and for a read or a write what the decoder builds (`unfolded`).
 
 use std::{fmt, marker::PhantomData, sync::Arc};
 
@@ -63,11 +63,11 @@ tokio::task_local! {
     static UNPACKED: Unpacked;
 }
 
-/// Counts the messages of a call before they are decoded, and may refuse them.
+/// Counts the messages of a call before they are decoded, and may reject them.
 #[derive(Clone)]
 pub struct Unpacked {
     count: Arc<Count>,
-    /// They came packed, so that their own bytes were not counted yet.
+    /// Whether messages are compressed, so that their own bytes are not counted yet.
     packed: bool,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Debug for Unpacked {
 }
 
 impl Unpacked {
-    /// By what `count` says of each message's bytes. `packed`: the messages came packed.
+    /// `count` gets the bytes of each message. `packed`: the messages are compressed.
     pub fn new(packed: bool, count: impl Fn(usize) -> Result<(), Status> + Send + Sync + 'static) -> Self {
         Self { count: Arc::new(count), packed }
     }
@@ -101,7 +101,7 @@ impl Unpacked {
     }
 }
 
-/// Decodes `U`; where the task counts what it decodes, counted.
+/// Decodes `U`, and counts it if the task has an `Unpacked`.
 #[derive(Clone, Debug)]
 pub struct CountedDecoder<U>(ProstDecoder<U>);
 
@@ -110,7 +110,7 @@ impl<U: Message + Default + 'static> Decoder for CountedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // A message stands in one piece. Calls that bring little, and came plain, have no count here.
+        // The message is in one piece. Calls of small plain messages have no count here.
         UNPACKED.try_with(|unpacked| unpacked.count::<U>(buf.chunk(), buf.remaining())).unwrap_or(Ok(()))?;
         self.0.decode(buf)
     }

@@ -1,7 +1,8 @@
-//! `FeatureRow` as the server sends it: the stored bytes of a record, passed through.
+//! `FeatureRow` as the server sends it, with the stored bytes of a record.
 //!
-//! Protobuf fields may be concatenated in any order, so a row is the stored segments (fields 3 and 4, 6, 7, 8) plus
-//! the few fields that depend on the request. Nothing here decodes a row: servers only send them.
+//! Protobuf fields may be concatenated in any order. So a row is the stored segments (fields 3 and
+//! 4, 6, 7, 8) and the few fields that depend on the request. Servers only send rows, so nothing
+//! here decodes one.
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::{
@@ -11,21 +12,21 @@ use prost::{
 
 use super::{Error, RowStatus, SharedText, Source};
 
-/// A `FeatureRow` whose features and metadata are already encoded. Each field is set once at most, as its length is added
-/// up then: an answer's length is asked for several times, and a batch has many rows.
+/// A `FeatureRow` whose features and metadata are already encoded. Each field is set once at most.
+/// The length is added up then, because it is asked for several times, and a batch has many rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EncodedRow {
-    /// Field 1, as it was asked for.
+    /// Field 1, as in the request.
     entity_id: SharedText,
-    /// Encoded fields that a record is stored with: 3, 4, 6, 7 and 8, or some of them.
+    /// Encoded fields 3, 4, 6, 7 and 8 of the stored record, or some of them.
     stored: Bytes,
-    /// Encoded field 3 where only some features are wanted.
+    /// Encoded field 3, if only some features are wanted.
     projected: Bytes,
     /// Fields 2, 5 and 9: a `RowStatus`, the revision, a `Source`.
     small: Fields,
-    /// Fields 10 and 11; boxed, as they are rare.
+    /// Fields 10 and 11. They are boxed because they are rare.
     rare: Option<Box<Rare>>,
-    /// Of all of them.
+    /// The length of all fields.
     len: u32,
 }
 
@@ -37,9 +38,9 @@ struct Rare {
 }
 
 impl EncodedRow {
-    // What is done for each row is inlined wherever it is called: as calls it costs 70 instructions a row more.
+    // The work for each row is inlined: as calls it takes 70 instructions more for each row.
 
-    /// A row of this status and nothing else.
+    /// A row with this status only.
     #[inline(always)]
     pub fn new(entity_id: SharedText, status: RowStatus) -> Self {
         let id_len = entity_id.as_bytes().len();
@@ -85,7 +86,8 @@ impl EncodedRow {
         self
     }
 
-    /// With encoded field 3 of the features that were asked for by name, and encoded field 10 of the names that the record lacks.
+    /// With encoded field 3 (the requested features), and encoded field 10 (the names that are
+    /// missing).
     pub fn with_projected(mut self, features: Bytes, missing: Option<Bytes>) -> Self {
         self.len += features.len() as u32;
         self.projected = features;
@@ -96,21 +98,21 @@ impl EncodedRow {
         self
     }
 
-    /// With what went wrong.
+    /// With the error of this row.
     pub fn with_error(mut self, error: Error) -> Self {
         self.len += encoding::message::encoded_len(11, &error) as u32;
         self.rare.get_or_insert_default().error = Some(error);
         self
     }
 
-    /// As one of a message's rows.
+    /// Encodes it as one of the rows of a message.
     pub(super) fn encode_as(&self, field: u8, buf: &mut impl BufMut) {
         let mut head = Fields::default();
         head.put(field << 3 | WireType::LengthDelimited as u8, u64::from(self.len));
         self.encode_after(head, buf);
     }
 
-    /// Its length as one of a message's rows.
+    /// Its length as one of the rows of a message.
     pub fn encoded_len_as(&self) -> usize {
         1 + encoding::encoded_len_varint(u64::from(self.len)) + self.len as usize
     }
@@ -136,21 +138,22 @@ impl EncodedRow {
     }
 }
 
-/// A few small fields beside each other: a buffer takes them at once in a fraction of the time that it takes single bytes.
+/// A few small fields in one array, which a buffer takes much faster than single bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Fields {
-    /// Enough for what is put here (a status, a revision, a source; a row's and an id's length), and for eight bytes beyond.
+    /// Enough for the fields here (a status, a revision, a source; lengths of a row and an id) and
+    /// eight bytes more.
     bytes: [u8; 24],
     len: u8,
 }
 
 impl Fields {
-    /// A field's key, which is one byte up to field 15, and a number.
+    /// A field with a number. `key` is one byte, so the field is 15 at most.
     #[inline]
     fn put(&mut self, key: u8, mut number: u64) {
         self.push(key);
         if (1 << 21..1 << 56).contains(&number) {
-            // Seven bits a byte, eight bytes at once: a revision has them all.
+            // Seven bits in each byte, eight bytes at once; a revision needs all of them.
             let mut spread = number & 0x0fff_ffff | (number & 0x00ff_ffff_f000_0000) << 4;
             spread = spread & 0x0000_3fff_0000_3fff | (spread & 0x0fff_c000_0fff_c000) << 2;
             spread = spread & 0x007f_007f_007f_007f | (spread & 0x3f80_3f80_3f80_3f80) << 1;
@@ -194,7 +197,7 @@ impl Message for EncodedRow {
         buf: &mut impl Buf,
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
-        // No request holds a row; one that did would be an unknown field.
+        // No request has a row, so it is skipped like an unknown field.
         encoding::skip_field(wire_type, tag, buf, ctx)
     }
 

@@ -1,5 +1,5 @@
-//! Entity ids of a batch. They arrive in one piece and stay one: a String for each, and its copies on the way to the caches and
-//! back into the answer, cost a batch of hits more than finding its rows.
+//! The entity ids of a batch. They arrive in one buffer and stay in it: a String for each, with its
+//! copies to the caches and into the answer, would cost a batch of hits more than finding its rows.
 
 use std::{cmp::Ordering, fmt, hash, str, sync::Arc};
 
@@ -9,37 +9,37 @@ use prost::{
     encoding::{self, DecodeContext, WireType},
 };
 
-/// A field of repeated strings as it was received: in one buffer, and not yet looked at. They need not be UTF-8; who parses
-/// them finds out.
+/// A field of repeated strings as received: in one buffer, and unchecked. They may be invalid
+/// UTF-8, which the parser of the ids detects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EntityIds {
     bytes: Vec<u8>,
-    /// Where each ends. A message has a length of 32 bits, so this is enough.
+    /// The end of each. The length of a message has 32 bits, so this is enough.
     ends: Vec<u32>,
 }
 
 impl EntityIds {
-    /// How many there are.
+    /// The number of ids.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// Each of them.
+    /// The bytes of each id.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         places(&self.ends).map(|(from, to)| &self.bytes[from as usize..to as usize])
     }
 
-    /// All of them, one after another.
+    /// All ids, concatenated.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Each as a piece of the one text; None: they are not all UTF-8.
+    /// Each id as a part of one shared text. None: they are not all UTF-8.
     pub fn to_texts(&self) -> Option<impl ExactSizeIterator<Item = SharedText>> {
         let text = str::from_utf8(&self.bytes).ok()?;
         let whole = self.ends.iter().all(|end| text.is_char_boundary(*end as usize));
@@ -51,7 +51,7 @@ impl EntityIds {
         self.ends.push(self.bytes.len() as u32);
     }
 
-    /// Appends one that was received, and those that follow it. `buf` ends where the message does.
+    /// Appends a received id and those that follow it. `buf` ends with the message.
     pub(super) fn merge(
         &mut self,
         tag: u32,
@@ -62,12 +62,13 @@ impl EntityIds {
         encoding::check_wire_type(WireType::LengthDelimited, wire_type)?;
         let len = encoding::decode_varint(buf)?;
         if len > buf.remaining() as u64 {
-            // The library's own error, which only it can make: of a string of one byte that is not there.
+            // Only the library can make its error, so it decodes a string whose one byte is
+            // missing.
             return encoding::skip_field(wire_type, tag, &mut &[1][..], ctx);
         }
         let mut len = len as usize;
         if self.ends.is_empty() {
-            // The rest of the message is hardly anything else; each has a key and a length beside its bytes.
+            // The rest of the message is nearly all ids, each with a key and a length.
             self.bytes.reserve(buf.remaining());
             self.ends.reserve(buf.remaining() / (len + 2) + 1);
         }
@@ -81,7 +82,7 @@ impl EntityIds {
         }
         self.ends.push(self.bytes.len() as u32);
 
-        // Most ids are shorter than 128 bytes and stand side by side.
+        // Most ids are shorter than 128 bytes and adjacent.
         let key = (tag << 3) as u8 | WireType::LengthDelimited as u8;
         let mut rest = buf.chunk();
         let before = rest.len();
@@ -124,7 +125,7 @@ impl<T: AsRef<str>> FromIterator<T> for EntityIds {
     }
 }
 
-/// A piece of a text that others share. Cloning is cheap; a clone keeps the whole text alive.
+/// A part of a text that others share. Cloning is cheap, and a clone keeps the whole text alive.
 #[derive(Clone)]
 pub struct SharedText {
     text: Arc<str>,
@@ -133,23 +134,23 @@ pub struct SharedText {
 }
 
 impl SharedText {
-    /// A text in pieces that end there.
+    /// The parts of a text with these ends.
     pub fn pieces(text: &str, ends: &[u32]) -> impl ExactSizeIterator<Item = Self> {
         let text: Arc<str> = text.into();
         places(ends).map(move |(from, to)| Self { text: text.clone(), from, to })
     }
 
-    /// The piece.
+    /// The part.
     pub fn as_str(&self) -> &str {
         &self.text[self.from as usize..self.to as usize]
     }
 
-    /// Its bytes.
+    /// The bytes of the part.
     pub fn as_bytes(&self) -> &[u8] {
         &self.text.as_bytes()[self.from as usize..self.to as usize]
     }
 
-    /// The same as a text of its own, for keeping.
+    /// A copy in its own buffer, for texts that are kept.
     pub fn detached(&self) -> Self {
         self.as_str().into()
     }

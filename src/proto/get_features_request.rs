@@ -1,5 +1,5 @@
-//! `GetFeaturesRequest` as the server reads it: the ids of a batch stay in one piece. The other fields are as they would be
-//! generated.
+//! `GetFeaturesRequest` as the server reads it: the ids of a batch stay in one buffer. The other
+//! fields are as generated.
 
 use std::collections::BTreeMap;
 
@@ -150,7 +150,7 @@ mod tests {
             let read = GetFeaturesRequest::decode(&wire[..]).unwrap();
             prop_assert_eq!(read.encoded_len(), wire.len());
             prop_assert_eq!(&read.encode_to_vec(), &wire);
-            // In pieces, as frames come, an id may be cut anywhere.
+            // Frames may split the message anywhere, also within an id.
             let (first, second) = wire.split_at(wire.len() / 2);
             prop_assert_eq!(&GetFeaturesRequest::decode(first.chain(second)).unwrap(), &read);
             let client::GetFeaturesRequest { entity_ids, .. } = sent;
@@ -165,7 +165,7 @@ mod tests {
             let ours = GetFeaturesRequest::decode(&bytes[..]);
             match client::GetFeaturesRequest::decode(&bytes[..]) {
                 Ok(theirs) => prop_assert_eq!(ours.unwrap().encode_to_vec(), theirs.encode_to_vec()),
-                // Ids that are no UTF-8 are found out later, after what is wrong behind them.
+                // Ids that are not UTF-8 are detected later, after errors that stand behind them.
                 Err(why) => match ours {
                     Err(_) if why.to_string().contains("entity_ids: invalid string value") => {}
                     Err(ours) => prop_assert_eq!(ours.to_string(), why.to_string()),

@@ -1,5 +1,5 @@
-//! `GetFeaturesResponse` as the server sends it: rows know their lengths, and what comes before a row's stored bytes goes out
-//! in few pieces.
+//! `GetFeaturesResponse` as the server sends it: rows know their lengths, and what precedes the
+//! stored bytes of a row is written in few pieces.
 
 use std::sync::Arc;
 
@@ -20,18 +20,18 @@ pub struct GetFeaturesResponse {
     pub held: Held,
 }
 
-/// Counts what an answer has until it is encoded: where its client does not read, it waits for that.
+/// Counts the memory of an answer until it is encoded, as it waits for its client to read.
 #[derive(Clone, Debug, Default)]
 pub struct Held(#[expect(dead_code, reason = "held, not read")] Option<Arc<(Share, Holding)>>);
 
 impl Held {
-    /// By its own bytes, and by those of the records that it is made of.
+    /// For its own bytes, and those of the records in it.
     pub fn by(share: Share, records: Holding) -> Self {
         Self(Some(Arc::new((share, records))))
     }
 }
 
-/// It is no part of the message.
+/// It is not part of the message.
 impl PartialEq for Held {
     fn eq(&self, _: &Self) -> bool {
         true
@@ -64,7 +64,7 @@ impl Message for GetFeaturesResponse {
         buf: &mut impl Buf,
         ctx: DecodeContext,
     ) -> Result<(), DecodeError> {
-        // Nobody sends a server an answer.
+        // No client sends this message to a server.
         encoding::skip_field(wire_type, tag, buf, ctx)
     }
 

@@ -1,8 +1,10 @@
-//! How much memory the message of a read or a write takes once it is decoded, told from its bytes before anything is built: an empty record
-//! is two bytes on the wire and some hundred here, and so are an empty text of a list, or a number in an object.
+//! How much memory the message of a read or a write takes when it is decoded, estimated from its
+//! bytes before anything is built. An empty record has two bytes on the wire but over a hundred in
+//! memory; the same is true of an empty text in a list, or a number in an object.
 //!
-//! The figures are upper bounds for what the decoder builds, vectors that grow by doubling included. What takes about as much
-//! as on the wire, as texts and packed numbers of fixed width do, is not counted again.
+//! The figures are upper bounds for what the decoder builds, including vectors that grow by
+//! doubling. What takes about as much as on the wire, such as texts and packed numbers of fixed
+//! width, is not counted again.
 
 use std::any::TypeId;
 
@@ -10,13 +12,13 @@ use prost::encoding::{self, WireType};
 
 use super::{BulkUpsertRequest, DeleteFeaturesRequest, GetFeaturesRequest, UpsertFeaturesRequest};
 
-/// A record without features, and what is made of it until it is answered: its write, its keys, its result.
+/// A record without features, and all that is made of it: its write, its keys, its result.
 const RECORD: usize = 1536;
-/// A feature: its name, its value and its place in a map.
+/// A feature: its name, its value and its slot in a map.
 const FEATURE: usize = 192;
 /// An item of a list of texts or bytes.
 const ITEM: usize = 96;
-/// An object that is not empty: a node of its map has room for eleven fields.
+/// A non-empty object: a node of its map has room for eleven fields.
 const OBJECT: usize = 800;
 /// A field of an object.
 const FIELD: usize = 128;
@@ -26,14 +28,14 @@ const ELEMENT: usize = 96;
 const ID: usize = 512;
 /// An entity id or a feature name of a read.
 const NAME: usize = 96;
-/// A revision of a read that is asked for.
+/// A minimum revision of a read.
 const REVISION: usize = 160;
-/// The message of a read that is shorter is not looked at: what it can become is little, and most reads are short.
+/// Shorter messages of reads are not examined: they cannot grow to much, and most are short.
 const SHORT_READ: usize = 16 << 10;
-/// Objects within objects are decoded to this depth only.
+/// The decoder rejects objects that are nested deeper.
 const MAX_DEPTH: usize = 100;
 
-/// Of a message of this type; 0: nothing is known of it.
+/// For a message of this type; 0 for other types.
 pub(super) fn of<T: 'static>(message: &[u8]) -> usize {
     match TypeId::of::<T>() {
         of if of == TypeId::of::<BulkUpsertRequest>() => bulk_upsert(message),
@@ -44,22 +46,22 @@ pub(super) fn of<T: 'static>(message: &[u8]) -> usize {
     }
 }
 
-/// Of a `BulkUpsertRequest`.
+/// For a `BulkUpsertRequest`.
 fn bulk_upsert(message: &[u8]) -> usize {
     fields(message).filter(|(tag, _)| *tag == 3).map(|(_, body)| RECORD + record(body)).sum()
 }
 
-/// Of an `UpsertFeaturesRequest`.
+/// For an `UpsertFeaturesRequest`.
 fn upsert_features(message: &[u8]) -> usize {
     fields(message).filter(|(tag, _)| *tag == 2).map(|(_, body)| record(body)).sum()
 }
 
-/// Of a `DeleteFeaturesRequest`.
+/// For a `DeleteFeaturesRequest`.
 fn delete_features(message: &[u8]) -> usize {
     fields(message).filter(|(tag, _)| *tag == 2).count() * ID
 }
 
-/// Of a `GetFeaturesRequest`.
+/// For a `GetFeaturesRequest`.
 fn get_features(message: &[u8]) -> usize {
     if message.len() < SHORT_READ {
         return 0;
@@ -83,9 +85,9 @@ fn feature(entry: &[u8]) -> usize {
     fields(entry).filter(|(tag, _)| *tag == 2).flat_map(|(_, value)| fields(value)).map(kind).sum()
 }
 
-/// Of one kind of a value, beside the value itself.
+/// For one kind of a value, beside the value itself.
 fn kind((tag, body): (u32, &[u8])) -> usize {
-    // A vector that grows is as large as what it holds up to twice, and copied from one half as large.
+    // A growing vector takes up to twice its content, and is copied from one of half that size.
     const GROWN: usize = 3;
     match tag {
         11 | 12 => fields(body).count() * ITEM,
@@ -97,7 +99,7 @@ fn kind((tag, body): (u32, &[u8])) -> usize {
     }
 }
 
-/// As many numbers as these bytes can be.
+/// The most numbers that these bytes can be.
 fn varints(bytes: &[u8]) -> usize {
     bytes.iter().filter(|byte| **byte < 0x80).count()
 }
@@ -121,7 +123,7 @@ fn json(value: &[u8], depth: usize) -> usize {
     fields(value).map(kind).sum()
 }
 
-/// The fields of a message that have a length, up to where it cannot be read. The decoder tells what is wrong there.
+/// The fields that have a length, up to the first invalid one, which the decoder will reject.
 fn fields(message: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     let mut rest = message;
     std::iter::from_fn(move || {

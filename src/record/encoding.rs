@@ -1,4 +1,4 @@
-//! The stored bytes of a record: what the embedded L2 and every L1 keep, and what a row passes through.
+//! The stored bytes of a record, which the embedded L2 and every L1 keep and which rows contain.
 //!
 //! ```text
 //! offset  size  field, little-endian
@@ -10,11 +10,11 @@
 //!     24     8  expire time, ms since the Unix epoch; i64::MAX: never
 //!     32     4  offset of segment 2
 //!     36     .  segment 1: encoded field 3 of FeatureRow (the features), names sorted
-//!      .     .  segment 2: encoded fields 4, 6, 7, 8 of FeatureRow (model version, times), in this order
+//!      .     .  segment 2: its encoded fields 4, 6, 7, 8 (model version, times), in this order
 //! ```
 //!
-//! The layout is final: a change gets a new format version, and this one is still read. Features are found by
-//! scanning tags, never by decoding values (`FeatureEntries`, `Projection`).
+//! The layout is final: a change gets a new format version, and this one stays readable. Features
+//! are found by their tags, without decoding values (`FeatureEntries`, `Projection`).
 
 mod features;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -47,17 +47,17 @@ const NEVER: i64 = i64::MAX;
 /// The tag of `FeatureRow.features` with its wire type.
 const FEATURES_TAG: u8 = (3 << 3) | 2;
 
-/// Stored bytes that cannot be read. Never the same as absence.
+/// Stored bytes that cannot be read. This is never the same as an absent record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("stored bytes cannot be read: {0}")]
 pub struct Corrupt(pub &'static str);
 
-/// The stored bytes of one record, whose header has been checked. Cloning is cheap.
+/// The stored bytes of one record with a checked header. Cloning is cheap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredRecord(Bytes);
 
 impl StoredRecord {
-    /// Encodes a record as it stands.
+    /// Encodes a record.
     pub fn encode(snapshot: &Snapshot) -> Self {
         let features = features_len(&snapshot.features);
         let mut encoder = Encoder::with_capacity(features + snapshot.model_version.len());
@@ -68,7 +68,7 @@ impl StoredRecord {
         encoder.finish(Head { model_version: &snapshot.model_version, revision, event_time, write_time, expire_at })
     }
 
-    /// Checks bytes that were stored: version, checksum and bounds.
+    /// Checks stored bytes: version, checksum and bounds.
     pub fn parse(bytes: Bytes) -> Result<Self, Corrupt> {
         let record = Self::parse_summed(bytes)?;
         if record.0[4..8] != checksum(&record.0).to_le_bytes() {
@@ -77,7 +77,7 @@ impl StoredRecord {
         Ok(record)
     }
 
-    /// Checks version and bounds only, for bytes that another checksum already covers (an L1 entry's).
+    /// Checks version and bounds only, for bytes with another checksum (those of an L1 entry).
     pub fn parse_summed(bytes: Bytes) -> Result<Self, Corrupt> {
         if bytes.len() < HEADER_BYTES {
             return Err(Corrupt("shorter than the header"));
@@ -92,7 +92,7 @@ impl StoredRecord {
         Ok(record)
     }
 
-    /// The same in a buffer of its own: these bytes may be part of a larger one, which they keep alive.
+    /// A copy in its own buffer. The bytes may be part of a larger buffer, which they keep alive.
     pub fn detached(&self) -> Self {
         Self(Bytes::copy_from_slice(&self.0))
     }
@@ -102,17 +102,17 @@ impl StoredRecord {
         &self.0
     }
 
-    /// The record's revision.
+    /// The revision of the record.
     pub fn revision(&self) -> Revision {
         Revision(self.i64_at(8))
     }
 
-    /// When the features were true in the world.
+    /// When the features were true.
     pub fn event_time(&self) -> Millis {
         Millis(self.i64_at(16))
     }
 
-    /// When the record expires; None: never.
+    /// When the record expires. None: never.
     pub fn expire_at(&self) -> Option<Millis> {
         Some(self.i64_at(24)).filter(|at| *at != NEVER).map(Millis)
     }
@@ -135,14 +135,14 @@ impl StoredRecord {
         self.0
     }
 
-    /// Both segments, which stand side by side.
+    /// Both segments, which are adjacent.
     #[inline(always)]
     pub fn into_segments(mut self) -> Bytes {
         self.0.advance(HEADER_BYTES);
         self.0
     }
 
-    /// The features one by one, in the order of their names, undecoded.
+    /// The encoded features one by one, sorted by name.
     pub fn entries(&self) -> FeatureEntries<'_> {
         FeatureEntries(self.features())
     }
@@ -151,12 +151,12 @@ impl StoredRecord {
         &self.0[HEADER_BYTES..self.segment2()]
     }
 
-    /// The features, undecoded: what a merge needs of them.
+    /// The encoded features, for a merge.
     pub fn encoded_features(&self) -> EncodedFeatures {
         EncodedFeatures::stored(self.features())
     }
 
-    /// The model version, without decoding the rest: it stands first in segment 2 where there is one.
+    /// The model version. It is the first field of segment 2 if there is one.
     pub fn model_version(&self) -> Result<&str, Corrupt> {
         let mut rest = &self.0[self.segment2()..];
         match encoding::decode_key(&mut rest) {
@@ -217,47 +217,47 @@ impl StoredRecord {
     }
 }
 
-/// What a record says besides its features.
+/// The fields of a record beside its features; see `Snapshot`.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
-    /// As in `Snapshot`.
+    /// Empty: none.
     pub model_version: &'a str,
-    /// As in `Snapshot`.
+    /// The revision of this state.
     pub revision: Revision,
-    /// As in `Snapshot`.
+    /// When the features were true.
     pub event_time: Millis,
-    /// As in `Snapshot`.
+    /// When this state was written.
     pub write_time: Millis,
-    /// As in `Snapshot`.
+    /// None: it never expires.
     pub expire_at: Option<Millis>,
 }
 
-/// Writes a record's bytes feature by feature, for those who have values in another form than `Value`.
+/// Builds the bytes of a record from features in another form than `Value`.
 #[derive(Debug)]
 pub struct Encoder {
     buf: Vec<u8>,
 }
 
 impl Encoder {
-    /// With room for features, and a model version, of so many bytes.
+    /// With room for features and a model version of `bytes` bytes.
     pub fn with_capacity(bytes: usize) -> Self {
         let mut encoder = Self { buf: Vec::with_capacity(HEADER_BYTES + bytes + 64) };
         encoder.clear();
         encoder
     }
 
-    /// Begins again.
+    /// Starts a new record.
     pub fn clear(&mut self) {
         self.buf.clear();
         self.buf.resize(HEADER_BYTES, 0);
     }
 
-    /// Adds a feature. The caller sees to it that names are allowed and come in their order, each once, and that `value`
-    /// is an encoded `Value`.
+    /// Adds a feature. The caller must pass allowed names, sorted and without repeats, and `value`
+    /// must be an encoded `Value`.
     pub fn put(&mut self, name: &str, value: &[u8]) {
         let body = 4 + name.len() + value.len();
         if body < 0x80 {
-            // Each length is a byte, as nearly always.
+            // Each length takes one byte, as nearly always.
             self.buf.reserve(2 + body);
             self.buf.extend_from_slice(&[FEATURES_TAG, body as u8, (1 << 3) | 2, name.len() as u8]);
             self.buf.extend_from_slice(name.as_bytes());
@@ -280,7 +280,7 @@ impl Encoder {
         StoredRecord(self.buf.into())
     }
 
-    /// The record as a part of `buf`, which others share; begins again.
+    /// The record as a part of `buf`, which other records share. Then starts a new record.
     pub fn finish_in(&mut self, head: Head<'_>, buf: &mut BytesMut) -> StoredRecord {
         self.end(head);
         buf.extend_from_slice(&self.buf);
@@ -310,23 +310,23 @@ impl Encoder {
     }
 }
 
-/// How many bytes these features take in stored form: what `limits.max_record_bytes` is compared with.
+/// The size of these features in bytes as stored, for `limits.max_record_bytes`.
 pub fn features_len(features: &Features) -> usize {
     features.iter().map(|(name, value)| entry_len(name, value)).sum()
 }
 
-/// One undecoded feature of segment 1.
+/// One encoded feature of segment 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureEntry<'a> {
-    /// The whole map entry, tag and length included: it can be copied into a row as it is.
+    /// The whole map entry with tag and length, as a row contains it.
     pub encoded: &'a [u8],
-    /// The feature's name in UTF-8, unchecked: comparing needs no more.
+    /// The name in UTF-8. It is not checked, because it is only compared.
     pub name: &'a [u8],
     /// The encoded `Value`.
     pub value: &'a [u8],
 }
 
-/// Walks segment 1 by its tags.
+/// Iterates over segment 1 by its tags.
 #[derive(Clone, Debug)]
 pub struct FeatureEntries<'a>(&'a [u8]);
 
@@ -370,7 +370,7 @@ fn take_byte(rest: &mut &[u8]) -> Option<u8> {
 
 fn take_delimited<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let len = match rest.split_first()? {
-        // Most lengths are one byte.
+        // Most lengths take one byte.
         (len @ ..0x80, tail) => {
             *rest = tail;
             usize::from(*len)
@@ -400,7 +400,7 @@ fn put_entry(name: &FeatureName, value: &Value, buf: &mut Vec<u8>) {
     value.encode_raw(buf);
 }
 
-/// All of an entry that stands before its value.
+/// Everything of an entry that precedes its value.
 fn put_head(name: &str, value_len: usize, buf: &mut Vec<u8>) {
     put_delimited_head(3, entry_body_len(name, value_len), buf);
     put_delimited_head(1, name.len(), buf);
@@ -420,7 +420,7 @@ fn checksum(bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// The wire form of a point in time.
+/// A point in time as a message.
 pub fn timestamp(at: Millis) -> Timestamp {
     Timestamp { seconds: at.0.div_euclid(1000), nanos: (at.0.rem_euclid(1000) * 1_000_000) as i32 }
 }
@@ -463,7 +463,7 @@ mod tests {
 
     #[test]
     fn the_layout_is_final() {
-        // These bytes were written by the first release; they must be read, and written, for ever.
+        // The first release wrote these bytes. They must be read and written like this forever.
         let bytes = StoredRecord::encode(&sample()).0;
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, include_str!("encoding/v1.hex").trim());

@@ -1,26 +1,28 @@
-//! What an entity is called.
+//! The names of entities.
 
 use std::{fmt, str};
 
 use super::InvalidName;
 use crate::proto::{EntityIds, SharedText};
 
-/// The most bytes that an entity id may have.
+/// The most bytes of an entity id.
 pub const MAX_ENTITY_ID_BYTES: usize = 512;
 
-/// An entity's id: 1 to 512 bytes of UTF-8 without control characters. Cloning is cheap; those of a batch share one text.
+/// The id of an entity: 1 to 512 bytes of UTF-8 without control characters. Cloning is cheap. The
+/// ids of a batch share one text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntityId(SharedText);
 
 impl EntityId {
-    /// Checks an id; it is never rewritten.
+    /// Checks an id, without changing it.
     pub fn parse(id: &str) -> Result<Self, InvalidName> {
         check(id).map(|()| Self(id.into()))
     }
 
-    /// Checks the ids of a batch. Err: the places of those that are refused, and why.
+    /// Checks the ids of a batch. Err: the index of each rejected id, and why.
     pub fn parse_all(ids: &EntityIds) -> Result<impl ExactSizeIterator<Item = Self>, Vec<(usize, InvalidName)>> {
-        // Most ids are plain, and this looks at many bytes at once; then only their lengths are left.
+        // Most ids are plain. This checks many bytes at once, and then only lengths remain to be
+        // checked.
         let plain = ids.bytes().iter().fold(true, |plain, byte| plain & is_plain(*byte));
         let wrong = |(i, id): (usize, &[u8])| {
             if plain && (1..=MAX_ENTITY_ID_BYTES).contains(&id.len()) {
@@ -44,17 +46,17 @@ impl EntityId {
         self.0.as_str()
     }
 
-    /// Its bytes.
+    /// The bytes of the id.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
-    /// The same in a text of its own, for keeping.
+    /// A copy in its own buffer, for ids that are kept.
     pub fn detached(&self) -> Self {
         Self(self.0.detached())
     }
 
-    /// The id as a text that a row can carry.
+    /// The id as a text for a row.
     pub fn into_text(self) -> SharedText {
         self.0
     }
@@ -72,14 +74,14 @@ fn check(id: &str) -> Result<(), InvalidName> {
     }
     if id.len() > MAX_ENTITY_ID_BYTES {
         let len = id.len();
-        return Err(InvalidName(format!("an entity id may have {MAX_ENTITY_ID_BYTES} bytes, this one has {len}")));
+        return Err(InvalidName(format!("an entity id may have {MAX_ENTITY_ID_BYTES} bytes, but this one has {len}")));
     }
     if id.bytes().all(is_plain) {
         return Ok(());
     }
     match id.chars().find(|c| c.is_control()) {
         Some(c) => {
-            Err(InvalidName(format!("an entity id must hold no control character, this one holds U+{:04X}", c as u32)))
+            Err(InvalidName(format!("an entity id must have no control character; this one has U+{:04X}", c as u32)))
         }
         None => Ok(()),
     }

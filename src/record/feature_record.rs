@@ -1,5 +1,5 @@
-//! `FeatureRecord` as the server takes it: its features stay encoded where they are what is stored for them anyway. Most are,
-//! and a bulk load spends much of its time on decoding them.
+//! `FeatureRecord` as the server receives it: features stay encoded if they arrive as they would be
+//! stored. Most do, and a bulk load would spend much of its time on decoding them.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use prost_types::{Duration, Timestamp};
 use super::encoding::{FeatureEntry, PlainFeatures};
 use crate::proto::Value;
 
-/// As in the .proto file.
+/// See the .proto file.
 #[allow(missing_docs, reason = "the documentation is in the .proto file")]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FeatureRecord {
@@ -27,12 +27,12 @@ pub struct FeatureRecord {
     pub if_revision: Option<i64>,
 }
 
-/// The features of a record from the wire.
+/// The received features of a record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GivenFeatures {
     /// Checked, and encoded as they are stored.
     Plain(PlainFeatures),
-    /// One of them is of another kind, was encoded in another way, or is not allowed.
+    /// At least one has another kind or encoding, or is not allowed.
     Decoded(BTreeMap<String, Value>),
 }
 
@@ -43,7 +43,7 @@ impl Default for GivenFeatures {
 }
 
 impl GivenFeatures {
-    /// Decoded.
+    /// The decoded features.
     pub fn into_map(self) -> BTreeMap<String, Value> {
         match self {
             Self::Decoded(map) => map,
@@ -52,13 +52,13 @@ impl GivenFeatures {
                     let name = std::str::from_utf8(entry.name).ok()?.to_owned();
                     Some((name, Value::decode(entry.value).ok()?))
                 };
-                // All were checked.
+                // All were checked, so none is left out.
                 plain.entries().flatten().filter_map(feature).collect()
             }
         }
     }
 
-    /// Takes a map entry, the next thing in `buf` after its tag.
+    /// Reads a map entry, which follows its tag in `buf`.
     fn merge(&mut self, buf: &mut impl Buf, ctx: DecodeContext) -> Result<(), DecodeError> {
         if let Self::Plain(plain) = self {
             let mut chunk = buf.chunk();
@@ -158,7 +158,7 @@ impl Message for FeatureRecord {
     }
 
     fn encoded_len(&self) -> usize {
-        // Servers only receive records, so that this need not be fast.
+        // Servers only receive records, so this need not be fast.
         let mut count = Vec::new();
         self.encode_raw(&mut count);
         count.len()
@@ -198,7 +198,7 @@ mod tests {
         ]
     }
 
-    /// A record's bytes, its features in any order, some of them twice, maybe with something wrong.
+    /// The bytes of a record with features in any order, some of them twice, perhaps with an error.
     fn wire() -> impl Strategy<Value = Vec<u8>> {
         let name = prop_oneof![
             9 => "[a-c]{1,2}",

@@ -1,11 +1,11 @@
-//! Between float32 and float64 without losing a bit: the machine's own conversions turn a signalling NaN into a quiet
-//! one, and a client must get back what it sent.
+//! Conversions between float32 and float64 that keep every bit. Those of the machine turn a
+//! signalling NaN into a quiet one, but a client must get back what it sent.
 
 const F32_QUIET: u32 = 1 << 22;
 const F32_MANTISSA: u32 = (1 << 23) - 1;
 const F64_EXPONENT: u64 = 0x7ff << 52;
 const F64_MANTISSA: u64 = (1 << 52) - 1;
-/// By how much the mantissas differ in length.
+/// The difference in length of the mantissas, in bits.
 const LONGER: u32 = 29;
 
 /// The same number, or the same NaN, as a float64.
@@ -18,7 +18,8 @@ pub fn widen(number: f32) -> f64 {
     f64::from_bits(sign | F64_EXPONENT | mantissa)
 }
 
-/// The nearest float32, infinite where the number is too large; of a NaN that `widen` made the one that it was made of.
+/// The nearest float32; infinite if the number is too large. For a NaN from `widen` it is the
+/// original.
 pub fn narrow(number: f64) -> f32 {
     if !number.is_nan() {
         return number as f32;

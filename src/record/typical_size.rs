@@ -1,24 +1,24 @@
-//! How large records were lately, so that a batch can be made as large as what it brings may be.
+//! The recent size of records, by which the size of a batch is chosen.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Bytes a record, on average over a batch. It follows at once what is larger and slowly what is smaller, so that a few small
-/// batches between do not let the next large one grow.
+/// The average size of a record over a batch, in bytes. It grows at once and shrinks slowly, so
+/// that the batch after a few small ones is not too large.
 #[derive(Debug)]
 pub struct TypicalSize(AtomicUsize);
 
 impl TypicalSize {
-    /// Taken for so many bytes until records were seen; 0: nothing is known.
+    /// `bytes` is assumed until records were seen. 0: nothing is known.
     pub const fn new(bytes: usize) -> Self {
         Self(AtomicUsize::new(bytes))
     }
 
-    /// Bytes a record.
+    /// Bytes for each record.
     pub fn get(&self) -> usize {
         self.0.load(Relaxed)
     }
 
-    /// A batch had so many records of so many bytes in all.
+    /// Notes that a batch had so many records and bytes.
     pub fn saw(&self, records: usize, bytes: usize) {
         let before = self.get();
         if records == 0 {
@@ -33,7 +33,7 @@ impl TypicalSize {
         }
     }
 
-    /// How many records have so many bytes together; at least 1.
+    /// How many records have this many bytes together; at least 1.
     pub fn records_in(&self, bytes: usize) -> usize {
         (bytes / self.get().max(1)).max(1)
     }

@@ -1,5 +1,5 @@
-//! What a write does to what is stored, as a pure function: the embedded store runs it in its writer, and the MongoDB
-//! store's update pipeline is tested against it.
+//! What a write does to a stored document, as a pure function. The writer of the embedded store
+//! calls it, and tests compare the update pipeline of MongoDB with it.
 
 use super::{
     Change, Operation, Outcome, REMEMBERED_REQUESTS, Receipt, RequestId, Write, WriteRules, collect_at, repeated,
@@ -16,32 +16,32 @@ pub struct Document {
     pub content: Content,
     /// The latest writes, oldest first.
     pub requests: Vec<Remembered>,
-    /// When it may be collected; None: never.
+    /// When it may be removed. None: never.
     pub collect_at: Option<Millis>,
 }
 
 /// The record or its tombstone.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
-    /// A record, live or expired. Its features stay encoded: no write looks at their values.
+    /// A record, live or expired. Its features stay encoded, because no write reads their values.
     Record(StoredRecord),
     /// It was deleted at this revision.
     Tombstone(Revision),
 }
 
-/// A write that was attempted on this document.
+/// An attempted write of this document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Remembered {
-    /// The write's.
+    /// The id of the write.
     pub id: RequestId,
-    /// What it was to do; None: nobody needs to know.
+    /// What it was to do. None: it need not be known.
     pub operation: Option<Operation>,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
 impl Content {
-    /// What a read answers.
+    /// The state that a read returns.
     pub fn state(&self) -> State {
         match self {
             Self::Record(record) => State::Record(record.clone()),
@@ -51,7 +51,7 @@ impl Content {
 }
 
 impl Document {
-    /// The revision of what stands here.
+    /// The revision of the record or tombstone.
     pub fn revision(&self) -> Revision {
         match &self.content {
             Content::Record(record) => record.revision(),
@@ -59,7 +59,7 @@ impl Document {
         }
     }
 
-    /// What is answered about a write, given what became of it.
+    /// The receipt of a write with this outcome.
     fn receipt(&self, outcome: Outcome) -> Receipt {
         let tombstone = matches!(self.content, Content::Tombstone(_));
         Receipt { outcome, revision: self.revision(), tombstone }
@@ -78,14 +78,16 @@ impl Document {
     }
 }
 
-/// Does `write` to what is stored, at L2's time `now`. Answers the receipt, and the document to store if anything
-/// changed (a remembered attempt is a change; an attempt on nothing leaves nothing). A merge takes over what is stored
-/// undecoded: whoever has it from a disk sees to it that it can be decoded.
+/// Applies `write` to the stored document at L2's time `now`. Returns the receipt, and the document
+/// to store if anything changed (a remembered attempt is a change; an attempt without a document is
+/// not remembered). A merge does not decode the stored features, so the caller must know that bytes
+/// from a disk can be decoded.
 pub fn apply(stored: Option<&Document>, write: Write, now: Millis, rules: &WriteRules) -> (Receipt, Option<Document>) {
     apply_within(stored, write, now, rules, &|_, _| None)
 }
 
-/// The same for a store that cannot hold every record that the rules allow: `refuse` says so of features and a model version.
+/// As `apply`, for a store that cannot hold every allowed record: `refuse` decides by features and
+/// model version.
 pub fn apply_within(
     stored: Option<&Document>,
     write: Write,

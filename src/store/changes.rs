@@ -1,4 +1,5 @@
-//! L2's changes, one after the other, for those who keep an L1 true that others write behind: what the repairer follows.
+//! The changes of L2 in order, which the repairer follows so that L1 holds nothing that other
+//! writers made old.
 //!
 //! Not here: what is done about a change (`tiered::repair`).
 
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use super::StoreError;
 use crate::record::{Millis, RecordKey, Revision};
 
-/// A place between two changes. Only the store that gave it can read it.
+/// A position between two changes. Only the store that returned it can read it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Position(pub Bytes);
 
@@ -24,49 +25,49 @@ impl fmt::Debug for Position {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A write of a server: the record has this revision now, and every revision before it is old.
+    /// A server wrote the record: it has this revision now, and every earlier revision is old.
     Written {
-        /// Which record.
+        /// The record.
         key: RecordKey,
-        /// Since this change.
+        /// Its revision after this change.
         revision: Revision,
     },
-    /// Somebody or something else changed the record: its revision says nothing.
+    /// Something other than a server changed the record, so its revision proves nothing.
     Edited {
-        /// Which record.
+        /// The record.
         key: RecordKey,
     },
-    /// The records as a whole were dropped, renamed or replaced.
+    /// All records were dropped, renamed or replaced.
     Everything,
 }
 
-/// One change as it is met by who follows.
+/// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// What happened.
     pub event: Event,
-    /// Never falls along the changes, and is the same for everybody who meets this one.
+    /// Never falls along the changes, and is the same for every follower.
     pub order: u64,
     /// When it happened, by L2's clock.
     pub at: Millis,
 }
 
-/// Some changes, in their order; none at quiet times.
+/// Some changes in order; none at quiet times.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// At most `MAX_BATCH`.
     pub changes: Vec<Change>,
-    /// After the last of them; it moves on at quiet times too.
+    /// The position after the last change. It also advances at quiet times.
     pub position: Position,
 }
 
-/// Changes in one batch at most.
+/// The most changes in one batch.
 pub const MAX_BATCH: usize = 500;
 
 /// Why the changes cannot be followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FollowError {
-    /// What happened after that position can no longer be told: anything may have changed.
+    /// The changes after that position are no longer available, so anything may have changed.
     #[error("the history of changes is lost: {0}")]
     HistoryLost(std::sync::Arc<str>),
     /// An outage. Try again from the last position.
@@ -74,24 +75,25 @@ pub enum FollowError {
     Store(#[from] StoreError),
 }
 
-/// Changes as they come. Dropping it ends it.
+/// A stream of changes. Dropping it ends it.
 #[async_trait]
 pub trait Changes: Send {
-    /// The next ones as soon as there are some, an empty batch after a while without; `Timeout` where by `deadline` there
-    /// was no word at all. Dropping the future loses nothing. After an error there is nothing more to come.
+    /// Returns the next changes as soon as there are some, an empty batch after a while without,
+    /// and `Timeout` if L2 did not answer by `deadline`. Dropping the future loses nothing. An
+    /// error ends the stream.
     async fn next(&mut self, deadline: Instant) -> Result<Batch, FollowError>;
 
-    /// After the last batch; at first where it began.
+    /// The position after the last batch, or at first the beginning.
     fn position(&self) -> &Position;
 }
 
-/// Who repairs, as far as the one who asked is told.
+/// The answer to a server that asks for the lease of the repairer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leadership {
-    /// The one who asked does, until the lease is over.
+    /// Whether the server holds the lease.
     pub held: bool,
-    /// What is stored: every change before it was made good in L1. None: nobody has followed the changes yet.
+    /// The stored position: all changes before it were applied to L1. None: none was ever stored.
     pub position: Option<Position>,
-    /// How long ago it was stored, by L2's clock; who leads stores it every second. None: never.
+    /// How long ago it was stored, by L2's clock. The repairer stores it every second. None: never.
     pub stored: Option<Duration>,
 }

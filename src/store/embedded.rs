@@ -1,8 +1,9 @@
-//! L2 on local disk, for one process: an exclusive folder, one writer thread that commits and fsyncs groups, readers that
-//! see only what was fsynced.
+//! L2 on local disk, for one process. It has a folder of its own, one writer thread that commits
+//! and fsyncs groups of writes, and readers that see only fsynced data.
 //!
-//! Reading order: `writer` (the thread), `queue` (how work reaches it), `group` (what a group of writes does),
-//! `envelope` (the stored bytes), `engine` (the tables), `chain` (how a hole in the history shows). Not here: what one write means (`apply`).
+//! Reading order: `writer` (the thread), `queue` (how work reaches it), `group` (a group of
+//! writes), `envelope` (the stored bytes), `engine` (the tables), `chain` (how lost groups are
+//! noticed). Not here: what one write means (`apply`).
 
 mod chain;
 mod engine;
@@ -49,18 +50,20 @@ use crate::{
     record::{Clock, RecordKey, State},
 };
 
-/// A read of up to so many keys is made on the caller's thread: about 7 us a key, against 14 us for a hop to another
-/// thread. More keys would hold up the runtime's other tasks (100 keys: 0.5 to 0.9 ms, and far more from a cold disk).
+/// A read of at most this many keys runs on the caller's thread: about 7 us for each key, against
+/// 14 us for a change of thread. More keys would block other tasks of the runtime (100 keys: 0.5 to
+/// 0.9 ms, and far more from a cold disk).
 const KEYS_READ_INLINE: usize = 4;
-/// Reads on other threads at once.
+/// The most reads on other threads at once.
 const READERS: usize = 32;
-/// How long closing may take: what waits is committed well before, unless the disk hangs.
+/// How long closing may take. Waiting writes are committed well before, unless the disk hangs.
 const CLOSE: Duration = Duration::from_secs(30);
 
-/// L2 on local disk. Dropping it without `close` loses no answered write, as those are fsynced.
+/// L2 on local disk. Dropping it without `close` loses no answered write, because those are
+/// fsynced.
 pub struct EmbeddedStore {
     dir: PathBuf,
-    /// None once closed.
+    /// None after `close`.
     engine: ArcSwapOption<Engine>,
     epoch: Arc<ArcSwap<EpochState>>,
     queue: Queue,
@@ -69,9 +72,10 @@ pub struct EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Opens the store in `dir`, or makes a new one. Blocks: tens of milliseconds, after a crash at most about a second.
+    /// Opens the store in `dir`, or creates it. Blocks for tens of milliseconds; after a crash for
+    /// about a second at most.
     ///
-    /// `cache_bytes` bounds the engine's cache of blocks; its memtables take up to about 80 MiB more.
+    /// `cache_bytes` limits the engine's cache of blocks. Memtables take up to about 80 MiB more.
     pub fn open(dir: &Path, cache_bytes: u64, rules: WriteRules, clock: Clock) -> Result<Self, OpenError> {
         let (engine, mut commits, highest) = Engine::open(dir, cache_bytes)?;
         let folder = folder::identity(dir).map_err(|e| OpenError::io(dir, &e))?;
@@ -130,7 +134,7 @@ impl EmbeddedStore {
 #[async_trait]
 impl Store for EmbeddedStore {
     async fn read(&self, keys: &[RecordKey], _: ReadConcern, deadline: Instant) -> Vec<Result<State, StoreError>> {
-        // There is one copy, and readers see only what was fsynced: every read is linearizable.
+        // There is one copy, and readers see only fsynced data, so every read is linearizable.
         let Some(engine) = self.engine.load_full() else { return vec![Err(closed()); keys.len()] };
         if keys.len() <= KEYS_READ_INLINE {
             let records = keys.iter().map(record_key);
@@ -168,7 +172,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn use_l1(&self, _: &L1Name, deadline: Instant) -> Result<EpochState, StoreError> {
-        // Nobody else could want to name another.
+        // No other process could name another L1.
         self.epoch(deadline).await
     }
 
@@ -209,7 +213,8 @@ impl Store for EmbeddedStore {
         self.queue.close();
         let engine = self.engine.swap(None);
         let thread = self.writer.lock().unwrap_or_else(|e| e.into_inner()).take();
-        // The last to let go of the engine stops its threads and frees the folder, which blocks.
+        // Dropping the last reference stops the engine's threads and releases the folder, which
+        // blocks.
         let ending = spawn_blocking(move || {
             let panicked = thread.is_some_and(|thread| thread.join().is_err());
             drop(engine);
@@ -227,7 +232,7 @@ impl Store for EmbeddedStore {
     }
 }
 
-/// As many as fit into one read.
+/// Reads as many keys as fit into one read.
 fn read_all<K: AsRef<[u8]>>(engine: &Engine, keys: impl Iterator<Item = K>) -> Vec<Result<State, StoreError>> {
     let mut brought = 0;
     let read = |key: K| {
@@ -243,7 +248,7 @@ fn read_all<K: AsRef<[u8]>>(engine: &Engine, keys: impl Iterator<Item = K>) -> V
     keys.map(read).collect()
 }
 
-/// Names the records that cannot be read.
+/// Adds the names of records that cannot be read.
 fn name_unreadable(keys: &[RecordKey], states: Vec<Result<State, StoreError>>) -> Vec<Result<State, StoreError>> {
     let named = |(key, state): (&RecordKey, Result<State, StoreError>)| state.map_err(|error| error.of_record(key));
     keys.iter().zip(states).map(named).collect()

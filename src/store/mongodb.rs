@@ -1,11 +1,12 @@
 //! L2 in MongoDB.
 //!
-//! One document a record in the collection `features`, made for people to query: `_id: {view, entity_id}`, `features` in
-//! natural BSON types, `kinds` (name -> number of the `Value` kind, where BSON has no type for it), `model_version`,
-//! `rev`, `event_time`, `write_time`, `expire_at` (absent: never), `deleted`, `gc_at` (a TTL index collects by it) and
-//! `requests` (the latest writes, `{id, of, rev, outcome, number, at}`; `of` is a sum of what a client's write was to do).
-//! The collection `meta` holds the epoch, and
-//! who repairs L1 and how far (`lease`).
+//! Each record is one document in the collection `features`, which people can query: `_id: {view,
+//! entity_id}`, `features` in natural BSON types, `kinds` (name -> number of the `Value` kind, if
+//! BSON has no type for it), `model_version`, `rev`, `event_time`, `write_time`, `expire_at`
+//! (absent: never), `deleted`, `gc_at` (a TTL index removes by it) and `requests` (the latest
+//! writes, `{id, of, rev, outcome, number, at}`; `of` is a checksum of what a client's write was to
+//! do). The collection `meta` holds the epoch, and the lease and position of the repairer
+//! (`lease`).
 
 mod address;
 mod batch;
@@ -62,29 +63,29 @@ use crate::{
 
 /// The collection of the records.
 const FEATURES: &str = "features";
-/// The collection of what the servers share besides.
+/// The collection of what else the servers share.
 const META: &str = "meta";
 
-/// Where MongoDB is, and how it is used. Where the URI has an option for the same thing, that is used; `with_settings` refuses
-/// what contradicts it.
+/// Where MongoDB is, and how it is used. An option of the URI has priority; `with_settings` rejects
+/// contradictions.
 #[derive(Clone)]
 pub struct MongoConfig {
     /// A connection string; may hold credentials.
     pub uri: String,
-    /// Everything of ours lies in this database.
+    /// The database of all our collections.
     pub database: String,
-    /// What holds for every write.
+    /// The rules for every write.
     pub rules: WriteRules,
-    /// Connections to one server, and operations at a time.
+    /// The most connections to one server, and the most operations at a time.
     pub max_pool: u32,
-    /// Connections being made at a time.
+    /// The most connections that are opened at a time.
     pub max_connecting: u32,
     /// How long an operation waits for a primary.
     pub server_selection_timeout: Duration,
 }
 
 impl MongoConfig {
-    /// The usual settings: 64 connections, 8 being made at a time, 2 s for a primary.
+    /// The defaults: 64 connections, 8 opened at a time, 2 s for a primary.
     pub fn new(uri: impl Into<String>, database: impl Into<String>, rules: WriteRules) -> Self {
         Self {
             uri: uri.into(),
@@ -120,8 +121,8 @@ pub struct MongoStore {
 }
 
 impl MongoStore {
-    /// Checks the configuration. The server is not asked: it may be unreachable until the first call, which looks at the
-    /// collections and has their index made.
+    /// Checks the configuration without connecting, because the server may be unreachable until the
+    /// first call. That call checks the collections and creates their index.
     pub fn new(config: MongoConfig) -> Result<Self, InvalidUri> {
         let uri = address::parse(&config.uri)?;
         options::check(&uri, config.max_pool)?;
@@ -185,8 +186,9 @@ impl Store for MongoStore {
         let from_now_on = after.is_none();
         let changes = changes::follow(&self.connection, after, deadline).await?;
         if from_now_on && changes.is_some() {
-            // It begins after what the primary has applied, which need not be what a majority read shows yet. A linearizable
-            // read waits until all of that is shown; so nothing is read later that is older than where it begins.
+            // The stream begins after what the primary has applied, which majority reads may not
+            // show yet. A linearizable read waits until they do, so no later read is older than the
+            // beginning.
             self.epochs().read(deadline).await?;
         }
         Ok(changes)
@@ -215,9 +217,10 @@ impl Store for MongoStore {
     }
 
     fn unfolds_to(&self, writes: &[Write]) -> usize {
-        // The command, what the driver makes of it twice, and its bytes on their way; one command after another.
+        // The command, two copies of it in the driver, and its bytes on their way; one command at a
+        // time.
         const COPIES: usize = 4;
-        // How many of these are done at a time has a bound of its own.
+        // The number of these at a time has another limit.
         const UNCOUNTED: usize = 64 << 10;
         let sizes = writes.iter().map(|write| pipeline::document_bytes(write) + statement::USUAL_STAGES_BYTES);
         let (all, largest) = sizes.fold((0, 0), |(all, largest), bytes| (all + bytes, bytes.max(largest)));
@@ -231,7 +234,8 @@ impl Store for MongoStore {
 
     fn info(&self) -> StoreInfo {
         let address = address::describe(self.connection.uri(), &self.connection.config().database);
-        // A standalone server has no change streams, and one that was not reached may be standalone.
+        // A standalone server has no change streams, and one that was not reached may be
+        // standalone.
         StoreInfo { kind: "mongodb", address, exclusive: false, silent: self.connection.is_standalone() != Some(false) }
     }
 

@@ -1,21 +1,22 @@
-//! What a request id stands for: one operation on one record. A retry is the same request; with anything else the id was
-//! reused by mistake, and nobody must be answered with another write's outcome.
+//! What a request id identifies: one operation on one record. A retry is the same operation. For
+//! any other operation the id was reused by mistake, and the outcome of the first one must not be
+//! returned.
 
 use super::{Change, Outcome, RequestId, Write};
 use crate::record::{Lifetime, WriteMode};
 
-/// What begins the ids that clients give. Ours are random, and nobody can reuse them.
+/// The prefix of ids from clients. Our own ids are random, so clients cannot reuse them.
 const CLIENTS: &str = "c:";
 
 impl RequestId {
-    /// An id that a client gave.
+    /// An id from a client.
     pub fn of_client(id: &str) -> Self {
         Self(format!("{CLIENTS}{id}").into())
     }
 }
 
-/// A sum of all that a write with a client's id is to do, by which a retry is known. It is stored, so how it is made must not
-/// change.
+/// A checksum of all that a write with a client's id is to do, to recognize a retry. It is stored,
+/// so its computation must never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operation(pub u32);
 
@@ -51,11 +52,12 @@ impl Operation {
     }
 }
 
-/// What is answered to a write whose id stands for an earlier one. `remembered`: what that one was to do, where it is known.
+/// The answer to a write whose id was used before. `remembered`: what the earlier one was to do, if
+/// known.
 pub fn repeated(write: &Write, remembered: Option<Operation>, outcome: Outcome) -> Outcome {
     let is_same = match (remembered, Operation::of(write)) {
         (Some(remembered), Some(operation)) => remembered == operation,
-        // Remembered by an older server: of what it was to do only the outcome tells.
+        // An older server remembered it, so only the outcome says what it was to do.
         (None, Some(_)) => match outcome {
             Outcome::Deleted | Outcome::NotFound => write.change == Change::Delete,
             Outcome::RevisionMismatch { .. } | Outcome::RequestIdReused => true,

@@ -1,6 +1,6 @@
-//! Fuzzes the entry state machine: long programs of operations, with late and repeated ones, at any time. What one operation
-//! after the other may do is remembered beside it; the model (`tests/it/model`) explores short programs of the whole protocol
-//! instead.
+//! Fuzzes the entry state machine: long programs of operations, some late or repeated, at any time.
+//! The rights that each operation leaves are tracked beside it. The model (`tests/it/model`)
+//! explores short programs of the whole protocol instead.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::fuzzing::Input;
 /// A value is its own revision.
 type Slot = Option<Entry<i64, u8>>;
 
-/// What L1 issued and was told in the present life of the entry.
+/// What L1 has issued and been told in the present life of the entry.
 #[derive(Debug, Default)]
 struct Life {
     /// The highest revision that it was told of.
@@ -20,7 +20,7 @@ struct Life {
 }
 
 impl Life {
-    /// Whether somebody may still change the entry.
+    /// Whether a permit or lease is still alive.
     fn is_awaited(&self, now: u64) -> bool {
         self.permits.values().chain(self.lease.iter().map(|(_, until)| until)).any(|until| now < *until)
     }
@@ -102,7 +102,7 @@ fn is_there(slot: &Slot, now: u64) -> bool {
     })
 }
 
-/// What came of a SETTLE or a PUT, by somebody who may install or may not.
+/// Checks a SETTLE or a PUT, with or without the right to install.
 fn check_effect(effect: Effect, revision: i64, may_install: bool, life: &mut Life) {
     if effect == Effect::Installed {
         assert!(may_install && revision >= life.told, "{revision} got in: {life:?}");
@@ -112,7 +112,7 @@ fn check_effect(effect: Effect, revision: i64, may_install: bool, life: &mut Lif
     }
 }
 
-/// What holds between any two operations.
+/// Checks what must hold between any two operations.
 fn check(slot: &Slot, life: &mut Life, now: u64, lives: &Lifetimes) {
     let Some(entry) = slot else {
         *life = Life::default();

@@ -1,4 +1,4 @@
-//! Each rule of the machine, told on tiny values: a value is its own revision, a permit a number.
+//! Each rule of the machine on tiny values: a value is its own revision, a permit a number.
 
 use super::{Acquired::*, Effect::*, *};
 

@@ -1,19 +1,19 @@
-//! Reads the address of a Redis, of sentinels, or of a cluster. What an address says is used or refused, and never left
-//! out without a word.
+//! Reads the address of a Redis, of sentinels, or of a cluster. Every part of an address is used or
+//! rejected; none is ignored.
 
 use deadpool_redis::redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
 use super::config::{Address, InvalidRedisConfig, Place, invalid};
 
-/// How the servers are found, how each is reached, and the database where one is named.
+/// How the servers are found, how each is reached, and the database if one is named.
 pub(super) fn parse(url: &str) -> Result<(Place, ConnectionInfo, Option<u16>), InvalidRedisConfig> {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
-    // Then a part of the password would be taken for something else, and be shown.
+    // Otherwise a part of the password could be read as something else, and be logged.
     let after_hosts = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
     if after_hosts.contains('@') || rest.contains('#') {
         return invalid(
-            "a Redis address holds an @ or a # where none can be: percent-encode what is special in a user or a password \
-             (/ as %2F, ? as %3F, @ as %40, # as %23)",
+            "the Redis address has an @ or a # in a wrong place: percent-encode special characters of a user or \
+             password (/ as %2F, ? as %3F, @ as %40, # as %23)",
         );
     }
     let tls = if scheme.starts_with("rediss") { "rediss" } else { "redis" };
@@ -23,8 +23,8 @@ pub(super) fn parse(url: &str) -> Result<(Place, ConnectionInfo, Option<u16>), I
         "redis-cluster" | "rediss-cluster" => cluster,
         _ => {
             return invalid(
-                "a Redis address begins with redis://, redis-sentinel:// or redis-cluster:// (with TLS rediss://, \
-                 rediss-sentinel://, rediss-cluster://)",
+                "the Redis address is invalid: it begins with redis://, redis-sentinel:// or redis-cluster:// \
+                 (with TLS rediss://, rediss-sentinel://, rediss-cluster://)",
             );
         }
     };
@@ -33,32 +33,32 @@ pub(super) fn parse(url: &str) -> Result<(Place, ConnectionInfo, Option<u16>), I
     Ok((place, server, options.database(path)?))
 }
 
-/// What an address has behind its `?`.
+/// What follows the `?` of an address.
 struct Options<'a>(Vec<(&'a str, &'a str)>);
 
-/// Of sentinels, which have a user of their own.
+/// The sentinels have a user of their own.
 const OF_SENTINELS: [&str; 2] = ["sentinel_username", "sentinel_password"];
 
 impl<'a> Options<'a> {
-    /// An address without them, and they.
+    /// The address without its options, and the options.
     fn split(rest: &'a str) -> Result<(&'a str, Self), InvalidRedisConfig> {
         let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
         let pairs = options.split('&').filter(|pair| !pair.is_empty());
         let pairs: Vec<_> = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
         for (at, (name, value)) in pairs.iter().enumerate() {
             if pairs[..at].iter().any(|(other, _)| other == name) {
-                return invalid("a Redis address has an option twice");
+                return invalid("the Redis address has an option twice");
             }
             match (*name, *value) {
                 ("db", _) | ("protocol", "2" | "resp2") => {}
                 (name, _) if OF_SENTINELS.contains(&name) => {}
-                ("protocol", _) => return invalid("the option protocol of a Redis address may be 2 only"),
-                // The name may be a part of a password.
+                ("protocol", _) => return invalid("the option protocol of the Redis address must be 2"),
+                // The error does not repeat the name, which may be a part of a password.
                 _ => {
                     return invalid(
-                        "a Redis address has an option after its ? that does nothing here: there are db, and for sentinels \
-                         sentinel_username and sentinel_password; timeouts and TLS have settings of their own (l1.timeout, \
-                         redis.ca_file, rediss://)",
+                        "the Redis address has an option after its ? that does nothing here: there are db, and for \
+                         sentinels sentinel_username and sentinel_password; timeouts and TLS have settings of their \
+                         own (l1.timeout, redis.ca_file, rediss://)",
                     );
                 }
             }
@@ -70,25 +70,25 @@ impl<'a> Options<'a> {
         self.0.iter().find(|(other, _)| *other == name).map(|(_, value)| *value)
     }
 
-    /// The database that a path or an option names.
+    /// The database that the path or an option names.
     fn database(&self, path: Option<&str>) -> Result<Option<u16>, InvalidRedisConfig> {
         let number = |text: &str| match text.parse::<u16>() {
             Ok(number) => Ok(number),
-            Err(_) => invalid("the database of a Redis address cannot be read: it is a number from 0 to 65535"),
+            Err(_) => invalid("the database of the Redis address cannot be read: it must be a number from 0 to 65535"),
         };
         let [path, option] = [path, self.get("db")].map(|text| text.map(number).transpose());
         match (path?, option?) {
             (Some(path), Some(option)) if path != option => {
-                invalid("a Redis address names two databases, one in its path and one as db")
+                invalid("the Redis address names two databases, one in its path and one as db: leave one of them out")
             }
             (path, option) => Ok(path.or(option)),
         }
     }
 }
 
-/// An address whose several hosts share the rest.
+/// An address of several hosts that share everything else.
 struct Several<'a> {
-    /// With its `@`; empty: there is none.
+    /// With the final `@`; empty: there are none.
     credentials: &'a str,
     hosts: Vec<&'a str>,
     path: Vec<&'a str>,
@@ -108,10 +108,10 @@ impl<'a> Several<'a> {
     }
 }
 
-/// Place, server, and what the path says of a database.
+/// How servers are found, how one is reached, and the database in the path.
 type Found<'a> = (Place, ConnectionInfo, Option<&'a str>);
 
-/// Reads what stands behind the scheme.
+/// Reads what follows the scheme.
 type Kind = for<'a> fn(&str, &'a str, &Options<'_>) -> Result<Found<'a>, InvalidRedisConfig>;
 
 fn one<'a>(tls: &str, rest: &'a str, options: &Options<'_>) -> Result<Found<'a>, InvalidRedisConfig> {
@@ -120,11 +120,11 @@ fn one<'a>(tls: &str, rest: &'a str, options: &Options<'_>) -> Result<Found<'a>,
     let database = match url.path[..] {
         [] => None,
         [database] => Some(database),
-        _ => return invalid("the path of a redis:// address is the number of a database and nothing else"),
+        _ => return invalid("the path of a redis:// address must be the number of a database and nothing else"),
     };
     if url.hosts.len() > 1 {
         return invalid(
-            "a redis:// address names one host: several are a cluster (redis-cluster://) or sentinels (redis-sentinel://)",
+            "a redis:// address names one host: for several use redis-cluster:// (a cluster) or redis-sentinel://",
         );
     }
     Ok((Place::One, read(&format!("{tls}://{}{}", url.credentials, url.hosts[0]))?, database))
@@ -144,15 +144,17 @@ fn sentinel<'a>(tls: &str, rest: &'a str, options: &Options<'_>) -> Result<Found
         [master, db] => (master, Some(db)),
         _ => {
             return invalid(
-                "a redis-sentinel:// address lists all sentinels, as more than half must agree, and ends with the name of \
-                 the master as they know it, and perhaps a database: \
+                "a redis-sentinel:// address lists all sentinels, as more than half must agree, and ends with the name \
+                 of the master as they know it, and perhaps a database: \
                  redis-sentinel://host1:26379,host2:26379,host3:26379/mymaster/0",
             );
         }
     };
     let own = match OF_SENTINELS.map(|name| options.get(name).filter(|value| !value.is_empty())) {
         [None, None] => String::new(),
-        [Some(_), None] => return invalid("there is a sentinel_username and no sentinel_password"),
+        [Some(_), None] => {
+            return invalid("the Redis address has a sentinel_username and no sentinel_password: add it");
+        }
         [username, Some(password)] => format!("{}:{password}@", username.unwrap_or_default()),
     };
     let port = |host: &str| if has_port(host) { "" } else { ":26379" };
@@ -182,18 +184,18 @@ fn cluster<'a>(tls: &str, rest: &'a str, options: &Options<'_>) -> Result<Found<
 
 /// Reads the address of one server.
 fn read(url: &str) -> Result<ConnectionInfo, InvalidRedisConfig> {
-    // The library's own text may repeat the password.
+    // The error text of the library may repeat the password, so it is not used.
     let Ok(server) = url.into_connection_info() else { return invalid("the Redis address cannot be read") };
     if let ConnectionAddr::Tcp(_, 0) | ConnectionAddr::TcpTls { port: 0, .. } = server.addr() {
-        return invalid("the Redis address names port 0, where nothing can be");
+        return invalid("the Redis address names port 0, on which no server can listen");
     }
     let tcp = server.tcp_settings().clone().set_nodelay(true);
-    // Naming the library would be one right more that the user needs.
+    // CLIENT SETINFO, which names the library, would be one more right that the user needs.
     let redis = server.redis_settings().clone().set_skip_set_lib_name();
     Ok(server.set_tcp_settings(tcp).set_redis_settings(redis))
 }
 
-/// Beyond the brackets of an IPv6 address.
+/// The colons in the brackets of an IPv6 address do not count.
 fn has_port(host: &str) -> bool {
     host.rsplit(']').next().is_some_and(|rest| rest.contains(':'))
 }

@@ -1,10 +1,10 @@
-//! Why there is no connection to a Redis, where its library only says that there is none.
+//! Finds out why Redis cannot be connected to, if the library does not say it.
 
 use deadpool_redis::redis::{ConnectionAddr, ConnectionInfo};
 
 use crate::peer;
 
-/// Asks what is there; None: nothing that explains it.
+/// Asks what answers at the address. None: nothing that explains the failure.
 pub(super) async fn of_failure(server: &ConnectionInfo) -> Option<&'static str> {
     let (host, port, is_tls) = match server.addr() {
         ConnectionAddr::Tcp(host, port) => (host, *port, false),
@@ -16,19 +16,22 @@ pub(super) async fn of_failure(server: &ConnectionInfo) -> Option<&'static str> 
     }
     match peer::ask(host, port, b"PING\r\n").await {
         Some(answer) if answer.starts_with(b"-ERR max number of clients") => {
-            Some("Redis takes no more connections: maxclients is reached; find who opens them, or raise maxclients")
+            Some("Redis accepts no more connections: maxclients is reached; find who opens them, or raise maxclients")
         }
         Some(answer) if answer.starts_with(b"-DENIED") => Some(
-            "Redis is in protected mode and takes connections from its own machine only: give it a password, or set \
+            "Redis is in protected mode and accepts connections from its own machine only: give it a password, or set \
              protected-mode no",
         ),
-        Some(answer) if answer.starts_with(b"HTTP/") => Some("it is no Redis that answers there: it speaks HTTP"),
+        Some(answer) if answer.starts_with(b"HTTP/") => {
+            Some("an HTTP server answers at this address, not Redis: correct the address")
+        }
         Some(answer) if is_tls && matches!(answer[0], b'+' | b'-') => Some(
             "Redis speaks plaintext there, not TLS: begin its address with redis (redis://), or name its port for TLS",
         ),
         Some(answer) if matches!(answer[0], b'+' | b'-') => None,
         _ if !is_tls && peer::speaks_tls(host, port).await => Some(
-            "TLS is spoken there, not plaintext: begin the address with rediss (rediss://), or name its port for plaintext",
+            "TLS is spoken there, not plaintext: begin the address with rediss (rediss://), or name its port for \
+             plaintext",
         ),
         _ => None,
     }

@@ -1,5 +1,6 @@
-//! Where Redis is: one server (`redis://`), the master that sentinels name (`redis-sentinel://`), or a Redis Cluster
-//! (`redis-cluster://`). With `rediss` every connection is TLS, those to sentinels too.
+//! Where Redis is: one server (`redis://`), the master that sentinels name (`redis-sentinel://`),
+//! or a Redis Cluster (`redis-cluster://`). With `rediss` every connection uses TLS, also to
+//! sentinels.
 
 use std::{fmt, num::NonZeroUsize};
 
@@ -9,22 +10,22 @@ use super::address;
 
 const DEFAULT_CONNECTIONS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
-/// Why a Redis address was refused, without what may be secret in it.
+/// Why a Redis address was rejected. The text has no secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidRedisConfig(pub(super) String);
 
-/// Where Redis is, and by how many connections it is used.
+/// Where Redis is, and how it is reached.
 #[derive(Clone)]
 pub struct RedisConfig {
     pub(super) place: Place,
-    /// How every server is reached, but for its address: credentials, database, TLS.
+    /// How every server is reached: credentials, database, TLS. The address is only one server's.
     pub(super) server: ConnectionInfo,
-    /// Multiplexed connections to each server that all calls share.
+    /// The multiplexed connections to each server; all calls share them.
     pub(super) connections: NonZeroUsize,
-    /// How many replicas must have what a write tells L1 before it counts.
+    /// How many replicas must have a write to L1 before it counts.
     pub(super) wait_replicas: u32,
-    /// The database that the address itself names.
+    /// The database that the address names.
     named_database: Option<u16>,
 }
 
@@ -33,9 +34,9 @@ pub struct RedisConfig {
 pub(super) enum Place {
     /// There is one, `server`.
     One,
-    /// More than half of the sentinels name it.
+    /// More than half of the sentinels must name it.
     Sentinel { master: String, sentinels: Vec<ConnectionInfo> },
-    /// They name each other; these are asked first.
+    /// The nodes name each other; these are asked first.
     Cluster { seeds: Vec<Address> },
 }
 
@@ -47,10 +48,11 @@ pub(super) struct Address {
 }
 
 impl RedisConfig {
-    /// Reads `redis://[user[:password]@]host[:port][/database]` (or `?db=database`),
-    /// `redis-sentinel://[user[:password]@]sentinel[:port],.../master[/database]` (all sentinels; with
-    /// `?sentinel_password=` and `sentinel_username=` where they ask for them) or `redis-cluster://[user[:password]@]host[:port],...`;
-    /// `rediss` for TLS. Two connections.
+    /// Reads
+    /// `redis://[user[:password]@]host[:port][/database]` (or `?db=database`),
+    /// `redis-sentinel://[user[:password]@]sentinel[:port],.../master[/database]` (all sentinels;
+    /// `?sentinel_password=` and `sentinel_username=` if they require them) or
+    /// `redis-cluster://[user[:password]@]host[:port],...`; `rediss` for TLS. Two connections.
     pub fn parse(url: &str) -> Result<Self, InvalidRedisConfig> {
         let (place, server, named_database) = address::parse(url)?;
         let redis = server.redis_settings().clone().set_db(i64::from(named_database.unwrap_or(0)));
@@ -58,7 +60,7 @@ impl RedisConfig {
         Self { place, server, connections, wait_replicas: 0, named_database }.checked()
     }
 
-    /// What is possible only in one kind of place.
+    /// Rejects what this kind of address cannot have.
     fn checked(self) -> Result<Self, InvalidRedisConfig> {
         let db = self.server.redis_settings().db();
         match self.place {
@@ -67,8 +69,8 @@ impl RedisConfig {
         }
     }
 
-    /// With what is configured beside the address: a user, a password and a database. Where the address has the same
-    /// thing and says something else, nobody knows which is meant.
+    /// With the user, password and database of the settings. An address that has a different value
+    /// is rejected, because it is unclear which one is meant.
     pub fn with_settings(
         mut self,
         username: Option<&str>,
@@ -84,7 +86,7 @@ impl RedisConfig {
             redis = redis.set_password(password);
         }
         if redis.username().is_some() && redis.password().is_none() {
-            return invalid("there is a user name for Redis and no password: nobody could log in");
+            return invalid("Redis has a user name and no password: set redis.password, or remove the user name");
         }
         if let Some(database) = agreed("database", "redis.db", self.named_database, database)? {
             redis = redis.set_db(i64::from(database));
@@ -98,26 +100,26 @@ impl RedisConfig {
         Self { connections, ..self }
     }
 
-    /// A MARK, a SETTLE that only removes, and a DEL count once this many replicas have them.
+    /// A MARK, a SETTLE that only removes, and a DEL count when this many replicas have them.
     pub fn with_wait_replicas(self, wait_replicas: u32) -> Self {
         Self { wait_replicas, ..self }
     }
 
-    /// With the certificates of who signed the servers' in place of the system's, and with a certificate and key of our own,
-    /// all as PEM; for `rediss` only.
+    /// With these CA certificates in place of the system's, and with a client certificate and its
+    /// key. All are PEM; for `rediss` only.
     pub fn with_certificates(
         mut self,
         ca: Option<Vec<u8>>,
         own: Option<(Vec<u8>, Vec<u8>)>,
     ) -> Result<Self, InvalidRedisConfig> {
         if !self.is_tls() {
-            return invalid("certificates are for TLS, so the Redis address must begin with rediss");
+            return invalid("there are certificates for Redis, but no TLS: begin the Redis address with rediss");
         }
         let client_tls = own.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
         let certificates = TlsCertificates { client_tls, root_cert: ca };
         let with = |server: &ConnectionInfo| match Client::build_with_tls(server.clone(), certificates.clone()) {
             Ok(client) => Ok(client.get_connection_info().clone()),
-            Err(error) => invalid(&format!("the certificates cannot be used: {error}")),
+            Err(error) => invalid(&format!("the certificates for Redis cannot be used: {error}")),
         };
         self.server = with(&self.server)?;
         if let Place::Sentinel { sentinels, .. } = &mut self.place {
@@ -135,7 +137,7 @@ impl RedisConfig {
         }
     }
 
-    /// Where it is, without credentials.
+    /// The address, without credentials.
     pub fn address(&self) -> String {
         let tls = if self.is_tls() { "rediss" } else { "redis" };
         let db = self.server.redis_settings().db();
@@ -165,7 +167,7 @@ impl RedisConfig {
     }
 }
 
-/// What an address and a setting beside it say together.
+/// The value from the address or the setting. They must not differ.
 fn agreed<T: PartialEq>(
     what: &str,
     key: &str,
@@ -174,7 +176,7 @@ fn agreed<T: PartialEq>(
 ) -> Result<Option<T>, InvalidRedisConfig> {
     match (own, beside) {
         (Some(own), Some(beside)) if own != beside => {
-            invalid(&format!("the Redis address has a {what}, and {key} is another: leave one of them out"))
+            invalid(&format!("the {what} in the Redis address differs from {key}: leave one of them out"))
         }
         (own, beside) => Ok(beside.or(own)),
     }

@@ -1,11 +1,12 @@
-//! A few multiplexed connections to one server, that all calls share.
+//! A few multiplexed connections to one server, which all calls share.
 //!
-//! They are taken from the pool for good, because the pool would check each at every use with a PING, a round trip. None
-//! reconnects by itself: once one breaks all of them are let go, and every call fails until a probe has made and verified
-//! new ones. So nobody reads from a Redis that came back with old data.
+//! They are taken out of the pool for good, because the pool would check a connection at every use
+//! with a PING, a round trip. None reconnects by itself. If one breaks, all are closed, and every
+//! call fails until a probe has opened and verified new ones. So no call reads from a Redis that
+//! came back with old data.
 //!
-//! WAIT stops its whole connection until replicas answer. So what waits for replicas has connections of its own. And what
-//! reads send has connections of another kind (`reader`).
+//! WAIT stops its whole connection until replicas answer. So pipelines with WAIT have connections
+//! of their own. So do reads, which use another kind of connection (`reader`).
 
 use std::{
     fmt, io,
@@ -41,52 +42,52 @@ use crate::{
 
 /// How the error of a wrong password begins.
 const NO_LOGIN: &str = "authentication failed";
-/// How long connecting may take before somebody asks why.
+/// After this long without a connection the cause is looked for.
 const BEFORE_ASKING: Duration = Duration::from_millis(250);
 
 pub(super) struct Connections {
     pool: Pool,
     server: ConnectionInfo,
-    /// How many of each kind.
+    /// The number of connections of each kind.
     wanted: usize,
     kinds: Kinds,
     /// For traces.
     place: Place,
     verified: ArcSwapOption<Shared>,
-    /// To a server that is not to be used, for the next look at it.
+    /// Connections to a server that may not be used, kept for the next probe.
     aside: ArcSwapOption<Shared>,
 }
 
-/// Which kinds of connections there are beside those of the swift lane.
+/// The kinds of connections beside those of the swift lane.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kinds {
     /// A lane for pipelines that wait for replicas.
     pub(super) waiting: bool,
-    /// Those that MGET goes through.
+    /// Connections for MGET.
     pub(super) readers: bool,
 }
 
-/// Connections to one server, in turn.
+/// Connections to one server, used in turn.
 pub(super) struct Shared {
     all: Box<[MultiplexedConnection]>,
     waiting: Box<[MultiplexedConnection]>,
-    /// Empty where reads go through the library too.
+    /// Empty if reads use the library too.
     readers: Box<[Reader]>,
     turn: AtomicUsize,
-    /// Of the readers: with one for both, calls that alternate would always meet the same connection.
+    /// With one counter for both, alternating calls would always get the same reader.
     readers_turn: AtomicUsize,
 }
 
-/// Which connections a pipeline takes.
+/// The connections that a pipeline uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// Those that never stop.
+    /// They never wait for replicas.
     Swift,
-    /// Those for pipelines that end with WAIT.
+    /// They run pipelines that end with WAIT.
     Waiting,
 }
 
-/// What a pipeline is called in traces.
+/// How a pipeline is named in traces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
     pub(super) command: &'static str,
@@ -98,7 +99,7 @@ pub(super) struct Sent {
 impl Connections {
     /// Does not connect.
     pub(super) fn new(server: ConnectionInfo, wanted: usize, kinds: Kinds) -> Result<Self, InvalidRedisConfig> {
-        // Deadlines are the callers', so the library has none of its own.
+        // The callers have deadlines, so the library needs none.
         let library = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let address = server.addr().to_string();
         let manager = Manager::new_with_config(server.clone(), library)
@@ -109,7 +110,7 @@ impl Connections {
         Ok(Self { pool, server, wanted, kinds, place, verified: ArcSwapOption::empty(), aside: ArcSwapOption::empty() })
     }
 
-    /// Sends a pipeline; one reply a command, errors of the server among them.
+    /// Sends a pipeline. One reply for each command; a reply may be an error of the server.
     pub(super) async fn send(
         &self,
         pipeline: Pipeline,
@@ -160,7 +161,7 @@ impl Connections {
                 }
             };
             let reply = trace::backend(asked, failed, exchange).await?;
-            // The server is silent, and that is what the caller would have found out.
+            // The server does not reply, which the caller would have found out.
             return reply.ok_or(CacheError::Timeout);
         }
         let mut pipeline = Pipeline::new();
@@ -170,7 +171,7 @@ impl Connections {
         Ok(mget_reply(self.send(pipeline, Lane::Swift, sent, deadline).await?))
     }
 
-    /// How they are used. All calls share them, so what waits does so for a reply.
+    /// Pool figures. All calls share the connections, so what waits does so for a reply.
     pub(super) fn pool(&self) -> PoolReading {
         let Kinds { waiting, readers } = self.kinds;
         let max = self.wanted * (1 + usize::from(waiting) + usize::from(readers));
@@ -180,7 +181,7 @@ impl Connections {
     }
 
     fn in_use(&self) -> Result<Arc<Shared>, CacheError> {
-        let lost = || CacheError::Unavailable("not connected, or not verified since the connection was lost".into());
+        let lost = || CacheError::Unavailable("there is no verified connection; the next probe makes one".into());
         self.verified().ok_or_else(lost)
     }
 
@@ -197,18 +198,18 @@ impl Connections {
         }
     }
 
-    /// Something went wrong with a connection; whatever it was, replies can no longer be told apart.
+    /// Closes all connections after an error, because replies can no longer be matched to commands.
     fn lost(&self, shared: &Arc<Shared>, error: &impl fmt::Display) -> CacheError {
         self.verified.compare_and_swap(shared, None);
         unavailable(error)
     }
 
-    /// Whether MGET goes through connections of our own, which leave out what is too much as it comes.
+    /// Whether MGET uses our own connections, which drop what exceeds the limit of a batch.
     pub(super) fn have_readers(&self) -> bool {
         self.kinds.readers && matches!(self.server.addr(), ConnectionAddr::Tcp(..))
     }
 
-    /// New connections, not yet for use. Where there are none, the error has the cause, if it can be found.
+    /// Opens new connections, not yet for use. The error has the cause, if it can be found.
     pub(super) async fn connect(&self) -> Result<Shared, CacheError> {
         let waited_for = async {
             sleep(BEFORE_ASKING).await;
@@ -238,7 +239,7 @@ impl Connections {
         })
     }
 
-    /// Why connections break before anything was answered, where it can be found out. Else the error as it is.
+    /// If a connection broke before any reply, the error with its cause, where that can be found.
     pub(super) async fn explained(&self, error: CacheError) -> CacheError {
         match &error {
             CacheError::Unavailable(why) if is_broken(why) => {
@@ -265,29 +266,29 @@ impl Connections {
         Ok(all.into())
     }
 
-    /// Those in use.
+    /// The connections in use.
     pub(super) fn verified(&self) -> Option<Arc<Shared>> {
         self.verified.load_full()
     }
 
-    /// Those in use, or else those that were set aside.
+    /// The connections in use, or those that were set aside.
     pub(super) fn known(&self) -> Option<Arc<Shared>> {
         self.verified().or_else(|| self.aside.load_full())
     }
 
-    /// Puts verified ones to use.
+    /// Puts verified connections to use.
     pub(super) fn trust(&self, shared: Arc<Shared>) {
         self.verified.store(Some(shared));
         self.aside.store(None);
     }
 
-    /// Takes all of them out of use, and keeps these for the next look.
+    /// Takes all connections out of use, and keeps these for the next probe.
     pub(super) fn set_aside(&self, shared: Option<Arc<Shared>>) {
         self.verified.store(None);
         self.aside.store(shared);
     }
 
-    /// Lets all of them go.
+    /// Closes all connections.
     pub(super) fn lose(&self) {
         self.set_aside(None);
     }
@@ -305,12 +306,12 @@ impl Shared {
     }
 
     fn reader(&self) -> Option<&Reader> {
-        // One after another, as load comes in bursts.
+        // In turn, because load comes in bursts.
         let turn = self.readers_turn.fetch_add(1, Ordering::Relaxed);
         self.readers.get(turn % self.readers.len().max(1))
     }
 
-    /// Whether every one of them answers.
+    /// Fails unless every connection answers.
     pub(super) async fn ping(&self) -> Result<(), CacheError> {
         for connection in self.all.iter().chain(&self.waiting) {
             let mut ping = Pipeline::new();
@@ -323,7 +324,7 @@ impl Shared {
         Ok(())
     }
 
-    /// MGET as reads send it, before these connections are in use.
+    /// MGET as reads send it, over connections that are not yet in use.
     pub(super) async fn mget_once(&self, keys: &[&[u8]]) -> Result<Reply, CacheError> {
         if let Some(reader) = self.reader() {
             let reply = reader.ask(b"MGET", keys.iter().copied()).await.map_err(|e| unavailable(&e))?;
@@ -336,8 +337,8 @@ impl Shared {
         Ok(mget_reply(replies))
     }
 
-    /// Whether every one of them is connected to this run of a server, as INFO names it: behind one address there may be
-    /// several.
+    /// Whether every connection leads to this run of a server (as in INFO). Several servers may
+    /// share one address.
     pub(super) async fn are_all_of(&self, run: &str) -> Result<bool, CacheError> {
         for connection in self.all.iter().chain(&self.waiting) {
             let mut info = Pipeline::new();
@@ -356,7 +357,7 @@ impl Shared {
         Ok(true)
     }
 
-    /// Whether every one of them finds this value under a key.
+    /// Whether every connection finds this value under a key.
     pub(super) async fn all_find(&self, key: &str, value: &str) -> Result<bool, CacheError> {
         let is_it = |found: Option<Bytes>| found.is_some_and(|found| found == value.as_bytes());
         for connection in self.all.iter().chain(&self.waiting) {
@@ -371,7 +372,7 @@ impl Shared {
             }
         }
         for reader in &self.readers {
-            // A reader has MGET to read by, and so has who may read by nothing else.
+            // A reader may use MGET, and the user may not have the right to GET.
             match reader.ask(b"MGET", [key.as_bytes()].into_iter()).await.map_err(|e| unavailable(&e))? {
                 Some(Reply::Array(values)) if is_it(values.first().cloned().flatten()) => {}
                 Some(Reply::Error(why)) => return Err(CacheError::Refused(why.into())),
@@ -389,7 +390,7 @@ async fn exchange(connection: &MultiplexedConnection, mut pipeline: Pipeline) ->
     }
 }
 
-/// Whether an error says no more than that the connection is gone.
+/// Whether an error says only that the connection is gone.
 fn is_broken(why: &str) -> bool {
     let why = why.to_ascii_lowercase();
     ["broken pipe", "reset", "terminated", "closed", "end of file", "dropped"].iter().any(|word| why.contains(word))
@@ -399,12 +400,12 @@ fn is_of_run(info: &[u8], run: &str) -> bool {
     String::from_utf8_lossy(info).lines().any(|line| line.strip_prefix("run_id:") == Some(run))
 }
 
-/// What MGET was answered with.
+/// The reply to MGET.
 fn mget_reply(mut replies: Vec<Value>) -> Reply {
     match replies.pop() {
         Some(Value::Array(values)) => Reply::Array(values.into_iter().map(string).collect()),
         Some(Value::ServerError(e)) => Reply::Error(refusal::text_of(&e)),
-        _ => Reply::Line("no list of values".to_owned()),
+        _ => Reply::Line("not a list of values".to_owned()),
     }
 }
 
@@ -416,12 +417,12 @@ fn string(value: Value) -> Option<Bytes> {
     }
 }
 
-/// Why there is no new connection; somebody has to mend a wrong password.
+/// Why there is no new connection. A wrong password gets its own text, as somebody must correct it.
 fn not_connected(error: &PoolError) -> CacheError {
     match error {
         PoolError::Backend(e) if e.kind() == ErrorKind::AuthenticationFailed => CacheError::Unavailable(
             format!(
-                "{NO_LOGIN}: Redis does not take the user name and password (redis.url, or redis.username and \
+                "{NO_LOGIN}: Redis rejects the user name and password (redis.url, or redis.username and \
                  redis.password)"
             )
             .into(),
@@ -439,7 +440,7 @@ fn place(server: &ConnectionInfo) -> Place {
     Place { system: "redis", namespace: server.redis_settings().db().to_string(), address, port }
 }
 
-/// In a trace, where no text of Redis may go.
+/// The kind of error for a trace, which must not contain text of Redis.
 fn failed(error: &CacheError) -> Failed {
     Failed::because(match error {
         CacheError::Timeout => "timeout",

@@ -1,4 +1,5 @@
-//! A clean entry as one Redis string; tag and version together are no text that anybody else would store.
+//! A clean entry as one Redis string. Other programs do not store text that begins with its tag and
+//! version.
 //!
 //! ```text
 //! offset  size  field, little-endian
@@ -10,8 +11,9 @@
 //!     22     .  V: the record's stored bytes
 //! ```
 //!
-//! The scripts read tag, version and revision, and store the rest verbatim. The key is part of the sum, so that bytes under
-//! a wrong key are no hit. A pending entry is `P`, the version, then MessagePack (`cache/scripts/prelude.lua`).
+//! The scripts read tag, version and revision, and store the rest unchanged. The checksum includes
+//! the key, so bytes under a wrong key are not a hit. A pending entry is `P`, the version, then
+//! MessagePack (`cache/scripts/prelude.lua`).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -24,12 +26,12 @@ const FORMAT_VERSION: u8 = 1;
 const HEADER_BYTES: usize = 22;
 const NEVER: i64 = i64::MAX;
 
-/// Whether the bytes claim to be a pending entry.
+/// Whether the bytes begin as a pending entry does.
 pub(super) fn is_pending(packed: &[u8]) -> bool {
     packed.starts_with(&[b'P', FORMAT_VERSION])
 }
 
-/// The string that stands for a value under this key.
+/// The string for a value under this key.
 pub(super) fn pack(key: &CacheKey, value: &CacheValue) -> BytesMut {
     let (tag, record): (u8, &[u8]) = match value {
         CacheValue::Record(record) => (b'V', record.as_bytes()),
@@ -47,7 +49,7 @@ pub(super) fn pack(key: &CacheKey, value: &CacheValue) -> BytesMut {
     packed
 }
 
-/// The value that a string stands for; None: not one that was packed for this key.
+/// The value of a string. None: the string was not packed for this key.
 pub(super) fn unpack(key: &CacheKey, packed: Bytes) -> Option<CacheValue> {
     if packed.len() < HEADER_BYTES
         || packed[1] != FORMAT_VERSION
@@ -77,7 +79,7 @@ fn checksum(key: &CacheKey, packed: &[u8]) -> u32 {
     sum.finalize()
 }
 
-/// Bytes whose version and checksum were put right.
+/// The bytes with a correct version and checksum.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn summed(key: &CacheKey, mut packed: Vec<u8>) -> Bytes {
     if packed.len() >= HEADER_BYTES {

@@ -1,4 +1,4 @@
-//! Fuzzes what Redis may answer, and where it may be said to be: an L1 entry's bytes, replies in pieces, addresses.
+//! Fuzzes the replies and addresses of Redis: the bytes of an L1 entry, replies in pieces, URLs.
 
 use bytes::{Bytes, BytesMut};
 use deadpool_redis::redis::{Value, parse_redis_value};
@@ -14,10 +14,10 @@ use crate::{
     record::{EntityId, FeatureView, RecordKey},
 };
 
-/// Stands for a password.
+/// Used as a password.
 const SECRET: &str = "c4n4ry";
 
-/// An entry's bytes, as they are and with version and checksum put right.
+/// The bytes of an entry, as they are, and with a correct version and checksum.
 pub fn packed(data: &[u8]) {
     let key = RecordKey {
         view: FeatureView::parse("").expect("the default"),
@@ -32,7 +32,7 @@ pub fn packed(data: &[u8]) {
         assert!(!entry::is_pending(&packed));
         assert_eq!(entry::unpack(&key, entry::pack(&key, value).freeze()).as_ref(), Some(value));
     }
-    // The same bytes as a script's answer.
+    // The same bytes in the reply of a script.
     for word in ["HIT", "LEASE", "NOFILL", "?"] {
         let reply = [Value::SimpleString(word.to_owned()), Value::BulkString(packed.to_vec())];
         let acquired = scripts::acquired(&key, Value::Array(reply.into()));
@@ -40,8 +40,8 @@ pub fn packed(data: &[u8]) {
     }
 }
 
-/// What a server sends: sizes of pieces, then the bytes. However they are cut, the same replies come of them, and a whole
-/// string or array is what the library reads too.
+/// What a server sends: sizes of pieces, then the bytes. However they are cut, the replies must be
+/// the same, and a whole string or array must be what the library reads too.
 pub fn replies(data: &[u8]) {
     let mut input = Input::new(data);
     let sizes: Vec<usize> = input.piece().iter().map(|size| usize::from(*size) + 1).collect();
@@ -105,13 +105,13 @@ fn check_against_library(reply: &Reply, wire: &[u8]) {
         Reply::Array(_) => Value::Array(expected),
         _ => expected.pop().expect("there is one"),
     };
-    // It refuses some numbers that we read, as +1.
+    // The library rejects some numbers that we accept, such as +1.
     if let Ok(seen) = parse_redis_value(wire) {
         assert_eq!(seen, expected);
     }
 }
 
-/// An address with a password, which is never shown, however badly it is written.
+/// An address with a password, which must never be shown, however wrong the address is.
 pub fn redis_url(data: &[u8]) {
     let _ = RedisConfig::parse(&String::from_utf8_lossy(data));
 

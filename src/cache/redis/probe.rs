@@ -1,14 +1,15 @@
-//! A look at what Redis holds, before anything is read from it.
+//! The probe of Redis: it verifies what Redis holds before anything is read from it.
 //!
-//! Each master has a marker in its data, `{}fs:<epoch>`, in a cluster `{}fs:<epoch>#<number>` in a slot of its own. It says
-//! which server verified the data when; every probe renews it, so that it outlives every entry that it vouches for, and the
-//! markers of epochs that nobody uses go. A server whose marker was not written by itself has restarted with what an
-//! earlier run held, or was promoted; `marker` tells which. Beside it lies the id of the L1 (`identity`). Where INFO is not
-//! allowed neither can be noticed; a warning says so.
+//! Each master has a marker in its data, `{}fs:<epoch>`, or in a cluster `{}fs:<epoch>#<number>` in
+//! a slot of its own. It says which server verified the data, and when. Every probe renews it, so
+//! it outlives every entry that it vouches for, and the markers of unused epochs end. If a server
+//! did not write its marker itself, it restarted with the data of an earlier run, or was promoted;
+//! `marker` decides which. The id of the L1 is beside the marker (`identity`). Without the right to
+//! INFO neither can be noticed; a warning says so.
 //!
-//! In a cluster one master that is lost makes the probe fail, and L1 is given up as a whole until the cluster has put
-//! another in its place: there is one breaker, and one list of keys that L1 may be wrong about. Until the probe finds out,
-//! the other masters' keys are answered.
+//! In a cluster the loss of one master makes the probe fail, and all of L1 is bypassed until the
+//! cluster has replaced it, because there is one circuit breaker and one list of remembered keys.
+//! Until the probe notices the loss, keys of the other masters are answered.
 
 mod abilities;
 mod identity;
@@ -37,18 +38,18 @@ use super::{
 use crate::cache::{CacheError, Epoch, L1Name, Probe};
 
 const BEAT: &str = include_str!("../scripts/beat.lua");
-/// Stands for what cannot be asked for.
+/// Used if Redis does not allow INFO.
 const UNKNOWN: &str = "unknown";
-/// How long a marker and an id outlive the last probe, in ms: 7 days. No entry lives half as long as a tombstone, whose
-/// default is a day.
+/// How long a marker and an id outlive the last probe, in ms: 7 days. An entry lives for less than
+/// half of `tombstone_ttl`, which is one day by default.
 const MARKER_TTL: &str = "604800000";
-/// How often a marker is looked at again where another server renewed it at the same time.
+/// How often a marker is read again if another server renewed it at the same time.
 const TRIES: usize = 5;
-/// Slots of a master that may hold its marker: the next one where one is on its way to another master.
+/// How many slots of a master may hold its marker: the next one is used while one is moving.
 const MARKER_SLOTS: usize = 3;
-/// How long replicas may take in a probe, in ms.
-const REPLICAS_PATIENCE: u32 = 500;
-/// What the keys begin with on which the abilities of a server are tried.
+/// How long a probe waits for replicas, in ms.
+const REPLICAS_TIMEOUT_MS: u32 = 500;
+/// The prefix of the keys with which the abilities of a server are tried.
 const SCRATCH: &str = "{}fs:check:";
 
 /// What this process last verified, and in which epoch.
@@ -56,12 +57,12 @@ const SCRATCH: &str = "{}fs:check:";
 pub(super) struct Seen {
     epoch: Option<Epoch>,
     masters: HashMap<String, Verified>,
-    /// The id of the L1 that was last found, and the runs of the masters that it was found at.
+    /// The id of the L1 that was last found, and the runs of its masters at that time.
     id: Option<String>,
     runs: HashMap<String, String>,
 }
 
-/// Where a master keeps what is ours: a marker and an id, in one slot.
+/// The keys of our marker and id on a master. Both are in one slot.
 #[derive(Clone, Debug)]
 struct Place {
     marker: String,
@@ -69,8 +70,8 @@ struct Place {
 }
 
 impl RedisCache {
-    /// Finds the masters, connects if need be, verifies, and puts the connections to use where all is well. The caller
-    /// bounds the time, and lets the connections go where this fails.
+    /// Finds the masters, connects if necessary, verifies them, and puts the connections to use if
+    /// all is well. The caller limits the time, and closes the connections on a failure.
     pub(super) async fn verify(&self, epoch: Epoch, named: Option<&L1Name>) -> Result<Probe, CacheError> {
         let mut seen = self.probed.lock().await;
         if seen.epoch != Some(epoch) {
@@ -93,7 +94,7 @@ impl RedisCache {
         let looks = join_all(looks).await;
         if let Some(place) = looks.iter().position(|look| *look == Ok(Probe::Restored)) {
             let address = self.shown(&layout.masters[place]);
-            // The tiers log what becomes of it, and how often that is repeated.
+            // The tiers log what follows, and limit how often.
             tracing::debug!(address, %epoch, "Redis holds entries of an earlier time");
             return Ok(Probe::Restored);
         }
@@ -123,7 +124,7 @@ impl RedisCache {
         }
     }
 
-    /// Compares the epoch's marker with a master, and renews it where all is well.
+    /// Compares the epoch's marker with a master, and renews it if all is well.
     async fn look_at(
         &self,
         master: &Master,
@@ -134,7 +135,7 @@ impl RedisCache {
         let Some(met) = met else { return Ok(Probe::Intact) };
         let memory = self.memory(master, met, seen);
         let Some(place) = &met.place else {
-            // It can hold only what is just moving here, and nowhere a marker.
+            // It can hold only keys that are just moving here, and it cannot hold a marker.
             return match met.present.holds_keys && !memory.knows(&met.present.identity) {
                 true => Err(CacheError::Unavailable("a master without slots holds keys".into())),
                 false => Ok(Probe::Intact),
@@ -152,7 +153,7 @@ impl RedisCache {
         let prefix = format!("{} {} ", present.identity.run, present.identity.history);
         for _ in 0..TRIES {
             let marker = Marker::parse(&held);
-            // What is no marker is none of an earlier time either way.
+            // A value that is not a marker counts as data of an earlier time.
             if !held.is_empty() && marker.is_none() {
                 return Ok(Probe::Restored);
             }
@@ -167,43 +168,44 @@ impl RedisCache {
             let mut lane = Lane::Swift;
             if self.wait_replicas > 0 {
                 lane = Lane::Waiting;
-                beat.cmd("WAIT").arg(self.wait_replicas).arg(REPLICAS_PATIENCE);
+                beat.cmd("WAIT").arg(self.wait_replicas).arg(REPLICAS_TIMEOUT_MS);
             }
             let mut replies = look::ask(shared, beat, lane).await?;
             if self.wait_replicas > 0 && !replies.pop().is_some_and(|reply| has_waited(&reply, self.wait_replicas)) {
-                let why = format!("fewer than {} replicas (l1.wait_replicas) confirm", self.wait_replicas);
+                let why = format!("fewer than {} replicas (l1.wait_replicas) confirm writes", self.wait_replicas);
                 return Err(CacheError::Unavailable(why.into()));
             }
             match look::text_of(replies.swap_remove(0)) {
                 Ok(done) if done == "OK" => return Ok(found),
                 Ok(other) if other == "ID" => {
                     return Err(CacheError::Unavailable(
-                        "its id has just changed or gone; it is looked at again".into(),
+                        "the id of this L1 has just changed or was removed; the next probe reads it again".into(),
                     ));
                 }
                 Ok(other) => held = other,
-                // Memory is full; what is there still tells. No other refusal is forgiven: a master without its replicas
-                // (NOREPLICAS) may have been replaced.
+                // Memory is full, but what is there can be verified. No other refusal is accepted:
+                // a master without its replicas (NOREPLICAS) may have been replaced.
                 Err(CacheError::Refused(why)) if is_ours && refusal::is_full(&why) => return Ok(found),
                 Err(error) => return Err(error),
             }
         }
-        // The others keep it up to date.
+        // Other servers renew it all the time.
         Ok(Marker::parse(&held).map_or(Probe::Restored, |marker| judge(present, Some(&marker), memory)))
     }
 
-    /// Under which a master is remembered. Where there is one at a time, it is "the master" at whatever address.
+    /// The key under which a master is remembered. If there is only one at a time, its address does
+    /// not matter.
     fn name(&self, master: &Master) -> String {
         if self.info.kind == "redis-cluster" { master.address.to_string() } else { String::new() }
     }
 
-    /// How a master is shown to people.
+    /// The address of a master, for logs.
     fn shown(&self, master: &Master) -> String {
         if self.info.kind == "redis" { self.info.address.clone() } else { master.address.to_string() }
     }
 }
 
-/// Keys of nobody, one in each of the slots where the marker may be; of one server just one.
+/// Unused keys, one in each slot where the marker may be; one key for a single server.
 fn scratch_keys(layout: &Layout, place: usize) -> Vec<String> {
     let name = format!("{SCRATCH}{:016x}", rand::random::<u64>());
     match &layout.slots {
@@ -215,8 +217,8 @@ fn scratch_keys(layout: &Layout, place: usize) -> Vec<String> {
     }
 }
 
-/// Whether what all masters hold goes on from what was verified in this epoch until shortly ago. What this process remembers
-/// does not count: others may have gone on with another copy for long.
+/// Whether the data of all masters continues what was verified in this epoch a short time ago. What
+/// this process remembers does not count: others may have used another copy for long.
 fn go_on(met: &[Option<Met>]) -> bool {
     met.iter().flatten().filter(|met| met.place.is_some()).all(|met| match Marker::parse(&met.marker) {
         Some(marker) => judge(&met.present, Some(&marker), Memory::Nothing) == Probe::Intact,

@@ -1,12 +1,14 @@
-//! A connection of our own for what reads send: MGET. It is the hot path, and the library's costs more than everything else
-//! of a hit together: it parses a batch piece by piece as it trickles in, copies each value, and writes each command by
-//! itself. Here the commands of all calls that are ready go out in one write, replies are read in large pieces, and values
-//! stay where they were read.
+//! Our own connection for the command of reads, MGET. It is the hot path, and the connection of the
+//! library costs more than everything else of a hit together: it parses a batch piece by piece as
+//! it arrives, copies each value, and sends each command in its own write. Here the commands of all
+//! calls that are ready share one write, replies are read in large pieces, and values are not
+//! copied.
 //!
-//! Commands and replies are in the same order, so a reply belongs to the caller who has waited longest. A caller who gave up
-//! still has its place. Once anything goes wrong the connection is closed, and all who wait learn it.
+//! Commands and replies are in the same order, so a reply belongs to the oldest waiting caller. A
+//! caller who gave up keeps its position. On any error the connection is closed, and all waiting
+//! callers get the error.
 //!
-//! Not here: TLS and Unix sockets, which go through the library; and whether the server may be read (`probe`).
+//! Not here: TLS and Unix sockets, which use the library; whether the server may be read (`probe`).
 
 mod reply;
 
@@ -33,18 +35,18 @@ use tokio::{
 pub(super) use self::reply::{NotRedis, Replies, Reply};
 use crate::cache::{BATCH_BYTES, time_to_move};
 
-/// Replies are read in pieces of about this size, so that a batch of rows takes few of them.
+/// The size of the pieces in which replies are read, so that a batch of rows takes few of them.
 const PIECE: usize = 128 << 10;
-/// Commands are written as long as those that are not yet answered are shorter than this together: many that ask for a key,
-/// one that asks for a hundred. Redis answers nothing before it has worked off all that it read, and replies of a megabyte
-/// are out of every cache by the time that they are sent.
+/// While the commands without a reply are shorter than this together (many for one key, or one for
+/// a hundred), more are written. Redis executes all that it has read before it replies, and replies
+/// of a megabyte have left every CPU cache by the time that they are sent.
 const WINDOW: usize = 4 << 10;
-/// Callers who may wait for replies, those included who gave up; far more than there are calls.
+/// The most waiting callers, including those who gave up; far more than there are calls.
 const MAX_WAITING: usize = 1 << 16;
-/// Commands that a server which does not read may leave with us.
+/// The most bytes of commands that are kept while the server does not read.
 const MAX_UNWRITTEN: usize = 16 << 20;
 
-/// The connection; it is closed when this is dropped.
+/// The connection. It is closed when this is dropped.
 pub(super) struct Reader {
     shared: Arc<SharedState>,
     tasks: [AbortHandle; 2],
@@ -53,9 +55,9 @@ pub(super) struct Reader {
 /// Why a reply did not come in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Late {
-    /// Nothing that accounts for it came.
+    /// No bytes came that explain it.
     Silent,
-    /// The rest of a reply that was too large for somebody else came first.
+    /// The rest of a too large reply to another caller came first.
     Behind,
 }
 
@@ -63,7 +65,7 @@ struct SharedState {
     stream: TcpStream,
     outbox: Mutex<Outbox>,
     filled: Notify,
-    /// Bytes that came, and those of them that were dropped as too much.
+    /// Bytes that came, and those of them that were dropped because they exceeded the limit.
     came: AtomicUsize,
     dropped: AtomicUsize,
 }
@@ -72,18 +74,18 @@ struct SharedState {
 struct Outbox {
     /// Not yet written.
     commands: Vec<u8>,
-    /// For replies, of what was written and what was not, in that order, each with its command's length.
+    /// The waiting callers in the order of their commands, written or not, with the length of each.
     waiting: VecDeque<(oneshot::Sender<Reply>, usize)>,
-    /// How many of those who wait have their command written, and how long these commands are together.
+    /// How many of these commands are written, and their length together.
     written: usize,
     written_bytes: usize,
-    /// The writer has left commands here, as the window was full; the reader wakes it.
+    /// The writer left commands here because the window was full. The reader wakes it.
     held: bool,
     closed: bool,
 }
 
 impl Outbox {
-    /// How much of the commands goes out now: whole ones, as long as the window is not full.
+    /// The length of the commands to write now: whole ones, until the window is full.
     fn grant(&mut self) -> usize {
         let mut bytes = 0;
         while self.written_bytes < WINDOW
@@ -97,7 +99,7 @@ impl Outbox {
         bytes
     }
 
-    /// Whose reply the next one is; None: nobody has asked.
+    /// The caller of the next reply. None: there is none.
     fn answered(&mut self) -> Option<oneshot::Sender<Reply>> {
         self.written = self.written.checked_sub(1)?;
         let (answer, len) = self.waiting.pop_front()?;
@@ -107,14 +109,14 @@ impl Outbox {
 }
 
 impl Reader {
-    /// Connects, and says who it is. None: not by plain TCP.
+    /// Connects and logs in. None: the address is not plain TCP.
     pub(super) async fn connect(server: &ConnectionInfo) -> io::Result<Option<Self>> {
         let ConnectionAddr::Tcp(host, port) = server.addr() else { return Ok(None) };
-        // All addresses at once, as the library does: the first may lead nowhere.
+        // All addresses at once, as the library does: the first one may be unreachable.
         let addresses = lookup_host((host.as_str(), *port)).await?;
         let connecting: Vec<_> = addresses.map(|address| Box::pin(TcpStream::connect(address))).collect();
         if connecting.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the host name has no address"));
         }
         let (stream, _) = select_ok(connecting).await?;
         stream.set_nodelay(true)?;
@@ -139,7 +141,7 @@ impl Reader {
         Ok(Some(reader))
     }
 
-    /// Sends a command and waits for its reply. None: the server has not read so many others that no more are taken.
+    /// Sends a command and waits for its reply. None: too many commands wait for the server.
     pub(super) async fn ask<'a>(
         &self,
         command: &'a [u8],
@@ -152,7 +154,8 @@ impl Reader {
         reply.await.map(Some).map_err(|_| broken())
     }
 
-    /// The same, but waits at most until the deadline; and where bytes have come meanwhile, for as long as these may take.
+    /// As `ask`, but only until the deadline. If bytes have come since, it waits longer, in
+    /// proportion.
     pub(super) async fn ask_by<'a>(
         &self,
         deadline: Instant,
@@ -165,13 +168,13 @@ impl Reader {
         if let Ok(reply) = timeout_at(deadline, asking.as_mut()).await {
             return Ok(reply);
         }
-        // Its own large values, or those of the callers before it.
+        // Its own large values, or those of earlier callers.
         let moved = now().0.wrapping_sub(came).min(2 * BATCH_BYTES);
         let late = |_| if now().1 == dropped { Late::Silent } else { Late::Behind };
         timeout_at(deadline + time_to_move(moved), asking).await.map_err(late)
     }
 
-    /// Callers who wait for replies, those included who gave up.
+    /// The number of waiting callers, including those who gave up.
     pub(super) fn waiting(&self) -> usize {
         self.shared.lock().waiting.len()
     }
@@ -179,12 +182,12 @@ impl Reader {
     async fn expect_ok(&self, command: &[u8], arguments: &[&str]) -> io::Result<()> {
         match self.ask(command, arguments.iter().map(|word| word.as_bytes())).await? {
             Some(Reply::Line(line)) if line == "OK" => Ok(()),
-            // Its kind only: the rest may repeat a password.
+            // Only its code: the rest may repeat a password.
             Some(Reply::Error(why)) => {
                 let kind = why.split(' ').next().unwrap_or_default();
                 Err(io::Error::other(format!("{} was refused: {kind}", String::from_utf8_lossy(command))))
             }
-            _ => Err(io::Error::other("an unexpected reply")),
+            _ => Err(io::Error::other("Redis sent an unexpected reply")),
         }
     }
 }
@@ -201,14 +204,14 @@ impl SharedState {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nobody waits any more, and nobody will.
+    /// Ends all waiting calls with an error, and accepts no more.
     fn close(&self) {
         let mut outbox = self.lock();
         outbox.closed = true;
         outbox.waiting.clear();
     }
 
-    /// False: there are too many before it.
+    /// False: too many commands wait.
     fn put<'a>(
         &self,
         command: &'a [u8],
@@ -222,7 +225,8 @@ impl SharedState {
         if outbox.waiting.len() >= MAX_WAITING || outbox.commands.len() >= MAX_UNWRITTEN {
             return Ok(false);
         }
-        // Then all that went before is written, and the writer is idle: who comes alone need not wake it.
+        // If so, everything before is written and the writer is idle. A single caller writes by
+        // itself.
         let (alone, before) = (outbox.waiting.is_empty(), outbox.commands.len());
         put_command(command, arguments, &mut outbox.commands);
         let len = outbox.commands.len() - before;
@@ -238,7 +242,7 @@ impl SharedState {
         }
         let held = outbox.held;
         drop(outbox);
-        // Else the reader wakes it.
+        // Otherwise the reader wakes it.
         if !held {
             self.filled.notify_one();
         }
@@ -251,7 +255,7 @@ impl SharedState {
             self.filled.notified().await;
             let held = self.lock().held;
             if !held {
-                // Others who are ready to run add theirs first, and all of them go out in one write.
+                // Other callers who are ready add their commands first, and all share one write.
                 tokio::task::yield_now().await;
             }
             {
@@ -281,7 +285,7 @@ impl SharedState {
     async fn read(self: Arc<Self>) {
         let (mut buffer, mut replies) = (BytesMut::new(), Replies::default());
         loop {
-            // At least half a piece, so that the room is not used up by a trickle.
+            // At least half a piece, so that small reads do not use up the room.
             if buffer.capacity() - buffer.len() < PIECE / 2 {
                 buffer.reserve(PIECE);
             }
@@ -336,7 +340,7 @@ fn put_command<'a>(command: &'a [u8], arguments: impl ExactSizeIterator<Item = &
 }
 
 fn broken() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the connection to read by is closed")
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the connection for reads is closed")
 }
 
 #[cfg(test)]
@@ -351,7 +355,8 @@ mod tests {
 
     use super::*;
 
-    /// Answers nothing before nothing more comes, and then all, each with a number. Gives how many commands came at once.
+    /// Replies only when nothing more comes, then to all commands, each with a number. Returns how
+    /// many commands came at once.
     async fn slow_server(listener: TcpListener, commands: usize) -> Vec<usize> {
         let (mut stream, _) = listener.accept().await.unwrap();
         let (mut seen, mut answered, mut buffer) = (Vec::new(), 0, Vec::new());

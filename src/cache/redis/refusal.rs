@@ -1,13 +1,14 @@
-//! What an error of Redis means for L1: the server lacks something for good, it cannot serve for a while, or neither.
+//! What an error of Redis means for L1: the server lacks something, it cannot serve for a while, or
+//! neither.
 //!
-//! Errors differ between versions. Since Redis 7 the error of a command inside a script keeps its code; before, it is an
-//! `ERR Error running script` with the code in the text.
+//! Errors differ between versions. Since Redis 7 the error of a command in a script keeps its code.
+//! Earlier it was `ERR Error running script`, with the code in the text.
 
 use deadpool_redis::redis::{ServerError, Value};
 
 use crate::cache::CacheError;
 
-/// Longer texts are cut: an unknown command is answered with its arguments, and those may be a whole script.
+/// Longer texts are cut: the reply to an unknown command repeats its arguments, such as a script.
 const MAX_SHOWN: usize = 160;
 
 /// What an error says.
@@ -15,15 +16,15 @@ const MAX_SHOWN: usize = 160;
 pub(super) enum Meaning {
     /// The user may not run the command.
     CommandDenied,
-    /// The user may not use keys that begin as ours do.
+    /// The user may not use keys with our prefix.
     KeysDenied,
-    /// There is no such command, at least under this name.
+    /// There is no command of this name.
     Unknown,
     /// The server is a node of a Redis Cluster, and does not have this key.
     Elsewhere,
     /// Its memory is full.
     Full,
-    /// It cannot serve now; it may do so later without anybody changing its settings.
+    /// It cannot serve now, but may do so later without a change of its settings.
     NotNow,
     /// Something else.
     Other,
@@ -58,7 +59,7 @@ pub(super) fn meaning(text: &str) -> Meaning {
     }
 }
 
-/// The code of an error, and where it comes out of a script that of the command which failed.
+/// The code of an error. For an error of a script it is the code of the command that failed.
 fn code(text: &str) -> &str {
     let first = |text: &'_ str| text.split(' ').next().map_or(0, str::len);
     let inner = if text.starts_with("ERR Error running script") {
@@ -70,14 +71,14 @@ fn code(text: &str) -> &str {
     &text[..first(text)]
 }
 
-/// An error's text up to where it repeats values: Redis names the arguments of a command that it does not know, and the driver
-/// a reply that it did not expect.
+/// The text of an error up to where it repeats values: Redis repeats the arguments of an unknown
+/// command, and the driver a reply that it did not expect.
 pub(super) fn without_values(text: &str) -> &str {
     let repeated = [", with args beginning with", "(response was"].into_iter().filter_map(|begin| text.find(begin));
     repeated.min().map_or(text, |end| text[..end].trim_end())
 }
 
-/// The error without what repeats values and what is too long, and on one line.
+/// The error on one line, cut, and without repeated values.
 pub(super) fn shown(text: &str) -> String {
     let line: String = without_values(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     match line.char_indices().nth(MAX_SHOWN) {
@@ -86,20 +87,20 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// Why a server cannot serve now, and what to do about it.
+/// Why a server cannot serve now, and what to do.
 pub(super) fn not_now(text: &str) -> CacheError {
     let what = match code(text) {
         "READONLY" => "it is a replica: redis.url must name the master, or the sentinels (redis-sentinel://)",
-        "LOADING" => "it is still loading its data from disk, because it persists; it is used when it has loaded them",
+        "LOADING" => "it is still loading its data from disk, because it persists: L1 is used when it has finished",
         "MASTERDOWN" => "it is a replica that has lost its master: redis.url must name the master",
         "BUSY" => "a script of another client blocks it; SCRIPT KILL ends that script",
         "MISCONF" => "it cannot save its data to disk and therefore refuses writes: set save \"\" and appendonly no",
         "NOREPLICAS" => "it has fewer replicas than min-replicas-to-write asks for, and therefore refuses writes",
         "NOAUTH" => "authentication failed: Redis asks for a password (redis.url, or redis.password)",
-        "DENIED" => "it is in protected mode: set a password or an ACL user in Redis, and in redis.url",
+        "DENIED" => "it is in protected mode: set a password or an ACL user in Redis, and the same in redis.url",
         "OOM" => "its memory is full and nothing can be evicted: raise maxmemory, and set maxmemory-policy allkeys-lru",
         _ if text.contains("max number of clients") => {
-            "it takes no more connections: raise maxclients in Redis, or use fewer (redis.connections)"
+            "it accepts no more connections: raise maxclients in Redis, or use fewer (redis.connections)"
         }
         _ => "it cannot serve now",
     };

@@ -1,8 +1,8 @@
-//! The Lua scripts: running one for a batch, and reading what it says.
+//! The Lua scripts: running one for a batch, and reading its reply.
 //!
-//! A batch is one pipeline of EVALSHA a server. Redis forgets scripts (a restart, SCRIPT FLUSH); those it did not know have
-//! done nothing, so they are sent once more behind a SCRIPT LOAD (`send`). What fails in any other way, or answers with
-//! something that cannot be read, is answered by removing the entry.
+//! A batch is one pipeline of EVALSHA for each server. Redis forgets scripts (a restart, SCRIPT
+//! FLUSH). An unknown script did nothing, so it is sent once more after a SCRIPT LOAD (`send`). If
+//! a script fails in any other way, or its reply cannot be read, the entry is removed.
 
 use std::time::Duration;
 
@@ -54,14 +54,14 @@ impl Code {
         Self { name, text, sha: Script::new(text).get_hash().to_owned() }
     }
 
-    /// By what EVALSHA calls it.
+    /// The hash for EVALSHA.
     pub(super) fn sha(&self) -> &str {
         &self.sha
     }
 }
 
-/// An operation: how an item's key and arguments are sent, how its reply is read, and what is answered where the entry had
-/// to be removed instead.
+/// An operation: how the key and arguments of an item are sent, how its reply is read, and what is
+/// answered if the entry had to be removed instead.
 pub(super) struct Operation<'a, I, T> {
     pub(super) code: &'a Code,
     /// How many replicas must have it before it counts.
@@ -73,7 +73,7 @@ pub(super) struct Operation<'a, I, T> {
 }
 
 impl RedisCache {
-    /// Runs an operation on every item; one result an item.
+    /// Runs an operation on every item. One result for each item.
     pub(super) async fn run<I: Sync, T: Clone + Sync>(
         &self,
         operation: Operation<'_, I, T>,
@@ -112,10 +112,13 @@ impl RedisCache {
 }
 
 impl<I, T> Operation<'_, I, T> {
-    /// None: the script failed, or its reply is none that it gives.
+    /// None: the script failed, or its reply is invalid.
     fn read(&self, item: &I, reply: Value) -> Option<T> {
         if let Value::ServerError(e) = &reply {
-            tracing::debug!(error = refusal::without_values(&e.to_string()), "a script failed; the entry is removed");
+            tracing::debug!(
+                error = refusal::without_values(&e.to_string()),
+                "a script failed in Redis, so the entry is removed"
+            );
         }
         (self.read)(item, reply)
     }
@@ -125,7 +128,7 @@ fn positions<T>(all: &[T], is: impl Fn(&T) -> bool) -> Vec<usize> {
     (0..all.len()).filter(|at| is(&all[*at])).collect()
 }
 
-/// What `acquire.lua` answers. A value that cannot be read is as good as a failure.
+/// The reply of `acquire.lua`. A value that cannot be read counts as a failure.
 pub(super) fn acquired(key: &CacheKey, reply: Value) -> Option<Acquired> {
     let Value::Array(reply) = reply else { return None };
     let [what, packed] = <[Value; 2]>::try_from(reply).ok()?;
@@ -142,7 +145,7 @@ pub(super) fn acquired(key: &CacheKey, reply: Value) -> Option<Acquired> {
     }
 }
 
-/// What `settle.lua`, `put.lua` and `unmark.lua` answer.
+/// The reply of `settle.lua`, `put.lua` and `unmark.lua`.
 pub(super) fn effect(reply: &Value) -> Option<Effect> {
     match word(reply)? {
         "INSTALLED" => Some(Effect::Installed),
@@ -153,7 +156,7 @@ pub(super) fn effect(reply: &Value) -> Option<Effect> {
     }
 }
 
-/// What `mark.lua` answers.
+/// The reply of `mark.lua`.
 pub(super) fn marked(reply: &Value) -> Option<Marked> {
     match word(reply)? {
         "GRANTED" => Some(Marked::Granted),
@@ -170,7 +173,7 @@ fn word(reply: &Value) -> Option<&str> {
     }
 }
 
-/// A lifetime as Redis takes it: at least 1 ms, and at most 49 days, which spares its arithmetic.
+/// A lifetime for Redis, in ms: at least 1, and at most 49 days so that sums cannot overflow.
 pub(super) fn ttl_ms(ttl: Duration) -> u64 {
     ttl.as_millis().clamp(1, u128::from(u32::MAX)) as u64
 }

@@ -1,11 +1,13 @@
-//! Sending a batch: each item's command goes to the server that holds its key, one pipeline a server, all at once.
+//! Sends a batch: the command of each item goes to the server that holds its key. There is one
+//! pipeline for each server, and all are sent at once.
 //!
-//! A slot that moves is followed (MOVED, ASK): such a reply says that the command did nothing, so it is sent once more,
-//! where it belongs. The same holds for a script that a server does not know (NOSCRIPT). Nothing else is ever repeated.
-//! What a server cannot do is an error of its own keys only.
+//! A redirection (MOVED, ASK) says that the command did nothing, so it is sent once more to the
+//! named server. The same holds for a script that a server does not know (NOSCRIPT). Nothing else
+//! is repeated. If a server fails, only its own keys get an error.
 //!
-//! In a cluster a batch of GETs is no MGET: keys are spread over the slots, so an MGET a slot would be an MGET a key, and
-//! Redis refuses it for a slot on its way. Pipelined GETs cost one round trip a server as well.
+//! In a cluster a batch of GETs is not sent as MGET. Keys are spread over the slots, so there would
+//! be about one MGET for each key, and Redis refuses MGET for a slot that is moving. Pipelined GETs
+//! also take one round trip for each server.
 
 use deadpool_redis::redis::{Pipeline, Value};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -25,9 +27,9 @@ const SENDINGS: u32 = 6;
 /// What is sent for each item.
 pub(super) struct Sending<'a, I> {
     pub(super) key: fn(&I) -> &CacheKey,
-    /// Its one command.
+    /// The command of one item.
     pub(super) write: &'a (dyn Fn(&mut Pipeline, &I) + Sync),
-    /// What that is called in traces.
+    /// Its name in traces.
     pub(super) command: &'static str,
     /// The script that the commands call, if any.
     pub(super) script: Option<&'a Code>,
@@ -35,21 +37,21 @@ pub(super) struct Sending<'a, I> {
     pub(super) wait: u32,
 }
 
-/// Where an item goes.
+/// Where an item is sent next.
 #[derive(Clone, Copy)]
 struct Step {
     item: usize,
     place: usize,
     /// How often it was sent before.
     sent: u32,
-    /// The slot is on its way to there.
+    /// The slot is moving to this server.
     asking: bool,
-    /// The script must be loaded there.
+    /// The script must be loaded there first.
     load: bool,
 }
 
 impl Servers {
-    /// One result an item, errors of the server among them.
+    /// One result for each item; a result may be an error of the server.
     pub(super) async fn send_each<I: Sync>(
         &self,
         items: &[I],
@@ -57,7 +59,7 @@ impl Servers {
         deadline: Instant,
     ) -> Vec<Result<Value, CacheError>> {
         let layout = self.layout();
-        let nobody = || CacheError::Unavailable("not connected, or nobody has the slot of this key".into());
+        let nobody = || CacheError::Unavailable("not connected, or no server has the slot of this key".into());
         let mut results: Vec<_> = items.iter().map(|_| Err(nobody())).collect();
         let start = |(item, of): (usize, &I)| {
             let place = layout.place_of((sending.key)(of).as_bytes())?;
@@ -68,7 +70,7 @@ impl Servers {
             let answers = layout.send_part(items, &part, sending, deadline).await;
             (part, answers)
         };
-        // What one server redirects goes on while another is silent.
+        // Redirections of one server are followed while another one does not answer.
         let mut under_way: FuturesUnordered<_> = by_place(steps, layout.masters.len()).into_iter().map(&send).collect();
         while let Some((part, answers)) = under_way.next().await {
             let mut again = Vec::new();
@@ -85,7 +87,7 @@ impl Servers {
     }
 }
 
-/// The steps of each server, none of them empty.
+/// The steps of each server, without empty ones.
 fn by_place(steps: Vec<Step>, servers: usize) -> Vec<Vec<Step>> {
     if servers == 1 {
         return if steps.is_empty() { Vec::new() } else { vec![steps] };
@@ -99,7 +101,7 @@ fn by_place(steps: Vec<Step>, servers: usize) -> Vec<Vec<Step>> {
 }
 
 impl Layout {
-    /// Sends one server its part.
+    /// Sends the items of one server.
     async fn send_part<I>(
         &self,
         items: &[I],
@@ -122,7 +124,7 @@ impl Layout {
         let mut lane = Lane::Swift;
         if sending.wait > 0 {
             lane = Lane::Waiting;
-            // Without a time it would wait for ever.
+            // A WAIT without a time would wait forever.
             let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
             pipeline.cmd("WAIT").arg(sending.wait).arg(u64::try_from(left).unwrap_or(u64::MAX));
         }
@@ -138,13 +140,13 @@ impl Layout {
         let answer = |at| match std::mem::take(&mut replies[at]) {
             reply @ Value::ServerError(_) => Ok(reply),
             reply if waited => Ok(reply),
-            // Done here, but perhaps nowhere else.
+            // The server has done it, but perhaps not enough replicas have.
             _ => Err(CacheError::Timeout),
         };
         wanted.into_iter().map(answer).collect()
     }
 
-    /// Where an item goes next; None: this was its answer.
+    /// Where an item is sent next. None: this was its final reply.
     fn next(&self, step: Step, key: &CacheKey, answer: &Result<Value, CacheError>, is_script: bool) -> Option<Step> {
         let Ok(Value::ServerError(e)) = answer else { return None };
         let step = Step { sent: step.sent + 1, ..step };
@@ -164,7 +166,7 @@ impl Layout {
         }
     }
 
-    /// Whether a reply says that this server cannot serve, or not this key.
+    /// Rejects a reply that says that this server cannot serve, or not this key.
     fn check(&self, place: usize, reply: Value) -> Result<Value, CacheError> {
         match &reply {
             Value::ServerError(e) if self.is_unable(place, &refusal::text_of(e)) => Err(unavailable(e)),
@@ -172,25 +174,26 @@ impl Layout {
         }
     }
 
-    /// The same of an error's text. What is no master, and what lacks a command or a right, is let go, so that the next
-    /// probe connects anew and tries everything.
+    /// Whether the text of an error says so. Connections to a server that is no master, or that
+    /// lacks a command or a right, are closed, so that the next probe connects again and tries
+    /// everything.
     pub(super) fn is_unable(&self, place: usize, error: &str) -> bool {
         match (refusal::meaning(error), error.split(' ').next().unwrap_or_default()) {
-            // It is no master, or not the one that was verified.
+            // It is no master, or not the verified one.
             (_, "READONLY" | "LOADING" | "MASTERDOWN")
             | (Meaning::CommandDenied | Meaning::KeysDenied | Meaning::Unknown, _) => {
                 self.masters[place].connections.lose();
                 true
             }
-            // The cluster has no master for it, or one that is not known yet: both are for the probe to find out, as is
-            // what blocks a server or makes it refuse writes.
+            // The cluster has no master for the key, or an unknown one, or something blocks the
+            // server or makes it refuse writes. The probe finds out which.
             (_, "CLUSTERDOWN" | "MOVED" | "ASK" | "CROSSSLOT" | "BUSY" | "MISCONF" | "NOAUTH") => true,
             _ => false,
         }
     }
 }
 
-/// Whether WAIT says that so many replicas have it.
+/// Whether the reply of WAIT says that `wanted` replicas have it.
 pub(super) fn has_waited(reply: &Value, wanted: u32) -> bool {
     matches!(reply, Value::Int(replicas) if *replicas >= i64::from(wanted))
 }

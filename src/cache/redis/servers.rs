@@ -1,8 +1,9 @@
-//! Which servers hold L1, and which of them holds a key: one server, the master that sentinels name, or the masters of a
-//! Redis Cluster, each with connections of its own.
+//! The servers of L1, and which of them holds a key: one server, the master that sentinels name, or
+//! the masters of a Redis Cluster. Each has connections of its own.
 //!
-//! The cluster's slots are ours to look after: the library's cluster client reconnects by itself, so that a node that came
-//! back with old data would be read before anybody looked at it, and it sends again what a broken connection may have done.
+//! The slots are handled here and not by the cluster client of the library. That client reconnects
+//! by itself, so it would read from a node that came back with old data before it was verified. It
+//! also repeats commands that a broken connection may have executed.
 //!
 //! Not here: whether a server may be used (`probe`), and what is sent to it (`send`).
 
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::cache::CacheError;
 
-/// How long one server may take to say where others are.
+/// How long one server may take to say where the others are.
 const WORD: Duration = Duration::from_millis(300);
 
 /// All servers in use, and how they are found.
@@ -32,13 +33,13 @@ pub(super) struct Servers {
     layout: ArcSwap<Layout>,
 }
 
-/// The masters, and who has which slot.
+/// The masters and their slots.
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) masters: Vec<Arc<Master>>,
-    /// None: there is one master, or none is known yet, and it has everything.
+    /// None: there is at most one master, and it has every slot.
     pub(super) slots: Option<Slots>,
-    /// Others that can be asked where the masters are.
+    /// Other nodes that can be asked for the masters.
     others: Vec<Address>,
 }
 
@@ -46,7 +47,7 @@ pub(super) struct Layout {
 #[derive(Debug)]
 pub(super) struct Master {
     pub(super) address: Address,
-    /// Under which address others may speak of it, if not that one.
+    /// A second address that other nodes may use for it.
     alias: Option<Address>,
     pub(super) connections: Connections,
 }
@@ -70,18 +71,18 @@ impl Servers {
         Ok(Self { config: config.clone(), sentinels, layout: ArcSwap::from_pointee(layout) })
     }
 
-    /// The masters as they were last found.
+    /// The masters as last found.
     pub(super) fn layout(&self) -> Arc<Layout> {
         self.layout.load_full()
     }
 
-    /// Finds the masters. What is not one any more is let go.
+    /// Finds the masters. Connections to servers that are no longer masters are closed.
     pub(super) async fn look(&self) -> Result<Arc<Layout>, CacheError> {
         let known = self.layout();
         let found = match (&self.config.place, &self.sentinels) {
             (Place::Cluster { seeds }, _) => self.look_at_cluster(&known, seeds).await?,
             (_, Some(sentinels)) => {
-                // Connections that stand are no reason to go on: it may be the master of old that they stand to.
+                // Open connections prove nothing: they may lead to a former master.
                 let master = self.master(&known, sentinels.master().await?, None)?;
                 Layout { masters: vec![master], slots: None, others: Vec::new() }
             }
@@ -92,12 +93,12 @@ impl Servers {
         Ok(found)
     }
 
-    /// Lets all connections go.
+    /// Closes all connections.
     pub(super) fn lose(&self) {
         self.layout().masters.iter().for_each(|master| master.connections.lose());
     }
 
-    /// The master at an address: the one that is known, with its connections, or a new one.
+    /// The master at an address: the known one with its connections, or a new one.
     fn master(&self, known: &Layout, address: Address, alias: Option<Address>) -> Result<Arc<Master>, CacheError> {
         if let Some(master) = known.masters.iter().find(|master| master.address == address && master.alias == alias) {
             return Ok(master.clone());
@@ -111,14 +112,14 @@ impl Servers {
         config: &RedisConfig,
         server: deadpool_redis::redis::ConnectionInfo,
     ) -> Result<Connections, InvalidRedisConfig> {
-        // In a cluster a batch is no MGET (`send`).
+        // In a cluster a batch is not an MGET (`send`).
         let readers = !matches!(config.place, Place::Cluster { .. });
         Connections::new(server, config.connections.get(), Kinds { waiting: config.wait_replicas > 0, readers })
     }
 }
 
 impl Layout {
-    /// The place of a key's master; None: nobody has its slot.
+    /// The index of a key's master. None: no master has its slot.
     pub(super) fn place_of(&self, key: &[u8]) -> Option<usize> {
         match &self.slots {
             None => (!self.masters.is_empty()).then_some(0),
@@ -126,7 +127,8 @@ impl Layout {
         }
     }
 
-    /// The place of the master that a redirection names, as `host:port`; without a host it is the answering one's.
+    /// The index of the master that a redirection names, as `host:port`. Without a host it is that
+    /// of the answering server.
     pub(super) fn place_named(&self, name: &str, answering: usize) -> Option<usize> {
         let (host, port) = name.rsplit_once(':')?;
         let host = if host.is_empty() { self.masters[answering].address.host.as_str() } else { host };

@@ -1,6 +1,6 @@
--- Renews a marker: KEYS[1] holds ARGV[1] ('': nothing), and KEYS[2] the id of this L1, ARGV[4]. ARGV: held, what goes before
--- the time, ttl ms, id -> OK, ID (another id is there, or none), or what the marker holds instead. The time is Redis's own,
--- in ms.
+-- Renews a marker: KEYS[1] holds ARGV[1] ('': nothing), and KEYS[2] the id of this L1, ARGV[4].
+-- ARGV: held value, what precedes the time, ttl ms, id -> OK, ID (there is another id, or none), or
+-- what the marker holds instead. The time is that of Redis, in ms.
 if (redis.call('GET', KEYS[2]) or '') ~= ARGV[4] then return 'ID' end
 local held = redis.call('GET', KEYS[1]) or ''
 if held ~= ARGV[1] then return held end

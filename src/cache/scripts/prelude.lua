@@ -1,17 +1,19 @@
--- The head of every script: reads the entry at KEYS[1], changes it, writes it back. What an operation means is said in
--- cache/entry.rs; tests hold both to the same behaviour. Times are in ms of Redis's own clock. A script writes at most once,
--- with its last command, so one that fails has changed nothing. An entry that cannot be read fails the script.
+-- The head of every script: reads the entry at KEYS[1], changes it, writes it back. cache/entry.rs
+-- defines the operations; tests compare the two. Times are in ms of Redis's own clock. A script
+-- writes at most once, with its last command, so a script that fails has changed nothing. An entry
+-- that cannot be read makes the script fail.
 local key = KEYS[1]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
--- The revision of a packed value: after tag, version and checksum. Below 2^53, so a double holds it.
+-- The revision of a packed value, after tag, version and checksum. Below 2^53, so a double holds
+-- it.
 local function revision(packed)
   return (struct.unpack('<I8', packed, 7))
 end
 
--- {floor, value, ends (of the value), lease, lease_ends, permits: id -> end}, or nil where there is no entry. A clean entry
--- comes without `ends`: that is the key's own end.
+-- {floor, value, ends (of the value), lease, lease_ends, permits: id -> end}, or nil if there is no
+-- entry. A clean entry has no `ends`: it ends with its key.
 local function read()
   local packed = redis.call('GET', key)
   if not packed then return nil end
@@ -27,8 +29,8 @@ local function read()
   return e
 end
 
--- Writes an entry back: without a permit it is clean where it has a value, and removed where it has no lease either. A
--- pending one lives for `life` ms; nil: as long as it would have.
+-- Writes an entry back. Without a permit it is clean if it has a value, and removed if it has no
+-- lease either. A pending one lives for `life` ms; nil keeps its end.
 local function write(e, life)
   if next(e.permits) or (e.lease and not e.value) then
     local packed = 'P\1' .. cmsgpack.pack(e)

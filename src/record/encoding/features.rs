@@ -1,5 +1,6 @@
-//! Features as they are stored: encoded, sorted by name, each once. A write passes them from the request to the stored bytes,
-//! and a merge takes both sides entry by entry: no value is decoded on the way.
+//! Features as they are stored: encoded, sorted by name, without repeats. A write passes them from
+//! the request to the stored bytes, and a merge joins both sides entry by entry. No value is
+//! decoded.
 
 use std::ops::Range;
 
@@ -12,7 +13,7 @@ use crate::{
     record::{FeatureName, Features},
 };
 
-/// Checked features, as segment 1 of a record has them.
+/// Checked features, as in segment 1 of a record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncodedFeatures {
     bytes: Vec<u8>,
@@ -20,27 +21,27 @@ pub struct EncodedFeatures {
 }
 
 impl EncodedFeatures {
-    /// Those of a stored record, which were checked when they were written.
+    /// The features of a stored record, which were checked when they were written.
     pub(super) fn stored(bytes: &[u8]) -> Self {
         Self { bytes: bytes.to_vec(), count: FeatureEntries(bytes).count() }
     }
 
-    /// How many there are.
+    /// The number of features.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// The encoded features: what `limits.max_record_bytes` is compared with is their length.
+    /// The encoded features. Their length is compared with `limits.max_record_bytes`.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// One by one, in the order of their names, undecoded.
+    /// The encoded features one by one, sorted by name.
     pub fn entries(&self) -> FeatureEntries<'_> {
         FeatureEntries(&self.bytes)
     }
 
-    /// These, and those of `base` whose names are not among them.
+    /// These features, and those of `base` with other names.
     pub fn over(self, base: &Self) -> Self {
         if base.count == 0 {
             return self;
@@ -66,13 +67,13 @@ impl EncodedFeatures {
         merged
     }
 
-    /// Decoded, for those who keep them in another form.
+    /// The decoded features.
     pub fn decode(&self) -> Features {
         let feature = |entry: super::FeatureEntry<'_>| {
             let name = FeatureName::parse(std::str::from_utf8(entry.name).ok()?).ok()?;
             Some((name, prost::Message::decode(entry.value).ok()?))
         };
-        // All were checked.
+        // All were checked, so none is left out.
         self.entries().flatten().filter_map(feature).collect()
     }
 }
@@ -92,11 +93,11 @@ impl FromIterator<(FeatureName, Value)> for EncodedFeatures {
     }
 }
 
-/// Of twenty numbers and their names.
+/// The size of twenty numbers with their names.
 const TYPICAL_BYTES: usize = 640;
 
-/// Takes features as they come over the wire, as long as they are what would be stored for them anyway: the name allowed,
-/// the value of a plain kind and written in the only way in which we write it.
+/// Collects features as they arrive, while each is encoded as it would be stored: its name is
+/// allowed, its value is of a plain kind and in our encoding.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlainFeatures {
     taken: EncodedFeatures,
@@ -106,7 +107,7 @@ pub struct PlainFeatures {
 }
 
 impl PlainFeatures {
-    /// Takes one map entry without its tag and length; false: it is not plain.
+    /// Takes one map entry without its tag and length. False: it is not plain.
     pub fn take(&mut self, body: &[u8]) -> bool {
         let Some(name) = plain_entry(body) else { return false };
         let taken = &mut self.taken;
@@ -116,7 +117,7 @@ impl PlainFeatures {
         }
         taken.bytes.put_u8(FEATURES_TAG);
         encoding::encode_varint(body.len() as u64, &mut taken.bytes);
-        // The name's tag and its length, which is below 128, or 128 and then two bytes long.
+        // After the tag of the name and its length, which takes one or two bytes.
         let at = taken.bytes.len() + if name.len() < 0x80 { 2 } else { 3 };
         self.last = at..at + name.len();
         taken.bytes.put_slice(body);
@@ -124,7 +125,7 @@ impl PlainFeatures {
         true
     }
 
-    /// In the order in which they came.
+    /// In the order of arrival.
     pub fn entries(&self) -> FeatureEntries<'_> {
         self.taken.entries()
     }
@@ -147,7 +148,7 @@ impl PlainFeatures {
     }
 }
 
-/// The name in a map entry, if all of it is plain.
+/// The name in a map entry, if the whole entry is plain.
 fn plain_entry(mut body: &[u8]) -> Option<&[u8]> {
     let rest = &mut body;
     if take_byte(rest)? != (1 << 3) | 2 {
@@ -162,7 +163,7 @@ fn plain_entry(mut body: &[u8]) -> Option<&[u8]> {
     (rest.is_empty() && is_plain_value(value)).then_some(name)
 }
 
-/// Whether a `Value` of one kind was encoded as prost would.
+/// Whether a `Value` of one kind is encoded as prost would do it.
 fn is_plain_value(value: &[u8]) -> bool {
     let Some((tag, mut rest)) = value.split_first() else { return false };
     let Ok(wire_type) = WireType::try_from(u64::from(tag & 7)) else { return false };
@@ -171,7 +172,7 @@ fn is_plain_value(value: &[u8]) -> bool {
         // double_val, float_val
         (5, WireType::SixtyFourBit) => return rest.len() == 8,
         (6, WireType::ThirtyTwoBit) => return rest.len() == 4,
-        // int32_val, which is written as the int64 that it is
+        // int32_val, which is written as an int64
         (3, WireType::Varint) => take_shortest_varint(rest).is_some_and(|bits| i32::try_from(bits as i64).is_ok()),
         // int64_val, unix_timestamp_val
         (4 | 8, WireType::Varint) => take_shortest_varint(rest).is_some(),
@@ -199,7 +200,7 @@ fn is_plain_list(rest: &mut &[u8], width: usize) -> bool {
         && list.is_empty()
 }
 
-/// What follows a length, if that was written in as few bytes as can be.
+/// The bytes after a length, if the length is encoded in the fewest bytes.
 fn take_shortest<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let before = *rest;
     let taken = take_delimited(rest)?;

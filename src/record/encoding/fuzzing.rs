@@ -1,5 +1,5 @@
-//! Fuzzes the stored bytes of records: nothing that lies in a store or a cache may make a reader panic, and of a record as we
-//! write it every way to read it says the same.
+//! Fuzzes the stored bytes of records: no stored bytes may make a reader panic, and for a record in
+//! our encoding all ways to read it must agree.
 
 use prost::Message as _;
 
@@ -10,8 +10,8 @@ use crate::{
     record::float32::widen,
 };
 
-/// Two records, read one after the other as a batch's rows are. The header's version is put right, and there is no checksum to
-/// pass: what is behind them is what can go wrong.
+/// Two records, read one after the other like the rows of a batch. The version is corrected and the
+/// checksum is not checked, so that the input reaches the code behind them.
 pub fn stored(data: &[u8]) {
     let mut input = Input::new(data);
     let (selection, strange) = (input.byte(), input.flag());
@@ -38,7 +38,7 @@ pub fn stored(data: &[u8]) {
 
     let projection = Projection::new(&names);
     let (mut shared, mut places) = (Scratch::for_rows(4), Places::default());
-    // Each row after itself, and after the other.
+    // Each row after itself, and after the other one.
     for record in [&records[0], &records[0], &records[1], &records[0], &records[1]].into_iter().flatten() {
         let row = projection.apply(record, &mut shared);
         read_all(record, &names, &projection, row, &mut places);
@@ -96,7 +96,7 @@ fn read_all(
     }
 }
 
-/// Whether a record is one that is written: its times are a client's or a clock's, and its values have kinds.
+/// Whether a write could store the record: its times are valid, and its values have kinds.
 fn is_storable(snapshot: &Snapshot) -> bool {
     let years = -62_135_596_800_000..=253_402_300_799_999_i64;
     [Some(snapshot.event_time), Some(snapshot.write_time), snapshot.expire_at]
@@ -108,7 +108,7 @@ fn is_storable(snapshot: &Snapshot) -> bool {
 
 fn is_as_encoded(record: &StoredRecord, snapshot: &Snapshot) -> bool {
     let again = StoredRecord::encode(snapshot);
-    // But for the checksum, which was not asked for.
+    // Without the checksum, which was not checked.
     again.0.len() == record.0.len() && again.0[..4] == record.0[..4] && again.0[8..] == record.0[8..]
 }
 

@@ -1,4 +1,4 @@
-//! Records cut down to what an answer needs of them, so that the rest need not be held until all rows are there.
+//! Records reduced to what an answer needs, so that the rest is not held until all rows are there.
 
 use bytes::Bytes;
 
@@ -8,18 +8,18 @@ use super::{Cell, Columns, Corrupt, HEADER_BYTES, Places, Projection, Scratch, S
 const CELL_BYTES: usize = 9;
 
 impl StoredRecord {
-    /// How many bytes its features have.
+    /// The size of its features in bytes.
     pub fn features_len(&self) -> usize {
         self.segment2() - HEADER_BYTES
     }
 
-    /// The same without its features, in a buffer of its own.
+    /// A copy without features, in its own buffer.
     #[must_use]
     pub fn without_features(&self) -> Self {
         self.with_features(&[])
     }
 
-    /// The same with other features, in a buffer of its own.
+    /// A copy with other features, in its own buffer.
     fn with_features(&self, features: &[u8]) -> Self {
         let metadata = &self.0[self.segment2()..];
         let mut bytes = Vec::with_capacity(HEADER_BYTES + features.len() + metadata.len());
@@ -35,7 +35,7 @@ impl StoredRecord {
 }
 
 impl Projection {
-    /// A record with the wanted features alone.
+    /// A record with only the wanted features.
     pub fn keep(&self, record: &StoredRecord, scratch: &mut Scratch) -> Result<StoredRecord, Corrupt> {
         let (features, _) = self.apply(record, scratch)?;
         Ok(record.with_features(&features))
@@ -43,7 +43,7 @@ impl Projection {
 }
 
 impl Columns {
-    /// A record with its row of cells instead of features, which only `read_kept` can read.
+    /// A record with its row of cells in place of features; only `read_kept` can read it.
     pub fn keep(&self, record: &StoredRecord, places: &mut Places, row: &mut [Cell]) -> Result<StoredRecord, Corrupt> {
         self.read(record, places, row)?;
         let mut cells = Vec::with_capacity(row.len() * CELL_BYTES);
@@ -55,7 +55,7 @@ impl Columns {
         Ok(record.with_features(&cells))
     }
 
-    /// The row that `keep` put there; a record without features has none of them.
+    /// The row that `keep` stored. A record without features has no cells.
     pub fn read_kept(record: &StoredRecord, row: &mut [Cell]) {
         row.fill(Cell::Missing);
         for (cell, packed) in row.iter_mut().zip(record.features().as_chunks::<CELL_BYTES>().0) {

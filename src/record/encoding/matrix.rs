@@ -1,4 +1,4 @@
-//! Features as numbers: one row of a matrix, read off the stored bytes without decoding a `Value`.
+//! Features as numbers: one row of a matrix, read from the stored bytes without decoding a `Value`.
 
 use prost::encoding::{self, WireType};
 
@@ -9,12 +9,13 @@ use super::{
 };
 use crate::record::{FeatureName, float32::widen};
 
-/// What stands in one cell.
+/// The content of one cell.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cell {
     /// A floating-point number, or a bool as 0 or 1.
     Number(f64),
-    /// An integer; it may be more than a double holds, and is rounded once, to what was asked for.
+    /// An integer. It may need more bits than a double has, and is rounded once, to the requested
+    /// type.
     Integer(i64),
     /// A stored null.
     Null,
@@ -24,30 +25,30 @@ pub enum Cell {
     Missing,
 }
 
-/// The columns that a read asked for, made ready once per call.
+/// The requested columns, prepared once for each call.
 #[derive(Clone, Debug)]
 pub struct Columns {
-    /// Sorted by name; a name asked for twice is two columns.
+    /// Sorted by name. A name that is requested twice is two columns.
     wanted: Vec<Wanted>,
 }
 
 impl Columns {
-    /// Of these names, in this order.
+    /// With these names, in this order.
     pub fn new(names: &[FeatureName]) -> Self {
         Self { wanted: Wanted::all(names) }
     }
 
-    /// How many there are.
+    /// The number of columns.
     pub fn count(&self) -> usize {
         self.wanted.len()
     }
 
-    /// One row of cells, in the order of the columns; `row` is overwritten and has one place a column. All rows of a call
+    /// Overwrites `row` with the cells of a record, in the order of the columns. All rows of a call
     /// share `places`.
     pub fn read(&self, record: &StoredRecord, places: &mut Places, row: &mut [Cell]) -> Result<(), Corrupt> {
         let take = |wanted: &Wanted, _: &[u8], rest: &[u8]| {
             let (len, value) = rest.split_first()?;
-            // Numbers are short; what is not, or is no value alone, is for the search.
+            // Numbers are short. Anything longer, or with more than a value, is left to the search.
             let is_value = *len < 0x80 && usize::from(*len) == value.len();
             row[wanted.place] = cell(is_value.then_some(value)?).ok()?;
             Some(())
@@ -70,7 +71,7 @@ fn cell(value: &[u8]) -> Result<Cell, Corrupt> {
     let mut rest = value;
     let (kind, wire_type) = encoding::decode_key(&mut rest).map_err(|_| CUT_OFF)?;
     let number = match (kind, wire_type) {
-        // int32_val, int64_val, unix_timestamp_val; a negative int32 is sign-extended to 64 bits on the wire.
+        // int32_val, int64_val, unix_timestamp_val; a negative int32 has 64 bits on the wire.
         (3 | 4 | 8, WireType::Varint) => {
             return encoding::decode_varint(&mut rest).map(|number| Cell::Integer(number as i64)).map_err(|_| CUT_OFF);
         }

@@ -1,8 +1,8 @@
-//! Where the features that a read asks for stand in a record.
+//! The positions of the wanted features in a record.
 //!
-//! Records of one feature view mostly have the same features, so where the wanted ones were found in the last record is
-//! tried first in the next: the entries before them are stepped over by their lengths, unread. Where anything is not as it
-//! was, the record is searched.
+//! Records of one feature view mostly have the same features. So the positions in the last record
+//! are tried first in the next one: the entries between are skipped by their lengths, unread. If
+//! anything differs, the record is searched.
 
 use super::{Corrupt, FEATURES_TAG, FeatureEntry, StoredRecord};
 use crate::record::FeatureName;
@@ -11,14 +11,15 @@ use crate::record::FeatureName;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Wanted {
     pub(super) name: FeatureName,
-    /// Its place in the request.
+    /// Its position in the request.
     pub(super) place: usize,
-    /// What an entry of this name begins with, after its own tag and length; with the tag of the value.
+    /// What an entry of this name begins with, after its own tag and length; with the tag of the
+    /// value.
     head: Box<[u8]>,
 }
 
 impl Wanted {
-    /// All that is asked for, in the order in which records have them.
+    /// All wanted features, in the order of the records.
     pub(super) fn all(names: &[FeatureName]) -> Vec<Self> {
         let of_name = |(place, name): (usize, &FeatureName)| {
             // A name has at most 128 bytes, but its length may need two.
@@ -39,16 +40,16 @@ impl Wanted {
     }
 }
 
-/// What the rows of a call share, so that a batch searches once.
+/// Shared by the rows of a call, so that a batch is searched once.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// How many entries stand before each wanted one, counted from the one before it; fewer than are wanted: not known.
+    /// The number of entries to skip before each wanted one. Fewer than are wanted: not known.
     skips: Vec<usize>,
 }
 
 impl Places {
-    /// Gives each wanted entry, and what of it follows its head, from where it stood in the last record. None: one does not
-    /// stand there, or is not taken.
+    /// Passes each wanted entry, and what follows its head, from the position in the last record.
+    /// None: one is not there, or was not accepted.
     pub(super) fn step<'a>(
         &self,
         record: &'a StoredRecord,
@@ -71,8 +72,8 @@ impl Places {
         Some(())
     }
 
-    /// Searches the whole record, and remembers where the wanted entries stand if they all do. Both are sorted, so one walk is
-    /// enough.
+    /// Searches the whole record, and notes the positions if all wanted entries are there. Both are
+    /// sorted, so one pass is enough.
     pub(super) fn search<'a, 'w>(
         &mut self,
         record: &'a StoredRecord,
@@ -94,7 +95,7 @@ impl Places {
             skipped += 1;
             while let Some(wanted) = wanted.next_if(|wanted| wanted.name() == entry.name) {
                 found(wanted, entry)?;
-                // Of a name that is asked for twice the second is not found here by the next step, which then gives up.
+                // The next `step` does not find a name again that is wanted twice, so it gives up.
                 self.skips.push(std::mem::take(&mut skipped).saturating_sub(1));
             }
         }
@@ -109,8 +110,8 @@ impl Places {
     }
 }
 
-/// The length of the map entry that these bytes begin with, if it is one that has its length in at most two bytes and is
-/// whole.
+/// The length of the map entry at the beginning, if it is complete and its length field has at most
+/// two bytes.
 fn entry_len(rest: &[u8]) -> Option<usize> {
     let len = match *rest {
         [FEATURES_TAG, len, ..] if len < 0x80 => 2 + usize::from(len),

@@ -1,4 +1,4 @@
-//! Features by name: the wanted map entries of the stored bytes are copied, their values never decoded.
+//! Features by name: the wanted map entries of the stored bytes are copied without decoding values.
 
 use bytes::{Bytes, BytesMut};
 use prost::encoding::{self, WireType};
@@ -11,34 +11,35 @@ use crate::record::FeatureName;
 
 /// The number of FeatureRow.missing_features.
 const MISSING_FEATURES: u32 = 10;
-/// Room that is made at once for the rows to come, at most.
+/// The most bytes that are allocated at once for rows to come.
 const ROOM: usize = 256 << 10;
 
-/// The names that a read asked for, made ready once per call.
+/// The requested names, prepared once for each call.
 #[derive(Clone, Debug)]
 pub struct Projection {
-    /// Sorted, each once.
+    /// Sorted, without repeats.
     wanted: Vec<Wanted>,
 }
 
-/// What the rows of a call share, so that a batch allocates rarely and searches once.
+/// Shared by the rows of a call, so that a batch allocates rarely and searches once.
 #[derive(Debug, Default)]
 pub struct Scratch {
     copied: BytesMut,
     /// Rows that are still to come.
     rows: usize,
     places: Places,
-    /// What the last row that lacked something lacked: most rows lack the same.
+    /// The missing names of the last row that had any: most rows lack the same.
     missing: Bytes,
 }
 
 impl Scratch {
-    /// For so many rows.
+    /// For this many rows.
     pub fn for_rows(rows: usize) -> Self {
         Self { rows, ..Self::default() }
     }
 
-    /// What was copied for a row. Room for the rows to come is made once, as large as for this one.
+    /// The bytes that were copied for a row. Room for the next rows is made once, by the size of
+    /// this one.
     fn take_row(&mut self) -> Bytes {
         let row = self.copied.split().freeze();
         self.rows = self.rows.saturating_sub(1);
@@ -48,8 +49,8 @@ impl Scratch {
         row
     }
 
-    /// The names that a row lacks, as they were asked for.
-    // Apart from `apply`, which would save registers for it at every row.
+    /// The missing names of a row, as requested.
+    // Separate from `apply`, which would otherwise save registers for it at every row.
     #[inline(never)]
     fn encode_missing(&mut self, mut missing: Vec<&Wanted>) -> Bytes {
         missing.sort_by_key(|wanted| wanted.place);
@@ -68,18 +69,18 @@ impl Scratch {
 }
 
 impl Projection {
-    /// Of these names; a name asked for twice counts once.
+    /// With these names; a repeated name counts once.
     pub fn new(names: &[FeatureName]) -> Self {
         let mut wanted = Wanted::all(names);
         wanted.dedup_by(|later, earlier| later.name == earlier.name);
         Self { wanted }
     }
 
-    /// The encoded features of `record` that are wanted, and the wanted names that it lacks, as they were asked for: encoded too,
-    /// as field 10 of FeatureRow. None: it lacks none.
+    /// The wanted features of `record`, encoded, and the wanted names that it lacks as an encoded
+    /// field 10 of FeatureRow. None: it lacks none.
     pub fn apply(&self, record: &StoredRecord, scratch: &mut Scratch) -> Result<(Bytes, Option<Bytes>), Corrupt> {
         let Scratch { copied, places, .. } = scratch;
-        // What an unreadable record may have left is no other's.
+        // An unreadable record may have left something.
         copied.clear();
         let copy = |_: &Wanted, entry: &[u8], _: &[u8]| {
             copied.extend_from_slice(entry);

@@ -1,4 +1,4 @@
-//! Properties of the stored bytes, over random records of every kind of value.
+//! Properties of the stored bytes, over random records with every kind of value.
 
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*, sample::subsequence};
@@ -79,7 +79,7 @@ fn named(names: &[&FeatureName]) -> Vec<FeatureName> {
 }
 
 proptest! {
-    /// Compared as bytes, as NaN equals nothing.
+    /// Compared as bytes, because NaN equals nothing.
     #[test]
     fn what_is_encoded_is_decoded(snapshot in snapshots()) {
         let stored = StoredRecord::encode(&snapshot);
@@ -137,7 +137,7 @@ proptest! {
         prop_assert_eq!(projection::missing_names(&missing.unwrap_or_default()), lacked);
     }
 
-    /// Neither where the records have the same features nor where they have others.
+    /// Whether the records have the same features or not.
     #[test]
     fn a_row_of_a_batch_is_read_as_if_it_were_alone(
         (snapshots, names) in vec(snapshots(), 1..4).prop_flat_map(|snapshots| {
@@ -160,7 +160,7 @@ proptest! {
         }
     }
 
-    /// Cut off anywhere, with a header that claims to be whole.
+    /// Cut anywhere, with a header that claims to be complete.
     #[test]
     fn an_unreadable_row_leaves_nothing_to_the_next(snapshot in snapshots(), at in any::<prop::sample::Index>()) {
         let stored = StoredRecord::encode(&snapshot);
@@ -188,7 +188,7 @@ proptest! {
             let names = [FeatureName::parse("a").unwrap()];
             let projection = Projection::new(&names);
             let _ = projection.apply(&record, &mut Scratch::default());
-            // Also from where another record had it.
+            // Also after another record had it.
             let features = [(names[0].clone(), Value { kind: Some(Kind::NullVal(0)) })].into();
             let mut scratch = Scratch::default();
             let stored = StoredRecord::encode(&Snapshot { features, ..empty() });

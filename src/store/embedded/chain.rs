@@ -1,29 +1,33 @@
-//! The numbers of the committed groups, kept among the records, so that a hole in the history shows at open.
+//! The numbers of the committed groups, stored among the records, so that missing groups are
+//! noticed when the store is opened.
 //!
-//! fjall cuts a damaged journal at the damage without a word, and replays those after it: whatever was only there, and in
-//! no table yet, is gone. Each group therefore leaves its number in the table of the records, where it shares their
-//! fate: it is flushed with them, or lost with them. An open wants to see every number up to the last.
+//! fjall silently cuts a damaged journal at the damage and replays later journals, so data that was
+//! only there, and not yet in a table, is lost. Each group therefore leaves its number in the table
+//! of the records, where it is flushed or lost together with them. When the store is opened, every
+//! number up to the last must be there.
 //!
-//! A group also confirms the number before it. fjall's checksums leave out the sequence number that it puts a group in its
-//! place with; one that was changed would let an older value win over a newer one, and leaves a number unconfirmed.
+//! A group also confirms the number before it. The checksums of fjall do not cover the sequence
+//! number of a group. A changed one would let an older value win over a newer one, and leaves a
+//! number unconfirmed.
 //!
-//! The numbers go round in `RING` slots, more than there are groups in memtables, and no number is ever removed.
+//! The numbers use `RING` slots in turn, which are more than there are groups in memtables. No
+//! number is ever removed.
 
 use crate::record::Revision;
 
-/// In the meta table: the first number of the chain, as folders from before there was one begin later than with 1.
+/// In the meta table: the first number. Folders from before the chain begin later than with 1.
 pub(super) const FIRST: &str = "chain";
-/// Of the slots' keys. A record's key begins with its view, which is not empty and holds no NUL.
+/// Of the keys of the slots. The key of a record begins with its view, which has no NUL.
 pub(super) const PREFIX: [u8; 1] = [0];
-/// A memtable of records holds fewer groups: 16 MiB, more than 256 bytes each.
+/// A memtable of records holds fewer groups: 16 MiB, each with more than 256 bytes.
 const RING: u64 = 1 << 16;
-/// The last byte of the value: the group itself left this, or it says that a later one came.
+/// The last byte of a value: written by the group itself, or by a later group.
 const HERE: u8 = 0;
 const OPEN: u8 = 1;
 const FOLLOWED: u8 = 2;
 
-/// What the `number`th group leaves: that it was there, with the highest revision given so far; that none follows it; and
-/// that it follows the one before.
+/// What group `number` writes: that it exists, with the highest revision so far; that none follows
+/// it; and that it follows the previous one.
 pub(super) fn links(number: u64, highest: Revision) -> [(Vec<u8>, Vec<u8>); 3] {
     [link(number, HERE, highest), link(number, OPEN, Revision::NONE), link(number - 1, FOLLOWED, Revision::NONE)]
 }
@@ -34,7 +38,7 @@ fn link(number: u64, what: u8, highest: Revision) -> (Vec<u8>, Vec<u8>) {
     (key, [&number.to_le_bytes()[..], &highest.0.to_le_bytes(), &[what]].concat())
 }
 
-/// Looks at all slots.
+/// Checks all slots.
 pub(super) struct Check {
     first: u64,
     count: u64,
@@ -43,30 +47,30 @@ pub(super) struct Check {
 }
 
 impl Check {
-    /// For a store of which all else says that it has `count` groups, and numbers for those from the `first`.
+    /// For a store with `count` groups by all other evidence, and numbers from `first` on.
     pub(super) fn new(first: u64, count: u64) -> Self {
         Self { first, count, numbers: Vec::new(), highest: Revision::NONE }
     }
 
     pub(super) fn see(&mut self, key: &[u8], value: &[u8]) -> Result<(), String> {
         let Ok(value): Result<&[u8; 17], _> = value.try_into() else {
-            return Err("the number of a group of writes cannot be read".to_owned());
+            return Err("the number of a committed group of writes cannot be read".to_owned());
         };
         let [number, highest] = [0, 8].map(|at| i64::from_le_bytes(std::array::from_fn(|i| value[at + i])));
         let (number, highest, what) = (number.cast_unsigned(), Revision(highest), value[16]);
         if link(number, what, highest) != (key.to_vec(), value.to_vec()) {
-            return Err("the number of a group of writes is not where it belongs".to_owned());
+            return Err("the number of a committed group of writes is in the wrong place".to_owned());
         }
         match what {
             HERE => self.numbers.push(number),
             what if (what == FOLLOWED) == (number < self.count) => {}
-            _ => return Err("the groups of writes are not whole or not in their order".to_owned()),
+            _ => return Err("the committed groups of writes are incomplete or out of order".to_owned()),
         }
         self.highest = self.highest.max(highest);
         Ok(())
     }
 
-    /// The highest revision given, if no group is missing.
+    /// The highest revision, if no group is missing.
     pub(super) fn end(self) -> Result<Revision, String> {
         let first = self.first.max((self.count + 1).saturating_sub(RING));
         let seen = self.numbers.iter().filter(|number| **number >= first).count() as u64;
@@ -74,7 +78,7 @@ impl Check {
         match seen.cmp(&wanted) {
             std::cmp::Ordering::Equal => Ok(self.highest),
             std::cmp::Ordering::Less => Err(format!("{} committed groups of writes are gone", wanted - seen)),
-            std::cmp::Ordering::Greater => Err("it counts fewer groups of writes than it holds".to_owned()),
+            std::cmp::Ordering::Greater => Err("it counts fewer committed groups of writes than it has".to_owned()),
         }
     }
 }

@@ -1,11 +1,13 @@
-//! The engine under the embedded store, fjall, and the three tables on it. Why fjall: `docs/embedded-engine.md`.
+//! The engine of the embedded store, fjall, and its three tables. Why fjall:
+//! `docs/embedded-engine.md`.
 //!
 //! - `records`: key -> envelope; also the numbers of the groups (`chain`).
-//! - `expiry`: (when it may be collected, key) -> nothing; what `records` says, ordered by time.
+//! - `expiry`: (when it may be removed, key) -> nothing; an index of `records` by time.
 //! - `meta`: the epoch, and how many groups were committed.
 //!
-//! A group is in the journal and fsynced before it enters the memtables (`fjall::OwnedWriteBatch::commit`), so readers
-//! see only what is durable. Not here: what a write means (`group`), when groups are made (`writer`).
+//! A group is in the journal and fsynced before it enters the memtables
+//! (`fjall::OwnedWriteBatch::commit`), so readers see only durable data. Not here: what a write
+//! means (`group`), when groups are committed (`writer`).
 
 use std::{
     fs::{File, OpenOptions},
@@ -29,19 +31,24 @@ use crate::{
 };
 
 const COMMITS: &str = "commits";
-/// fjall counts the bytes of blocks. Measured with 1 M records, 256 MiB of them took 340 MiB of the process (the allocator's
-/// rounding and the cache's own tables), and its small tables take some more. l2.cache promises what the process takes.
+/// fjall counts only the bytes of blocks. Measured with 1 M records, 256 MiB of them took 340 MiB
+/// of memory (rounding of the allocator and the cache's own tables), and small tables take some
+/// more. `l2.cache` promises what the process takes.
 const BLOCKS_OF_CACHE: f64 = 0.55;
-/// Small memtables and journals: an open after a crash replays all journals, and 64 MiB are read well below a second.
+/// Small memtables and journals: an open after a crash replays all journals, and 64 MiB take well
+/// below a second.
 const JOURNAL_BYTES: u64 = 64 << 20;
 const RECORDS_MEMTABLE_BYTES: u64 = 16 << 20;
-/// So that the first level, which holds four of these, is as large as what is merged into it at a time: four flushed memtables.
-/// Each of those overlaps all of it, as the numbers of the groups (`chain`) are in it, so that all of it is written again.
+/// So that the first level, which holds four of these, is as large as what is merged into it: four
+/// flushed memtables. Each of them overlaps the whole level, because of the numbers in `chain`, so
+/// all of it is rewritten.
 const RECORDS_TABLE_BYTES: u64 = 16 << 20;
 const SMALL_MEMTABLE_BYTES: u64 = 2 << 20;
-/// A memtable that nobody writes to is flushed from so many bytes on; small tables would make more to merge than they spare.
+/// An idle memtable of at least this size is flushed. Smaller tables would cost more merging than
+/// they save.
 const IDLE_FLUSH_BYTES: u64 = 4 << 20;
-/// And only with so much room on the disk: a flush or the merge after it that finds none would end all writes until a restart.
+/// A flush needs this much free space: a flush or merge that finds none ends all writes until a
+/// restart.
 const FLUSH_ROOM_BYTES: u64 = 256 << 20;
 
 pub(super) struct Engine {
@@ -49,13 +56,14 @@ pub(super) struct Engine {
     records: Keyspace,
     expiry: Keyspace,
     meta: Keyspace,
-    /// The number of committed groups, once more, outside of the journal and not fsynced. An engine that knows of fewer
-    /// at open has lost some: fjall takes a damaged journal for one whose end was not yet written, and cuts it there.
+    /// The number of committed groups again, outside of the journal and not fsynced. If the engine
+    /// knows of fewer when it is opened, some were lost: fjall treats a damaged journal as one that
+    /// was not written to its end, and cuts it there.
     commits: File,
     dir: PathBuf,
 }
 
-/// What one group changes. It counts the group too.
+/// The changes of one group, and its number.
 pub(super) struct Changes {
     batch: OwnedWriteBatch,
     number: u64,
@@ -63,7 +71,8 @@ pub(super) struct Changes {
 }
 
 impl Engine {
-    /// Opens or creates; also answers how many groups were ever committed, and the highest revision in them.
+    /// Opens or creates it. Also returns how many groups were ever committed, and their highest
+    /// revision.
     pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<(Self, u64, Revision), OpenError> {
         let folder = dir.join("fjall");
         std::fs::create_dir_all(&folder).map_err(|e| OpenError::io(dir, &e))?;
@@ -76,7 +85,7 @@ impl Engine {
             .map_err(|e| OpenError::io(dir, &e))?;
         let expected = read_count(&commits);
         open::check_version(dir, &folder, expected)?;
-        // fjall trusts some of what it reads at open; a panic there is damage like any other.
+        // fjall trusts some of what it reads at open, so a panic there means damage too.
         let opened = open::guarded(dir, || Self::open_tables(&folder, cache_bytes, expected));
         let (database, [records, expiry, meta]) = opened
             .unwrap_or_else(|| Err(fjall::Error::Unrecoverable))
@@ -110,16 +119,20 @@ impl Engine {
         }
     }
 
-    /// The highest revision, if no group from the `first` to the `count`th is missing among the records.
+    /// The highest revision, if no group from `first` to `count` is missing among the records.
     fn check_chain(&self, first: u64, count: u64) -> Result<Revision, String> {
         let mut chain = chain::Check::new(first, count);
         for guard in self.records.prefix(chain::PREFIX) {
             match guard.into_inner() {
                 Ok((key, value)) => chain.see(&key, &value)?,
                 Err(error) => {
-                    // A block of a table: what else is in it answers so when it is read.
+                    // A block of a table is damaged. Reads of other records in it will return the
+                    // same error.
                     let folder = self.dir.display();
-                    tracing::warn!(%folder, %error, "the local store is damaged; whether it is whole cannot be checked");
+                    tracing::warn!(
+                        %folder, %error,
+                        "the local store is damaged, and it cannot be checked whether writes are missing"
+                    );
                     return Ok(Revision::NONE);
                 }
             }
@@ -127,12 +140,13 @@ impl Engine {
         chain.end()
     }
 
-    /// The store's folder.
+    /// The folder of the store.
     pub(super) fn folder(&self) -> &Path {
         &self.dir
     }
 
-    /// Why the folder takes no more data, if it does not: tried out with a file that is removed again.
+    /// Why nothing can be written into the folder, if so. It is tested with a file that is removed
+    /// again.
     pub(super) fn refuses_data(&self) -> Option<std::io::Error> {
         let path = self.dir.join("probe");
         let probe = File::create(&path).and_then(|file| {
@@ -147,11 +161,12 @@ impl Engine {
         let database = Database::builder(folder)
             .cache_size((cache_bytes as f64 * BLOCKS_OF_CACHE) as u64)
             .max_journaling_size(JOURNAL_BYTES)
-            // With two, one of them turns in circles while the other compacts: it puts off compactions by sending them to
-            // itself again.
+            // With two threads, one of them is busy while the other compacts: it defers compactions
+            // by sending them to itself again.
             .worker_threads(3)
             .open()?;
-        // A table whose marker is gone is emptied by fjall as one half created.
+        // fjall empties a table without a marker, because it looks like one that was not fully
+        // created.
         if commits > 0 && !["records", "expiry", "meta"].iter().all(|name| database.keyspace_exists(name)) {
             return Err(fjall::Error::Unrecoverable);
         }
@@ -170,8 +185,8 @@ impl Engine {
         Ok((database, [records, expiry, meta]))
     }
 
-    /// The envelope under a key. It is copied, as a slice of the engine's block would keep 4 KiB alive in any cache
-    /// that keeps the record.
+    /// The envelope under a key. It is copied, because a slice would keep its block of 4 KiB alive
+    /// in a cache that keeps the record.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let found = self.records.get(key).map_err(|e| read_error(&e))?;
         Ok(found.map(|bytes| Bytes::copy_from_slice(&bytes)))
@@ -182,7 +197,7 @@ impl Engine {
         Ok(found.map(|bytes| bytes.to_vec()))
     }
 
-    /// Expiry keys after `cursor` whose time has come, at most `limit`.
+    /// At most `limit` expiry keys after `cursor` that are due.
     pub(super) fn due(&self, cursor: &[u8], now: Millis, limit: usize) -> Result<Vec<Vec<u8>>, StoreError> {
         let end = expiry_key(now.after(std::time::Duration::from_millis(1)), b"");
         let range: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Excluded(cursor), Bound::Excluded(&end));
@@ -193,8 +208,8 @@ impl Engine {
         keys.map(|key| key.map(|key| key.to_vec()).map_err(|e| read_error(&e))).collect()
     }
 
-    /// Flushes the records in memory, while nobody writes: what is read for hours after a load is found faster in a table,
-    /// where a filter tells which has it, than by a walk from node to node of a memtable that has filled by half.
+    /// Flushes the records in memory while the store is idle. Reads find a record faster in a table
+    /// with a filter than in a memtable that is half full.
     pub(super) fn flush(&self) {
         if self.records.tree.active_memtable().size() < IDLE_FLUSH_BYTES {
             return;
@@ -204,11 +219,11 @@ impl Engine {
             return;
         }
         if let Err(error) = self.records.rotate_memtable() {
-            tracing::warn!(%error, "the records in memory were not flushed while the store was idle");
+            tracing::warn!(%error, "the idle local store could not flush records into a table; none is lost");
         }
     }
 
-    /// Begins the `number`th group; `highest` is the highest revision with it.
+    /// Starts group `number`; `highest` is the highest revision including this group.
     pub(super) fn changes(&self, number: u64, highest: Revision) -> Changes {
         Changes { batch: self.database.batch().durability(Some(PersistMode::SyncAll)), number, highest }
     }
@@ -233,7 +248,7 @@ impl Engine {
         changes.batch.insert(&self.meta, name, value);
     }
 
-    /// Commits the group; once this answers Ok it is on disk. `Unavailable`: surely nothing happened.
+    /// Commits the group. After Ok it is on disk. `Unavailable`: certainly nothing happened.
     pub(super) fn commit(&self, mut changes: Changes) -> Result<(), StoreError> {
         let number = changes.number;
         self.put_meta(&mut changes, COMMITS, number.to_le_bytes().to_vec());
@@ -241,20 +256,22 @@ impl Engine {
             changes.batch.insert(&self.records, key, link);
         }
         changes.batch.commit().map_err(|error| match error {
-            // Said before anything is written.
-            fjall::Error::Poisoned => StoreError::Unavailable("an earlier write to the disk failed".into()),
+            // fjall returns this before it writes anything.
+            fjall::Error::Poisoned => {
+                StoreError::Unavailable("an earlier write to the disk failed; restart the server".into())
+            }
             error => StoreError::OutcomeUnknown(format!("the commit failed: {error}").into()),
         })?;
         let mut line = number.to_le_bytes().to_vec();
         line.extend_from_slice(&crc32fast::hash(&line).to_le_bytes());
         if let Err(error) = self.commits.write_all_at(&line, 0) {
-            tracing::warn!(%error, "the count of commits was not written; it only guards against a damaged journal");
+            tracing::warn!(%error, "the count of commits was not written; it only helps to notice a damaged journal");
         }
         Ok(())
     }
 }
 
-/// 0 where there is none, or it was torn: then nothing can be said.
+/// 0 if there is none, or if it is incomplete: then it proves nothing.
 fn read_count(file: &File) -> u64 {
     let mut line = [0; 12];
     let (count, sum) = match file.read_exact_at(&mut line, 0) {
@@ -284,14 +301,14 @@ pub(super) fn record_key(key: &RecordKey) -> Vec<u8> {
     bytes
 }
 
-/// A view holds no NUL, so keys of different records differ.
+/// A view has no NUL, so the keys of different records differ.
 fn put_record_key(key: &RecordKey, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(key.view.as_str().as_bytes());
     bytes.push(0);
     bytes.extend_from_slice(key.entity_id.as_bytes());
 }
 
-/// The stored keys of a batch, in one buffer: they are made on one thread and let go on another.
+/// The stored keys of a batch, in one buffer, because they are freed on another thread.
 pub(super) struct RecordKeys {
     bytes: Vec<u8>,
     ends: Vec<usize>,
@@ -319,7 +336,7 @@ pub(super) fn expiry_key(at: Millis, key: &[u8]) -> Vec<u8> {
     [&time.to_be_bytes()[..], key].concat()
 }
 
-/// The time and the record's key in an expiry key; None: it is none.
+/// The time and the key of the record in an expiry key. None: it is not one.
 pub(super) fn parse_expiry_key(expiry_key: &[u8]) -> Option<(Millis, &[u8])> {
     let (time, key) = expiry_key.split_first_chunk()?;
     Some((Millis((u64::from_be_bytes(*time) ^ (1 << 63)) as i64), key))

@@ -8,13 +8,15 @@
 //!      3     1  zero
 //!      4     4  CRC-32 (IEEE) of the key's bytes and of all other bytes here
 //!      8     8  when it may be collected, ms since the Unix epoch; i64::MAX: never
-//!     16     .  the requests, oldest first: length of the id (4), id, outcome (1), its argument (8); behind a client's id
-//!               a zero byte and 8 hex digits, the sum of what it was to do (releases before 1.1 wrote the id alone)
+//!     16     .  the requests, oldest first: length of the id (4), id, outcome (1), argument (8);
+//!               after a client's id a zero byte and 8 hex digits, the checksum of what it
+//!               was to do (releases before 1.1 wrote the id alone)
 //!      .     .  a record: `StoredRecord`, verbatim; a tombstone: its revision (8)
 //! ```
 //!
-//! The key is part of the checksum, so a value under a wrong key is noticed too. A read slices the record out and
-//! decodes nothing. The layout is final: a change gets a new format version, and this one is still read.
+//! The checksum includes the key, so a value under a wrong key is noticed. A read takes a slice and
+//! decodes nothing. The layout is final: a change gets a new format version, and this one stays
+//! readable.
 
 use bytes::{Buf, BufMut, Bytes};
 
@@ -33,7 +35,7 @@ const FORMAT_VERSION: u8 = 1;
 const HEADER_BYTES: usize = 16;
 const TOMBSTONE: u8 = 1;
 const NEVER: i64 = i64::MAX;
-/// Of what stands behind a client's id.
+/// The size of what follows the id of a client.
 const SUM_BYTES: usize = 9;
 
 /// The bytes to store under `key`.
@@ -74,7 +76,8 @@ pub(super) fn decode(key: &[u8], bytes: Bytes) -> Result<Document, Corrupt> {
     Ok(Document { content: content(is_tombstone, rest)?, requests, collect_at })
 }
 
-/// What a read answers for the bytes stored under `key`: the record is sliced out, nothing is decoded.
+/// The state that a read returns for the bytes under `key`. The record is a slice; nothing is
+/// decoded.
 pub(super) fn state(key: &[u8], bytes: Bytes) -> Result<State, Corrupt> {
     let mut rest = check(key, bytes)?;
     let (is_tombstone, count) = (rest[1] == TOMBSTONE, rest[2]);
@@ -125,7 +128,7 @@ fn take_request(rest: &mut Bytes) -> Result<Remembered, Corrupt> {
     Ok(Remembered { id: RequestId(id.into()), operation, outcome })
 }
 
-/// Takes a stored id apart.
+/// Splits a stored id.
 fn split_sum(stored: &str) -> (&str, Option<Operation>) {
     let sum = stored.len().checked_sub(SUM_BYTES).and_then(|at| stored.split_at_checked(at));
     let sum = sum.and_then(|(id, sum)| Some((id, u32::from_str_radix(sum.strip_prefix('\0')?, 16).ok()?)));
@@ -142,10 +145,10 @@ fn outcome_code(outcome: Outcome) -> (u8, i64) {
         Outcome::RevisionMismatch { stored } => (5, stored.0),
         Outcome::TooManyFeatures { count } => (6, number(count)),
         Outcome::RecordTooLarge { bytes } => (7, number(bytes)),
-        // This store holds every record that the rules allow, so it never gives this outcome: it is remembered as the one that
-        // clients see in it.
+        // This store holds every record within the limits and never returns this outcome, so it is
+        // remembered as the one that clients see.
         Outcome::DocumentTooLarge { bytes, .. } => (7, number(bytes)),
-        // Never remembered: what is remembered is the first request's outcome.
+        // Never remembered: the outcome of the first request is.
         Outcome::RequestIdReused => (8, 0),
     }
 }
@@ -172,7 +175,7 @@ fn checksum(key: &[u8], bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Bytes whose version and checksum were put right.
+/// The bytes with a correct version and checksum.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn summed(key: &[u8], mut bytes: Vec<u8>) -> Bytes {
     if bytes.len() >= HEADER_BYTES {
@@ -244,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_layout_is_final() {
-        // These bytes were written by the first release; they must be read, and written, for ever.
+        // The first release wrote these bytes. They must be read and written like this forever.
         let hex = |stored: &Document| encode(stored, b"key").iter().map(|b| format!("{b:02x}")).collect::<String>();
         assert_eq!(samples().each_ref().map(hex)[..], include_str!("envelope/v1.hex").lines().collect::<Vec<_>>());
     }

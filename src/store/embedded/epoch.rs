@@ -1,7 +1,7 @@
-//! The epoch as it is stored, in two entries of the meta table. `epoch`: the id (8 bytes, little-endian), 1 if dirty, CRC-32
-//! of both. `l1`: the id of the epoch that it belongs to, the identity of the folder, the L1 that the epoch holds for, CRC-32
-//! of all of it; every text behind its length (4 bytes, little-endian). Versions that know only the first one leave the
-//! second as it is, and then it belongs to another epoch.
+//! The epoch as stored, in two entries of the meta table. `epoch`: the id (8 bytes, little-endian),
+//! 1 if dirty, CRC-32 of both. `l1`: the id of its epoch, the identity of the folder, the named L1,
+//! CRC-32 of all of it; each text follows its length (4 bytes, little-endian). Versions that know
+//! only the first entry leave the second one unchanged, and then it belongs to another epoch.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use crate::{
     store::{Claim, EpochState},
 };
 
-/// Their names in the meta table.
+/// The keys in the meta table.
 pub(super) const EPOCH: &str = "epoch";
 pub(super) const L1: &str = "l1";
 
-/// A new random one, not dirty.
+/// A new random epoch that is not dirty.
 pub(super) fn new(l1: Option<L1Name>) -> EpochState {
     EpochState { l1, ..EpochState::new(Epoch(rand::random())) }
 }
@@ -40,12 +40,12 @@ pub(super) fn encode(state: &EpochState) -> Vec<u8> {
 /// None: it cannot be read.
 pub(super) fn decode(bytes: &[u8]) -> Option<EpochState> {
     let (id, dirty) = opened(bytes)?.split_first_chunk::<8>()?;
-    // Nobody else uses this store, so nobody can be using an epoch before this one.
+    // No other process uses this store, so none can be using an earlier epoch.
     let age = Duration::MAX;
     Some(EpochState { dirty: dirty == [1], age, ..EpochState::new(Epoch(u64::from_le_bytes(*id))) })
 }
 
-/// The L1 that an epoch holds for, in the folder with this identity.
+/// The L1 that the epoch names, in the folder with this identity.
 pub(super) fn encode_l1(state: &EpochState, folder: &str) -> Vec<u8> {
     let mut bytes = state.epoch.0.to_le_bytes().to_vec();
     put(&mut bytes, folder);
@@ -58,7 +58,7 @@ pub(super) fn encode_l1(state: &EpochState, folder: &str) -> Vec<u8> {
     sealed(bytes)
 }
 
-/// None: it names no L1, belongs to another epoch or folder, or cannot be read.
+/// None: no L1 is named, the entry belongs to another epoch or folder, or it cannot be read.
 pub(super) fn decode_l1(bytes: &[u8], epoch: Epoch, folder: &str) -> Option<L1Name> {
     let (id, mut rest) = opened(bytes)?.split_first_chunk::<8>()?;
     if u64::from_le_bytes(*id) != epoch.0 || take(&mut rest)? != folder {

@@ -1,8 +1,8 @@
-//! Which folder this is, so that a copy of it, or a backup that was put in its place, is told from the original: the device
-//! and inode of the folder, and of a small file in it the inode, the time at which that was made and the random id that it
-//! holds. A copy of the file is made later, and no tool can set that time back.
+//! The identity of the data folder, by which a copy or a restored backup differs from the original:
+//! the device and inode of the folder, and the inode, creation time and random content of a small
+//! file in it. A copy of the file is created later, and no tool can set that time back.
 //!
-//! A snapshot of a whole volume that takes the volume's place is not told from it.
+//! A snapshot of a whole volume that replaces the volume is not noticed.
 
 use std::{
     fs, io,
@@ -13,7 +13,7 @@ use std::{
 
 const FILE: &str = "identity";
 
-/// The identity of a folder; the file is made where there is none.
+/// The identity of a folder. The file is created if it is missing.
 pub(super) fn identity(dir: &Path) -> io::Result<String> {
     let path = dir.join(FILE);
     let id = match fs::read(&path) {
@@ -23,7 +23,8 @@ pub(super) fn identity(dir: &Path) -> io::Result<String> {
         Err(error) => return Err(error),
     };
     let (folder, file) = (fs::metadata(dir)?, fs::metadata(&path)?);
-    // Where a file system does not keep it, the last change of the inode, which a copy cannot set back either.
+    // If a file system has no creation time: the last change of the inode, which a copy cannot set
+    // back either.
     let made_at = match file.created() {
         Ok(created) => created.duration_since(UNIX_EPOCH).as_ref().map_or(0, Duration::as_nanos),
         Err(_) => file.ctime().unsigned_abs() as u128 * 1_000_000_000 + file.ctime_nsec().unsigned_abs() as u128,
@@ -54,7 +55,7 @@ mod tests {
         fs::create_dir(&two).unwrap();
         fs::copy(one.join(FILE), two.join(FILE)).unwrap();
         assert_ne!(identity(&two).unwrap(), original);
-        // The backup in the place of the original, with whatever inodes are given out again.
+        // The backup replaces the original, and inodes may be reused.
         fs::remove_dir_all(&one).unwrap();
         fs::create_dir(&one).unwrap();
         fs::copy(two.join(FILE), one.join(FILE)).unwrap();

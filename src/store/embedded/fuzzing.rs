@@ -1,12 +1,12 @@
-//! Fuzzes the envelope around a stored record: what the disk gives back never makes a reader panic, and the quick way to
-//! read it says what the whole way says.
+//! Fuzzes the envelope of a stored record: no bytes from the disk may make a reader panic, and the
+//! fast way to read must agree with the complete one.
 
 use bytes::Bytes;
 
 use super::envelope;
 use crate::fuzzing::Input;
 
-/// A key and its bytes, whose version and checksum are put right.
+/// A key and its bytes, with a correct version and checksum.
 pub fn envelope(data: &[u8]) {
     let mut input = Input::new(data);
     let key = input.piece();

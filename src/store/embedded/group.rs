@@ -1,4 +1,4 @@
-//! One group of writes: each evaluated in its order, on top of those before it, all committed at once.
+//! One group of writes. Each is applied on top of those before it, and all are committed at once.
 
 use std::collections::HashMap;
 
@@ -14,27 +14,27 @@ use crate::{
     },
 };
 
-/// The group's own view of what it touched.
+/// The documents that the group has touched.
 pub(super) struct Group<'a> {
     engine: &'a Engine,
     rules: &'a WriteRules,
     clock: &'a Clock,
-    /// In the order in which they were touched: a load comes sorted, and the engine takes sorted keys faster.
+    /// In the order of first use: a load is sorted, and the engine takes sorted keys faster.
     touched: Vec<Touched>,
     places: HashMap<RecordKey, usize, ahash::RandomState>,
     /// The highest revision that was ever given.
     highest: Revision,
-    /// Bytes of the records that it has read and made.
+    /// The size of the records that it has read and made, in bytes.
     bytes: usize,
 }
 
 struct Touched {
     key: Vec<u8>,
     stored: Option<Document>,
-    /// As the expiry table has it.
+    /// The time in the expiry table.
     collect_at_before: Option<Millis>,
     changed: bool,
-    /// Why what is stored cannot be read.
+    /// Why the stored document cannot be read.
     damage: Option<StoreError>,
 }
 
@@ -43,17 +43,18 @@ impl<'a> Group<'a> {
         Self { engine, rules, clock, touched: Vec::new(), places: HashMap::default(), highest, bytes: 0 }
     }
 
-    /// The highest revision that was given, here or before.
+    /// The highest revision that was ever given, in this group or before.
     pub(super) fn highest(&self) -> Revision {
         self.highest
     }
 
-    /// Bytes of the records that it has read and made, all of which it holds until it is committed.
+    /// The size of the records that it has read and made, in bytes; they are held until the commit.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Does one write within the group, and answers with what stands then. It holds once the group is committed.
+    /// Applies one write, and returns the document afterwards. It is durable when the group is
+    /// committed.
     pub(super) fn write(&mut self, write: Write) -> Result<(Receipt, Option<&Document>), StoreError> {
         let is_merge = matches!(&write.change, Change::Upsert(record) if record.mode == WriteMode::Merge);
         let (clock, rules, highest) = (self.clock, self.rules, self.highest);
@@ -61,13 +62,13 @@ impl<'a> Group<'a> {
         let touched = &mut self.touched[place];
         if let Some(damage) = &touched.damage {
             let (stored, receipt) = over_damage(&write, clock.now(), rules, highest).ok_or_else(|| damage.clone())?;
-            tracing::warn!(outcome = ?receipt.outcome, %damage, "a write takes the place of a damaged record");
+            tracing::warn!(outcome = ?receipt.outcome, %damage, "a write replaces a record that cannot be read");
             self.bytes += size_of(&stored);
             (touched.stored, touched.changed, touched.damage) = (Some(stored), true, None);
             return Ok(self.answer(place, receipt));
         }
         if let (true, Some(Document { content: Content::Record(record), .. })) = (is_merge, &touched.stored) {
-            // What a merge takes over must be readable.
+            // A merge copies the stored features, so they must be readable.
             record.decode().map_err(|e| StoreError::Corrupt(e.to_string().into()).of_record(&write.key))?;
         }
         let (receipt, document) = apply(touched.stored.as_ref(), write, clock.now(), rules);
@@ -84,7 +85,7 @@ impl<'a> Group<'a> {
         (receipt, self.touched[place].stored.as_ref())
     }
 
-    /// Where a record is among those that were touched.
+    /// The index of a record among those that were touched.
     fn touch(&mut self, key: &RecordKey) -> Result<usize, StoreError> {
         if let Some(place) = self.places.get(key) {
             return Ok(*place);
@@ -115,7 +116,7 @@ impl<'a> Group<'a> {
         self.touched.iter().any(|touched| touched.changed)
     }
 
-    /// Puts all that changed. Answers the earliest new expiry key, as the sweeper must not have passed it.
+    /// Puts all changes. Returns the earliest new expiry key, so that the next sweep begins there.
     pub(super) fn put_into(self, changes: &mut Changes) -> Option<Vec<u8>> {
         let mut earliest: Option<Vec<u8>> = None;
         for touched in self.touched.into_iter().filter(|touched| touched.changed) {
@@ -138,7 +139,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Bytes of the record, which are most of a document.
+/// The size of the record, which is most of a document.
 fn size_of(document: &Document) -> usize {
     match &document.content {
         Content::Record(record) => record.as_bytes().len(),
@@ -146,18 +147,19 @@ fn size_of(document: &Document) -> usize {
     }
 }
 
-/// What a write leaves in the place of a record that cannot be read; None: it depends on that record, or is refused.
-/// Only what looks at nothing stored is allowed, and its revision is above all that were ever given.
+/// What a write leaves if the stored record cannot be read. None: the write depends on that record,
+/// or is rejected. Only a write that needs nothing stored is allowed. Its revision is above all
+/// that were ever given.
 fn over_damage(write: &Write, now: Millis, rules: &WriteRules, highest: Revision) -> Option<(Document, Receipt)> {
     let unconditional = match &write.change {
-        // An event time is compared with the stored one.
+        // An event time would be compared with the stored one.
         Change::Upsert(record) => record.mode == WriteMode::Replace && record.event_time.is_none(),
         Change::Delete => true,
     };
     if !unconditional || write.if_revision.is_some() {
         return None;
     }
-    // Something stood there; all that is known of it is that it is older than this write.
+    // Of the unreadable record it is known only that it is older than this write.
     let unknown = Snapshot {
         features: Default::default(),
         model_version: String::new(),

@@ -1,4 +1,4 @@
-//! Why a folder could not be opened, in words for whoever starts the server.
+//! Why a folder could not be opened, in words for the operator.
 
 use std::{
     cell::Cell,
@@ -8,30 +8,30 @@ use std::{
     sync::Once,
 };
 
-/// Why a folder could not be opened as a store. The text says which folder, and what to do.
+/// Why a folder could not be opened as a store. The text names the folder and says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process, or another store in this one, has it open.
     #[error(
-        "the folder {} is in use by another featurestore process; stop that one, or give this one a folder of its own",
+        "the folder {} is in use by another featurestore process; stop that one, or set another data_dir here",
         dir.display()
     )]
     InUse {
         /// The folder.
         dir: PathBuf,
     },
-    /// It cannot be made, read or written.
+    /// It cannot be created, read or written.
     #[error("the folder {} cannot be used: {reason}; it must be a folder that this user can write", dir.display())]
     Unusable {
         /// The folder.
         dir: PathBuf,
-        /// The system's words.
+        /// The error of the system.
         reason: String,
     },
-    /// A later version wrote it.
+    /// A newer version wrote it.
     #[error(
-        "the store in the folder {} was written by a newer version of featurestore ({found}, this one knows {known}); \
-         start that version, or give this one a folder of its own",
+        "the store in the folder {} was written by a newer version of featurestore (format {found}, this \
+         one reads up to {known}); start that version, or set another data_dir here",
         dir.display()
     )]
     Newer {
@@ -42,7 +42,7 @@ pub enum OpenError {
         /// The latest that this version can read.
         known: u8,
     },
-    /// What lies in it is damaged, or is no store.
+    /// Its content is damaged, or is not a store.
     #[error(
         "the store in the folder {} is damaged: {reason}; restore a backup of it (then run `featurestore epoch \
          new`), or move it away to start empty",
@@ -78,17 +78,17 @@ impl OpenError {
     }
 }
 
-/// Whether the engine met nonsense in its files, rather than a system that refuses: a file that is missing or too short, or
-/// an offset that makes no sense.
+/// Whether the engine found invalid files (missing, too short, or with an impossible offset), and
+/// not a system that refuses.
 fn is_damage(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
     matches!(error.kind(), InvalidData | InvalidInput | NotFound | UnexpectedEof)
 }
 
-/// The format of the engine's files; a newer featurestore may bring a newer one.
+/// The format of the engine's files. A newer featurestore may bring a newer one.
 const ENGINE_FORMAT: u8 = 3;
 
-/// Looks at the engine's version marker, as the engine calls each one it does not know damaged.
+/// Checks the engine's version marker, because the engine reports an unknown version as damage.
 pub(super) fn check_version(dir: &Path, folder: &Path, commits: u64) -> Result<(), OpenError> {
     match std::fs::read(folder.join("version")) {
         Ok(marker) => match marker[..] {
@@ -98,7 +98,7 @@ pub(super) fn check_version(dir: &Path, folder: &Path, commits: u64) -> Result<(
             [b'F', b'J', b'L', ENGINE_FORMAT] => Ok(()),
             _ => Err(OpenError::corrupt(dir, "the engine's version marker cannot be read")),
         },
-        // The engine makes a new store where there is no marker.
+        // The engine creates a new store if there is no marker.
         Err(e) if e.kind() == io::ErrorKind::NotFound && commits == 0 => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             Err(OpenError::corrupt(dir, "the engine's version marker is gone"))
@@ -108,14 +108,14 @@ pub(super) fn check_version(dir: &Path, folder: &Path, commits: u64) -> Result<(
 }
 
 thread_local! {
-    /// The panics of an open on this thread; None: there is no open.
+    /// The panics of an open on this thread. None: no open is running.
     static PANICS: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
-/// Does `open`; None: it panicked. The panic is not printed.
+/// Runs `open`. None: it panicked. The panic is not printed.
 ///
-/// Some damage makes fjall panic once more while it unwinds, which ends the process whatever anybody does. Then the last
-/// words are the refusal, not the panic's, and the exit code is that of any refusal.
+/// Some damage makes fjall panic again during unwinding, which always ends the process. Then the
+/// error of a damaged folder is printed instead of the panic, with the exit code of any refusal.
 pub(super) fn guarded<T>(dir: &Path, open: impl FnOnce() -> T) -> Option<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

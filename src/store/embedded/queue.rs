@@ -1,5 +1,5 @@
-//! The way of a job to the writer thread and of its answer back: bounded in operations and in time, and always telling
-//! "surely did not happen" apart from "may still happen".
+//! The way of a job to the writer thread and of its answer back. It is bounded in operations and in
+//! time, and always separates "certainly did not happen" from "may still happen".
 
 use std::sync::{
     Arc, OnceLock,
@@ -18,31 +18,31 @@ use crate::{
     store::{Claim as L1Claim, EpochState, Receipt, StoreError, Write},
 };
 
-/// Writes that may wait for the writer; more wait, within their deadline, in the callers.
+/// The most writes in the queue. More wait in their callers, within their deadlines.
 const WAITING_WRITES: u32 = 4096;
 
-/// What became of a write, and what stands after it.
+/// The outcome of a write, and the state afterwards.
 pub(super) type Written = Result<(Receipt, State), StoreError>;
-/// What became of each write of a batch.
+/// The outcome of each write of a batch.
 pub(super) type Receipts = Vec<Result<Receipt, StoreError>>;
-/// Where a job's answer goes.
+/// Receives the answer of a job.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// What the writer is asked to do.
 pub(super) enum Work {
     /// One write.
     Write(Box<Write>, Reply<Written>),
-    /// Writes, in their order.
+    /// Several writes, in order.
     Batch(Vec<Write>, Reply<Receipts>),
-    /// A new epoch if it is still this one.
+    /// A new epoch, if this one is still in use.
     RenewEpoch(Epoch, Reply<EpochState>),
-    /// The L1 that the epoch holds for, if it is still the one that was seen.
+    /// Name another L1, if the epoch has not changed since it was read.
     NameL1(Box<L1Claim>, Reply<EpochState>),
-    /// A new epoch, whatever stands there.
+    /// A new epoch in any case.
     NewEpoch(Option<L1Name>, Reply<EpochState>),
-    /// The flag of the present epoch.
+    /// Set the dirty flag of the present epoch.
     MarkDirty(Reply<EpochState>),
-    /// Nothing: shows that the writer comes round.
+    /// Nothing: shows that the writer works.
     Ping(Reply<()>),
     /// Commit what waits, then end.
     Close,
@@ -56,13 +56,13 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// The work, unless its caller has given it up; from now on it may happen.
+    /// The work, unless its caller has given it up. From now on it may happen.
     pub(super) fn claim(self) -> Option<Work> {
         self.claim.take().then_some(self.work)
     }
 }
 
-/// Taken either by the writer, who then does the work, or by the caller, who gives it up.
+/// Set by the writer, which then does the work, or by the caller, who gives it up.
 #[derive(Clone, Default)]
 struct Claim(Arc<AtomicBool>);
 
@@ -72,24 +72,24 @@ impl Claim {
     }
 }
 
-/// Why the writer does no more work; empty while it works.
+/// Why the writer does no more work. Empty while it works.
 pub(super) type Halt = Arc<OnceLock<Arc<str>>>;
 
-/// The callers' end.
+/// The callers' side of the queue.
 pub(super) struct Queue {
     jobs: mpsc::Sender<Job>,
     room: Arc<Semaphore>,
     halt: Halt,
 }
 
-/// The queue, and the writer's end of it.
+/// Both sides of a new queue.
 pub(super) fn queue(halt: Halt) -> (Queue, mpsc::Receiver<Job>) {
     let (jobs, waiting) = mpsc::channel();
     (Queue { jobs, room: Arc::new(Semaphore::new(WAITING_WRITES as usize)), halt }, waiting)
 }
 
 impl Queue {
-    /// Has work of `size` writes done, and waits for its answer until `deadline`.
+    /// Submits work of `size` writes, and waits for its answer until `deadline`.
     pub(super) async fn submit<T>(
         &self,
         size: usize,
@@ -97,7 +97,7 @@ impl Queue {
         work: impl FnOnce(Reply<T>) -> Work,
     ) -> Result<T, StoreError> {
         self.check()?;
-        // One job larger than all the room is let in alone.
+        // A job that is larger than the whole queue is admitted alone.
         let size = u32::try_from(size).unwrap_or(u32::MAX).clamp(1, WAITING_WRITES);
         let room = match timeout_at(deadline, Arc::clone(&self.room).acquire_many_owned(size)).await {
             Ok(Ok(room)) => room,
@@ -114,18 +114,18 @@ impl Queue {
         match timeout_at(deadline, &mut answer).await {
             Ok(Ok(answer)) => answer,
             late if claim.take() => Err(match late {
-                Err(_) => unavailable("the writes before this one took until its deadline"),
+                Err(_) => unavailable("the deadline ended before the earlier writes were committed"),
                 Ok(_) => unavailable("the writer has ended"),
             }),
             Ok(Err(_)) => Err(StoreError::OutcomeUnknown("the writer ended during the write".into())),
-            // The answer may have come since.
+            // The answer may have come meanwhile.
             Err(_) => answer
                 .try_recv()
                 .unwrap_or_else(|_| Err(StoreError::OutcomeUnknown("not committed by the deadline".into()))),
         }
     }
 
-    /// Lets nothing more in, and has the writer end after what is in.
+    /// Accepts no more jobs, and ends the writer after those in the queue.
     pub(super) fn close(&self) {
         self.room.close();
         let _ = self.jobs.send(Job { work: Work::Close, claim: Claim::default(), _room: None });

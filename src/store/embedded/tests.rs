@@ -1,5 +1,5 @@
-//! A record whose envelope is damaged: never absence, and mended by a write that looks at nothing stored. And what an idle store
-//! does.
+//! A record with a damaged envelope is never reported as absent, and is replaced by a write that
+//! needs nothing stored. Also what an idle store does.
 
 use std::{path::Path, time::Duration};
 
@@ -55,7 +55,7 @@ async fn read(store: &EmbeddedStore, key: &RecordKey) -> Result<State, StoreErro
     store.read(std::slice::from_ref(key), ReadConcern::Majority, deadline()).await.remove(0)
 }
 
-/// A store in which the envelopes of these keys have a wrong checksum, as one with a bit flipped in memory would.
+/// A store with wrong checksums in the envelopes of these keys, as after a bit flip in memory.
 async fn damaged(dir: &Path, keys: &[&RecordKey], clock: Clock) -> EmbeddedStore {
     let store = open(dir, clock.clone());
     for key in keys {
@@ -180,7 +180,7 @@ async fn merges_into_large_records_are_committed_in_parts_so_that_not_all_of_the
     assert!((3..=12).contains(&parts), "{parts} parts of 54 MB that were read and 54 MB that were written");
 }
 
-/// Bytes of the engine's tables.
+/// The size of the engine's tables in bytes.
 fn tables(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let size = |entry: &std::fs::DirEntry| entry.metadata().map_or(0, |metadata| metadata.len());
@@ -196,7 +196,7 @@ fn tables(dir: &Path) -> u64 {
 async fn what_was_written_is_in_a_table_once_the_store_is_idle() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), Clock::system());
-    // Which the engine cannot compress.
+    // The engine cannot compress these.
     let digits = |number: u64| format!("{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let version = |number: u64| (0..12).map(|i| digits(12 * number + i)).collect::<String>();
     for thousand in 0..30 {

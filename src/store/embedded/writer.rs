@@ -1,9 +1,9 @@
-//! The one thread that changes anything: it takes what waits as a group, evaluates it in order, commits, fsyncs, and
-//! only then answers. While one group is fsynced the next gathers in the queue, so groups grow with the load and a lone
-//! write never waits for company.
+//! The only thread that changes the store. It takes the waiting jobs as a group, applies them in
+//! order, commits, fsyncs, and only then answers. While one group is fsynced the next one gathers
+//! in the queue. So groups grow with the load, and a single write never waits for others.
 //!
-//! It also collects, a bounded batch at a time, what the expiry table says is due, and flushes what it wrote when it has been
-//! idle for some seconds.
+//! It also removes what is due by the expiry table, one limited batch at a time, and flushes what
+//! it wrote after some idle seconds.
 
 use std::{
     ops::ControlFlow,
@@ -27,15 +27,15 @@ use crate::{
     store::{EpochState, StoreError, WriteRules, apply::Document},
 };
 
-/// A group is closed at so many jobs or so many writes, so that its callers do not wait long and its memory is bounded.
+/// A group ends after this many jobs or writes, which limits the waiting time and the memory.
 const GROUP_WRITES: usize = 2048;
-/// Or at so many bytes of records. A batch that comes to more, as a thousand small merges into large records do, is committed
-/// in parts, and answered when all of them are.
+/// Or after this many bytes of records. A batch with more (such as a thousand small merges into
+/// large records) is committed in parts, and answered when all of them are.
 const GROUP_BYTES: usize = 16 << 20;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
-/// After so many sweeps without a commit it is idle; a pause between the batches of a load is none.
+/// After this many sweeps without a commit the store is idle. A pause between batches is shorter.
 const IDLE_SWEEPS: u32 = 5;
-/// How much one sweep removes: a few milliseconds of the writer.
+/// How many records one sweep removes. This takes the writer a few milliseconds.
 const SWEEP_RECORDS: usize = 500;
 
 /// What the thread owns.
@@ -43,7 +43,7 @@ pub(super) struct Writer {
     pub(super) engine: Arc<Engine>,
     pub(super) rules: WriteRules,
     pub(super) clock: Clock,
-    /// Groups committed so far.
+    /// The number of committed groups.
     pub(super) commits: u64,
     /// The highest revision that was ever given.
     pub(super) highest: Revision,
@@ -51,7 +51,8 @@ pub(super) struct Writer {
     /// The identity of the folder.
     pub(super) folder: String,
     pub(super) halt: Halt,
-    /// Expiry keys up to here were collected. A scan from the start would walk over all that was removed before.
+    /// Sweeps begin at this expiry key, because a scan from the start would pass over all removed
+    /// keys.
     pub(super) swept: Vec<u8>,
 }
 
@@ -64,7 +65,7 @@ enum Answer {
 }
 
 impl Writer {
-    /// Works until it is told to close, or nobody can ask anymore.
+    /// Runs until `Close`, or until all callers are gone.
     pub(super) fn run(mut self, jobs: &Receiver<Job>) {
         let _last_words = LastWords(Arc::clone(&self.halt));
         let mut sweep_at = Instant::now() + SWEEP_EVERY;
@@ -187,7 +188,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes what may be collected; answers whether there is more. Only garbage collection: readers judge expiry.
+    /// Removes what is due, and returns whether there is more. This is only garbage collection:
+    /// readers decide about expiry.
     fn sweep(&mut self) -> bool {
         if self.halt.get().is_some() {
             return false;
@@ -196,7 +198,7 @@ impl Writer {
         let due = match self.engine.due(&self.swept, now, SWEEP_RECORDS) {
             Ok(due) => due,
             Err(error) => {
-                tracing::warn!(%error, "what is due for collection could not be read");
+                tracing::warn!(%error, "the expired records that are due for removal could not be read");
                 return false;
             }
         };
@@ -221,25 +223,25 @@ impl Writer {
         more
     }
 
-    /// After a failed commit nobody knows what a later fsync would say, so there is none.
+    /// After a failed commit the result of another fsync cannot be trusted, so there is none.
     fn stop(&self, error: &StoreError) {
         let folder = self.engine.folder().display();
         match self.engine.refuses_data() {
             Some(reason) => tracing::error!(
                 %folder, %error, %reason,
-                "the local store cannot write to its folder: it takes no more writes, reads go on; make room in the \
-                 folder, then restart the server"
+                "the local store cannot write to its folder: it takes no more writes, and reads continue; make room \
+                 in the folder, then restart the server"
             ),
             None => tracing::error!(
                 %folder, %error,
-                "a commit to the local store failed: it takes no more writes, reads go on, until the server is restarted"
+                "a commit to the local store failed: it takes no more writes, and reads continue; restart the server"
             ),
         }
         let _ = self.halt.set("an earlier commit failed; restart the server".into());
     }
 }
 
-/// What became of the parts of a group that were committed before its last one.
+/// The result of the parts of a group that were committed before its last one.
 #[derive(Default)]
 struct EarlierParts {
     are_some_done: bool,
@@ -254,8 +256,8 @@ impl EarlierParts {
         }
     }
 
-    /// What became of the whole group, of which `last` was the last part. All of it is answered alike, so where one part
-    /// was committed and another one was not, nobody is told that nothing happened.
+    /// The result of the whole group, whose last part is `last`. All of it gets one answer, so if
+    /// only some parts were committed, no caller is told that nothing happened.
     fn and(self, last: Result<(), StoreError>) -> Result<(), StoreError> {
         match self.failure.map_or(last, Err) {
             Err(StoreError::Unavailable(why)) if self.are_some_done => Err(StoreError::OutcomeUnknown(why)),
@@ -270,7 +272,7 @@ fn state(stored: Option<&Document>) -> State {
 
 impl Answer {
     fn send(self, failure: Option<StoreError>) {
-        // A caller that no longer waits has its own answer.
+        // A caller that no longer waits has returned its own error.
         match self {
             Self::Written(reply, written) => drop(reply.send(failure.map_or(Ok(written), Err))),
             Self::Receipts(reply, receipts) => drop(reply.send(failure.map_or(Ok(receipts), Err))),
@@ -280,16 +282,14 @@ impl Answer {
     }
 }
 
-/// Says that the writer has ended, however it did.
+/// Notes that the writer has ended, also after a panic.
 struct LastWords(Halt);
 
 impl Drop for LastWords {
     fn drop(&mut self) {
         let _ = self.0.set("the store is closed".into());
         if std::thread::panicking() {
-            tracing::error!(
-                "the writer of the local store panicked: it takes no more writes until the server is restarted"
-            );
+            tracing::error!("the writer of the local store panicked: it takes no more writes; restart the server");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The connection string: checked at start, and never shown with its credentials.
+//! The connection string: checked at the start, and never shown with its credentials.
 
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress};
 
 use crate::trace::Place;
 
-/// A connection string that cannot be used. The text says why, without what may be secret.
+/// Why a connection string was rejected. The text has no secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the MongoDB URI cannot be used: {0}")]
 pub struct InvalidUri(String);
@@ -15,7 +15,7 @@ impl InvalidUri {
     }
 }
 
-/// Options of other drivers, or of builds of this one, and what is told of them.
+/// Options of other drivers, or of other builds of this one, with the reason for rejecting them.
 const NOT_HERE: [(&str, &str); 8] = [
     ("compressors", "compression is not supported"),
     ("zlibCompressionLevel", "compression is not supported"),
@@ -23,11 +23,11 @@ const NOT_HERE: [(&str, &str); 8] = [
     ("proxyPort", "proxies are not supported"),
     ("proxyUsername", "proxies are not supported"),
     ("proxyPassword", "proxies are not supported"),
-    ("tlsAllowInvalidHostnames", "the name in MongoDB's certificate is always looked at"),
+    ("tlsAllowInvalidHostnames", "the host name in MongoDB's certificate is always checked"),
     ("tlsCertificateKeyFilePassword", "a key with a password is not supported"),
 ];
 
-/// The driver's words for them say that there is no such option, and that there is one of that name.
+/// The texts of the driver for these are misleading: no such option, and then that there is one.
 fn unsupported(uri: &str) -> Option<InvalidUri> {
     let options =
         uri.rsplit_once('?')?.1.split('&').map(|option| option.split_once('=').map_or(option, |(name, _)| name));
@@ -36,14 +36,15 @@ fn unsupported(uri: &str) -> Option<InvalidUri> {
     Some(InvalidUri(format!("{why}, so leave out its option {name}")))
 }
 
-/// Parses a connection string; no server and no DNS is asked.
+/// Parses a connection string, without asking a server or DNS.
 pub(super) fn parse(uri: &str) -> Result<ConnectionString, InvalidUri> {
     if let Some(unsupported) = unsupported(uri) {
         return Err(unsupported);
     }
     ConnectionString::parse(uri).map_err(|error| {
-        // The driver quotes what it cannot parse, which may be a part of the password, so its words are shown only for
-        // a URI that holds no secret: what stands left of the last @ is replaced and all of it parsed again.
+        // The driver repeats what it cannot parse, which may be a part of the password. So its text
+        // is shown only for a URI without secrets: what precedes the last @ is replaced, and all is
+        // parsed again.
         let Some((scheme, rest)) = uri.split_once("://") else {
             return InvalidUri("it must begin with mongodb:// or mongodb+srv://".to_owned());
         };
@@ -70,7 +71,7 @@ fn reason(open: &str, error: &mongodb::error::Error) -> String {
     error.kind.to_string()
 }
 
-/// Where the database is, without credentials.
+/// The address of the database, without credentials.
 pub(super) fn describe(uri: &ConnectionString, database: &str) -> String {
     match &uri.host_info {
         HostInfo::DnsRecord(name) => format!("mongodb+srv://{name}/{database}"),
@@ -82,7 +83,7 @@ pub(super) fn describe(uri: &ConnectionString, database: &str) -> String {
     }
 }
 
-/// The same, as traces name it: of several servers all, as the driver chooses one.
+/// The address for traces; all servers if there are several, because the driver chooses one.
 pub(super) fn place(uri: &ConnectionString, database: &str) -> Place {
     let (address, port) = match &uri.host_info {
         HostInfo::DnsRecord(name) => (name.clone(), None),

@@ -1,7 +1,7 @@
-//! Many writes: one unordered `update` command, then one read back of what became of them. Writes of equal keys, and merges
-//! that come near a limit, go by `compare`.
+//! Many writes: one unordered `update` command, then one read of the results. Writes of equal keys,
+//! and merges close to a limit, go through `compare`.
 //!
-//! The server remembers request ids, so a command is safe to repeat when its answer was lost.
+//! Documents remember request ids, so a command may be repeated when its answer was lost.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -23,21 +23,22 @@ use crate::{
     store::{Outcome, Receipt, StoreError, Write, WriteRules},
 };
 
-/// A command may have 16 MiB, and one write alone may come near that. Several writes go by smaller commands, one after
-/// another: while a command is sent, this process holds it several times.
+/// A command may have 16 MiB, and a single write may need most of that. Several writes are sent in
+/// smaller commands in sequence, because this process holds several copies of a command while it is
+/// sent.
 pub(super) const MAX_COMMAND_BYTES: usize = 2 << 20;
-/// Far below the server's 100,000, so that one command does not hold a connection for long.
+/// Far below the server's limit of 100,000, so that no command holds a connection for long.
 const MAX_COMMAND_WRITES: usize = 1000;
 
-/// One write of a batch on its way.
+/// One write of a batch in progress.
 pub(super) struct Item {
-    /// Its place in the answer.
+    /// Its index in the answer.
     index: usize,
     write: Write,
     on_nothing: Option<Outcome>,
-    /// Of its statement, about.
+    /// The approximate size of its statement.
     bytes: usize,
-    /// When it was sent first.
+    /// When it was first sent.
     first_sent: bson::DateTime,
     /// An earlier try may have done it.
     may_be_done: bool,
@@ -47,7 +48,7 @@ pub(super) struct Item {
     failure: Option<Failure>,
 }
 
-/// Whether a statement changed its document, as far as the reply to its command shows.
+/// Whether a statement changed its document, as far as the reply to its command shows this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Changed {
     /// All statements of the command did.
@@ -58,15 +59,15 @@ pub(super) enum Changed {
     Perhaps,
 }
 
-/// What became of one write of a chunk.
+/// The result of one write of a chunk.
 pub(super) enum Done {
-    /// It is answered. The state that then stands, where it was asked for.
+    /// Its answer, with the state afterwards if it was requested.
     Answer(Result<(Receipt, State), StoreError>),
-    /// Nothing was changed, as the server cannot judge it.
+    /// Nothing was changed, because the server cannot decide it.
     Unsure(Group),
 }
 
-/// Does many writes, in the order of the answer; those of equal keys one after another.
+/// Does many writes. The results are in their order; writes of equal keys run one after another.
 pub(super) async fn write_batch(
     connection: &Connection,
     writes: Vec<Write>,
@@ -90,11 +91,11 @@ pub(super) async fn write_batch(
         *answer = answer.take().map(|answer| answer.map_err(|error| error.of_record(key)));
     };
     answers.iter_mut().zip(&keys).for_each(named);
-    let lost = || Err(StoreError::Internal("a write was lost on its way".into()));
+    let lost = || Err(StoreError::Internal("a write of a batch got no result".into()));
     answers.into_iter().map(|answer| answer.unwrap_or_else(lost)).collect()
 }
 
-/// The writes of one command may be done in any order, so no two of them are of one key.
+/// Separates writes of equal keys, because the writes of one command may run in any order.
 fn apart(connection: &Connection, writes: Vec<Write>) -> (Vec<Item>, Vec<Group>) {
     let mut counts: HashMap<RecordKey, usize> = HashMap::with_capacity(writes.len());
     for write in &writes {
@@ -139,14 +140,14 @@ fn chunks(items: Vec<Item>) -> Vec<Vec<Item>> {
     chunks
 }
 
-/// Does writes of distinct keys in one command. `whole`: also answers what then stands.
+/// Does writes of distinct keys in one command. `whole`: also returns the state afterwards.
 pub(super) async fn write_chunk(
     connection: &Connection,
     mut items: Vec<Item>,
     whole: bool,
     deadline: Instant,
 ) -> Vec<(usize, Done)> {
-    // Of one write alone the reply tells whether it changed anything.
+    // For a single write, the reply shows whether it changed anything.
     let began = match items.len() > 1 && items.iter().any(Item::may_be_unsure) {
         true => compare::time(connection, deadline).await.ok(),
         false => None,
@@ -171,7 +172,7 @@ pub(super) async fn write_chunk(
 }
 
 impl Item {
-    /// Sent first at `first_sent`, by L2's clock.
+    /// First sent at `first_sent`, by L2's clock.
     pub(super) fn new(index: usize, write: Write, outline: &Outline, first_sent: bson::DateTime) -> Self {
         let (on_nothing, bytes) = (outline.on_nothing, outline.bytes + statement::USUAL_STAGES_BYTES);
         Self {
@@ -186,7 +187,7 @@ impl Item {
         }
     }
 
-    /// Whether it is to be sent: at first, and while another try may help.
+    /// Whether to send it: the first time, or if another try may help.
     fn is_open(&self, first: bool) -> bool {
         first || self.failure.as_ref().is_some_and(|failure| failure.worth_repeating)
     }
@@ -195,7 +196,7 @@ impl Item {
         pipeline::update(&self.write, rules, self.since())
     }
 
-    /// Since when it may have been done.
+    /// The time since which it may have been done.
     fn since(&self) -> Option<bson::DateTime> {
         self.may_be_done.then_some(self.first_sent)
     }
@@ -218,9 +219,9 @@ impl Item {
         (index, Done::Unsure(Group::since(index, self.write, since)))
     }
 
-    /// Whether the server has left it undone because of what stands. `document` does not remember it: either it was not done,
-    /// or later writes have pushed it out of what the document remembers. To do it again would undo those. `began`: when its
-    /// command was not sent yet, by the primary's own clock.
+    /// Whether the server left it undone because of the stored document. `document` does not
+    /// remember it: either it was not done, or later writes have pushed it out. Then doing it again
+    /// would undo these. `began` is a time before its command was sent, by the primary's clock.
     fn is_unsure(&self, document: &RawDocument, began: Option<bson::DateTime>) -> bool {
         let was_not_done = match self.changed {
             Changed::Yes => false,
@@ -232,7 +233,7 @@ impl Item {
         was_not_done && self.may_be_unsure()
     }
 
-    /// Whether the server may leave it undone because of what stands.
+    /// Whether the server may leave it undone because of the stored document.
     fn may_be_unsure(&self) -> bool {
         Needs::of(&self.write) != Needs::Nothing
     }
@@ -243,7 +244,7 @@ async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instan
     let rules = &connection.config().rules;
     let answer = connection
         .run(Command::new("update", super::FEATURES).of_many(items.len()), Lane::Users, deadline, |prepared, left| {
-            // Made only now that there is a place to send it from, so that few are made at a time.
+            // It is built only when it can be sent, so that few are built at a time.
             let room = items.iter().map(|item| item.bytes).sum();
             let statements = items.iter().map(|item| item.update(rules));
             let command = statement::command(super::FEATURES, room, statements, left);
@@ -270,7 +271,7 @@ async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instan
     Ok(())
 }
 
-/// What failed of a command whose answer says `ok: 1`, which says little.
+/// The failures in an answer with `ok: 1`, which does not mean that all was done.
 pub(super) fn failures_of(answer: &bson::Document) -> Result<Vec<(usize, Failure)>, Failure> {
     let failure = |error: &bson::Bson| {
         let error = error.as_document()?;
@@ -281,7 +282,8 @@ pub(super) fn failures_of(answer: &bson::Document) -> Result<Vec<(usize, Failure
     answer.get_array("writeErrors").into_iter().flatten().filter_map(failure).collect()
 }
 
-/// How many of the statements that did not fail have changed their documents. What changes nothing is not counted by MongoDB.
+/// How many of the statements that did not fail have changed their documents. MongoDB does not count
+/// those that changed nothing.
 pub(super) fn changed(answer: &bson::Document, statements: usize) -> Changed {
     let upserted = answer.get_array("upserted").map_or(0, Vec::len);
     match answer.get_i32("nModified").ok().and_then(|modified| usize::try_from(modified).ok()) {
@@ -291,7 +293,7 @@ pub(super) fn changed(answer: &bson::Document, statements: usize) -> Changed {
     }
 }
 
-/// Why the whole may lack its majority.
+/// Why the whole command may lack its majority.
 pub(super) fn unconfirmed(answer: &bson::Document) -> Option<Failure> {
     let error = answer.get_document("writeConcernError").ok()?;
     Some(Failure::not_confirmed(error.get_i32("code").unwrap_or(0), error.get_str("codeName").unwrap_or("")))
@@ -306,9 +308,9 @@ async fn read_back(
 ) -> Vec<(usize, Done)> {
     let keys: Vec<RecordKey> = items.iter().map(|item| item.write.key.clone()).collect();
     let projection = (!whole).then(|| doc! { "rev": 1, "deleted": 1, "requests": 1 });
-    // The writes are done; only what became of them is not known.
+    // The writes are done; only their results are unknown.
     let lost = |items: Vec<Item>, failure: Failure| {
-        let failure = Failure::unknown(&format!("not read back: {failure}"));
+        let failure = Failure::unknown(&format!("the result of the write could not be read: {failure}"));
         let lost = |item: Item| Item { failure: Some(failure.clone()), ..item }.into_error();
         items.into_iter().map(lost).collect()
     };
@@ -345,7 +347,7 @@ async fn read_back(
     items.into_iter().map(receipt).collect()
 }
 
-/// The receipt of a write after which this stands.
+/// The receipt of a write after which this state is stored.
 pub(super) fn receipt_of(outcome: Outcome, state: &State) -> Receipt {
     Receipt { outcome, revision: state.revision(), tombstone: matches!(state, State::Tombstone(_)) }
 }

@@ -1,4 +1,4 @@
-//! Why no server can be reached, where the driver only says that there is none.
+//! Finds out why no server can be reached, if the driver only says that there is none.
 
 use bson::{RawDocument, RawDocumentBuf, rawdoc};
 use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
@@ -6,14 +6,14 @@ use mongodb::options::{ConnectionString, HostInfo, ServerAddress, Tls};
 use crate::peer;
 
 const DEFAULT_PORT: u16 = 27017;
-/// Hosts that are asked at most.
+/// The most hosts that are asked.
 const MAX_HOSTS: usize = 3;
-/// OP_QUERY, which every server answers before anybody has logged in.
+/// OP_QUERY, which every server answers before a login.
 const QUERY: i32 = 2004;
-/// Bytes before the document in its answer.
+/// The bytes before the document in its answer.
 const REPLY_HEAD: usize = 36;
 
-/// Asks the hosts of a URI; None: nothing explains it.
+/// Asks the hosts of a URI. None: nothing explains the failure.
 pub(super) async fn of_failure(uri: &ConnectionString) -> Option<String> {
     let HostInfo::HostIdentifiers(hosts) = &uri.host_info else { return None };
     let is_tls = matches!(uri.tls, Some(Tls::Enabled(_)));
@@ -31,22 +31,26 @@ async fn of_host(host: &str, port: u16, is_tls: bool, uri: &ConnectionString) ->
     let Some(answer) = peer::ask(host, port, &hello()).await else {
         let is_cause = !is_tls && peer::speaks_tls(host, port).await;
         return is_cause.then(|| {
-            format!("TLS is spoken at {host}:{port}, not plaintext: add tls=true to mongodb.uri (and tlsCAFile for a CA of your own)")
+            format!(
+                "TLS is spoken at {host}:{port}, not plaintext: add tls=true to mongodb.uri (and tlsCAFile for a CA of \
+                 your own)"
+            )
         });
     };
     if answer.starts_with(b"HTTP/") {
-        return Some(format!("it is no MongoDB that answers at {host}:{port}: it speaks HTTP"));
+        return Some(format!("an HTTP server answers at {host}:{port}, not MongoDB: correct mongodb.uri"));
     }
     let server = answer.get(REPLY_HEAD..).and_then(|document| RawDocument::from_bytes(document).ok())?;
     if is_tls {
         return Some(format!(
-            "MongoDB speaks plaintext at {host}:{port}, not TLS: take tls=true out of mongodb.uri, or set it up there"
+            "MongoDB speaks plaintext at {host}:{port}, not TLS: remove tls=true from mongodb.uri, or configure TLS \
+             there"
         ));
     }
     of_set(host, port, server, uri.replica_set.as_deref())
 }
 
-/// What a server says of its replica set, against what is wanted.
+/// Compares what a server says of its replica set with what is wanted.
 fn of_set(host: &str, port: u16, server: &RawDocument, wanted: Option<&str>) -> Option<String> {
     if server.get_bool("isreplicaset").unwrap_or(false) {
         return Some(format!(
@@ -63,8 +67,8 @@ fn of_set(host: &str, port: u16, server: &RawDocument, wanted: Option<&str>) -> 
             name.escape_debug()
         )),
         Err(_) => Some(format!(
-            "the server at {host}:{port} is no member of a replica set, and mongodb.uri asks for replicaSet={wanted}: take \
-             that out, or start the server with --replSet"
+            "the server at {host}:{port} is no member of a replica set, but mongodb.uri asks for \
+             replicaSet={wanted}: remove that option, or start the server with --replSet"
         )),
     }
 }

@@ -1,5 +1,6 @@
-//! The change stream of the collection `features`, read by a task of its own: a future of the driver must not be dropped
-//! half way, and who follows may be. The task ends by itself once nobody listens.
+//! The change stream of the collection `features`. A task of its own reads it, because a future of
+//! the driver must not be dropped half way, and a follower may be. The task ends when the follower
+//! is gone.
 
 use std::time::Duration;
 
@@ -24,14 +25,14 @@ use crate::{
     },
 };
 
-/// How long the server waits for a change before it says that there is none.
+/// How long the server waits for a change before it answers that there is none.
 const QUIET: Duration = Duration::from_millis(500);
 
 /// A change, or none for a while, and the position after it.
 type Word = Result<(Option<Change>, Position), FollowError>;
 
-/// ChangeStreamHistoryLost, ChangeStreamFatalError, CappedPositionLost, InvalidResumeToken, BSONObjectTooLarge: asking again
-/// from the same place does not help.
+/// ChangeStreamHistoryLost, ChangeStreamFatalError, CappedPositionLost, InvalidResumeToken,
+/// BSONObjectTooLarge: another try from the same position does not help.
 const LOST: [i32; 5] = [286, 280, 136, 260, 10334];
 
 /// Opens the stream. None: a standalone server has none.
@@ -58,12 +59,12 @@ pub(super) async fn follow(
     }
     match timeout_at(deadline, opened).await {
         Ok(Ok(Ok(position))) => Ok(Some(Box::new(Stream { heard, position, end: None }))),
-        // The server works, and does not go on from there.
+        // The server works, but does not continue from there.
         Ok(Ok(Err(failure))) if resumed && failure.is_refusal() => {
             Err(FollowError::HistoryLost(failure.to_string().into()))
         }
         Ok(Ok(Err(failure))) => Err(failure.of_read().into()),
-        Ok(Err(_)) => Err(StoreError::Unavailable("the change stream ended before it began".into()).into()),
+        Ok(Err(_)) => Err(StoreError::Unavailable("the change stream ended while it was opened".into()).into()),
         Err(_) => Err(StoreError::Timeout("the change stream did not open in time".into()).into()),
     }
 }
@@ -79,9 +80,9 @@ impl Changes for Stream {
     async fn next(&mut self, deadline: Instant) -> Result<Batch, FollowError> {
         let mut word = match timeout_at(deadline, self.heard.recv()).await {
             Ok(word) => word,
-            Err(_) => return Err(StoreError::Timeout("the change stream says nothing".into()).into()),
+            Err(_) => return Err(StoreError::Timeout("the change stream does not answer".into()).into()),
         };
-        // From here on nothing is awaited: what was heard is not lost.
+        // Nothing is awaited from here on, so no change that was received is lost.
         let mut changes = Vec::new();
         loop {
             match word {
@@ -108,7 +109,7 @@ impl Changes for Stream {
         }
         match &self.end {
             Some(error) if changes.is_empty() => Err(error.clone()),
-            // What came before the end counts; who asks again is told of it.
+            // Changes before the end are returned first; the next call returns the end.
             _ => Ok(Batch { changes, position: self.position.clone() }),
         }
     }
@@ -124,7 +125,7 @@ fn broken(error: Error) -> FollowError {
     if lost { FollowError::HistoryLost(failure.to_string().into()) } else { failure.of_read().into() }
 }
 
-/// Reads the stream until it breaks or nobody listens.
+/// Reads the stream until it breaks or the follower is gone.
 async fn stream(
     prepared: Prepared,
     after: Option<ResumeToken>,
@@ -133,7 +134,7 @@ async fn stream(
     closing: CancellationToken,
 ) {
     let features = prepared.majority(FEATURES);
-    // start_after, as resume_after does not go past the end of a dropped collection.
+    // start_after, because resume_after does not continue past a dropped collection.
     let mut watch = features.watch().pipeline([projection()]).max_await_time(QUIET).batch_size(MAX_BATCH as u32);
     if let Some(token) = after {
         watch = watch.start_after(token);
@@ -174,7 +175,7 @@ async fn stream(
     }
 }
 
-/// What is needed of an event, and no more: documents may be large.
+/// Only the needed fields of an event, because documents may be large.
 fn projection() -> Document {
     let revision = doc! { "$ifNull": ["$updateDescription.updatedFields.rev", "$fullDocument.rev"] };
     let or_none = |list: &str| doc! { "$ifNull": [format!("$updateDescription.{list}"), []] };
@@ -191,7 +192,8 @@ fn projection() -> Document {
     } }
 }
 
-/// What an event says. `ended`: the collection's end was told; several events tell of it.
+/// The change of an event. `ended`: the end of the collection was returned; several events announce
+/// it.
 fn change(event: &RawDocument, ended: &mut bool, recent: &mut Recent) -> Option<Change> {
     let (seconds, order) = match event.get("clusterTime") {
         Ok(Some(RawBsonRef::Timestamp(at))) => (at.time, u64::from(at.time) << 32 | u64::from(at.increment)),
@@ -208,9 +210,9 @@ fn change(event: &RawDocument, ended: &mut bool, recent: &mut Recent) -> Option<
                 recent.is_new(&key, revision, at);
                 Event::Written { key, revision }
             }
-            // Somebody gave it a revision by hand: L1 may hold a newer one, and what it holds is old all the same.
+            // The revision was set by hand. L1 may hold a newer one, which is nevertheless old.
             (key, Ok(_)) => Event::Edited { key },
-            // A write that changed nothing, and is remembered by its request id.
+            // A write that changed nothing and is remembered by its request id.
             _ if operation == "update" && event.get_i32("others").is_ok_and(|others| others == 0) => return None,
             (key, Err(_)) => Event::Edited { key },
         },
@@ -234,7 +236,7 @@ fn is_of(revision: Revision, at: Millis) -> bool {
     (revision.0 / 1000).abs_diff(at.0) < APART
 }
 
-/// None: no record of ours can have this key, so L1 holds none.
+/// None: no record of ours can have this key, so L1 has none.
 fn key(event: &RawDocument) -> Option<RecordKey> {
     let (view, entity_id) = document::key_of(event.get_document("documentKey").ok()?)?;
     Some(RecordKey { view: FeatureView::parse(view).ok()?, entity_id: EntityId::parse(entity_id).ok()? })
@@ -251,12 +253,12 @@ fn token_of(position: &Position) -> Option<ResumeToken> {
     bson::deserialize_from_bson(Bson::Document(document_of(position)?)).ok()
 }
 
-/// The position as people see it in `meta`.
+/// The position as stored in `meta`.
 pub(super) fn document_of(position: &Position) -> Option<Document> {
     Document::from_reader(&position.0[..]).ok()
 }
 
-/// The position out of `meta`.
+/// The position from `meta`.
 pub(super) fn from_document(document: &RawDocument) -> Position {
     Position(document.as_bytes().to_vec().into())
 }

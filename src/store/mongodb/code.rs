@@ -1,7 +1,7 @@
-//! What the codes of MongoDB's errors are called. The text that comes with a code is never kept: it repeats the command, or
-//! the beginning of a document, and so the values of features.
+//! The names of MongoDB's error codes. The text of an error is never kept, because it repeats the
+//! command or the beginning of a document, and so the values of features.
 
-/// MongoDB's name of an error's code; None: it is none of those that are known here.
+/// MongoDB's name of an error code. None: the code is not known here.
 pub(super) fn name(code: i32) -> Option<&'static str> {
     Some(match code {
         2 => "BadValue",
@@ -59,12 +59,12 @@ pub(super) fn name(code: i32) -> Option<&'static str> {
     })
 }
 
-/// Whether MongoDB refused a write because the document, or something within it, would be larger than documents may be.
+/// Whether MongoDB refused a write because the document, or a part of it, would be too large.
 pub(super) fn is_too_large(code: i32) -> bool {
     matches!(code, 10334 | 17419 | 17420)
 }
 
-/// An error in words that hold nothing of what was sent or stored. `named`: as the answer itself names its code.
+/// An error, without anything that was sent or stored. `named`: the name of the code in the answer.
 pub(super) fn describe(code: i32, named: &str) -> String {
     let is_name = !named.is_empty() && named.len() <= 64 && named.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let name = name(code).or(is_name.then_some(named));

@@ -1,9 +1,9 @@
-//! Writes that are worked out here: what is stored is read, `apply` says what becomes of it, and the result takes its place if
-//! nothing has changed meanwhile, else all of it is done again.
+//! Writes that are computed here: the stored document is read, `apply` computes the result, and the
+//! result is stored if nothing has changed meanwhile. Otherwise all of it is repeated.
 //!
-//! This costs two round trips more than an update pipeline, and is for what a pipeline cannot do or does slowly: a merge that
-//! comes near a limit, as the server does not know how large a record is in stored bytes; and many writes of one record in one
-//! batch, which become one update.
+//! This takes two round trips more than an update pipeline. It is used for what a pipeline cannot
+//! do, or does slowly: a merge close to a limit (the server cannot compute the size in stored
+//! bytes), and many writes of one record in one batch, which become one update.
 
 mod attempt;
 
@@ -24,29 +24,29 @@ use crate::{
     store::{Receipt, RequestId, StoreError, Write},
 };
 
-/// How many records are read and worked out at a time. Each may be as large as a document can be.
+/// How many records are read and computed at a time. Each may be as large as a document can be.
 const AT_ONCE: usize = 8;
 
-/// The answer to one write, with its place in the batch.
+/// The answer to one write, with its index in the batch.
 type Answer = (usize, Result<(Receipt, State), StoreError>);
 
-/// Writes of one record, in their order, with their places in the batch.
+/// The writes of one record in order, with their indices in the batch.
 pub(super) struct Group {
     pub(super) writes: Vec<(usize, Write)>,
-    /// Since when an earlier try may have done them.
+    /// The time since which an earlier try may have done them.
     since: Option<bson::DateTime>,
-    /// Tries from here whose outcome is not known.
+    /// Tries of this process whose outcome is unknown.
     tries: Vec<Tried>,
     failed: usize,
 }
 
-/// A try whose outcome is not known.
+/// A try whose outcome is unknown.
 struct Tried {
     mark: Mark,
     answers: Vec<Answer>,
 }
 
-/// What a try leaves in the document: the last request that it adds, with the revision of that.
+/// What a try leaves in the document: the last request that it adds, with its revision.
 #[derive(Clone, Debug, PartialEq)]
 struct Mark(RequestId, Revision);
 
@@ -74,14 +74,14 @@ impl Group {
     }
 }
 
-/// Does one group that is one write.
+/// Does one group of one write.
 pub(super) async fn write_one(
     connection: &Connection,
     group: Group,
     deadline: Instant,
 ) -> Result<(Receipt, State), StoreError> {
     let answer = write(connection, vec![group], deadline).await.pop();
-    answer.map_or_else(|| Err(StoreError::Internal("a write was lost on its way".into())), |(_, answer)| answer)
+    answer.map_or_else(|| Err(StoreError::Internal("a write got no result".into())), |(_, answer)| answer)
 }
 
 /// Does groups of distinct records.
@@ -96,7 +96,7 @@ pub(super) async fn write(connection: &Connection, groups: Vec<Group>, deadline:
         let mut round = 0_u64;
         while !open.is_empty() {
             if round > 1 {
-                // Somebody else writes these records all the time.
+                // Other writers change these records all the time.
                 let pause = std::time::Duration::from_millis(rand::random_range(1..=5 * round.min(10)));
                 tokio::time::sleep_until(deadline.min(Instant::now() + pause)).await;
             }
@@ -106,7 +106,7 @@ pub(super) async fn write(connection: &Connection, groups: Vec<Group>, deadline:
     }
 }
 
-/// Answers what can be answered, and gives back the others.
+/// Returns the answers that are known, and the other groups.
 async fn try_once(
     connection: &Connection,
     groups: Vec<Group>,
@@ -116,7 +116,7 @@ async fn try_once(
     let evaluated = match look(connection, &groups, deadline).await {
         Ok(seen) => {
             let rules = connection.config().rules.clone();
-            // Many merges of a large record take their time.
+            // Many merges of a large record take long.
             tokio::task::spawn_blocking(move || attempt::evaluate(groups, &seen, &rules)).await
         }
         Err(failure) => {
@@ -161,7 +161,7 @@ async fn try_once(
     open
 }
 
-/// Reads the documents, and then L2's clock: no document is from later.
+/// Reads the documents, and then L2's clock, so that no document is from later.
 async fn look(connection: &Connection, groups: &[Group], deadline: Instant) -> Result<Seen, Failure> {
     let keys: Vec<RecordKey> = groups.iter().map(|group| group.key().clone()).collect();
     let batches = read::find(connection, &keys, None, deadline).await?;
@@ -177,7 +177,8 @@ pub(super) async fn time(connection: &Connection, deadline: Instant) -> Result<b
     now.map_err(|_| Failure::not_done("MongoDB does not tell its time"))
 }
 
-/// Writes that depend on a document which cannot be read, or on one that has no room: each alone, as the first may mend it.
+/// For writes that depend on an unreadable document or on one without room: each alone, because the
+/// first one may correct it.
 async fn one_by_one(connection: &Connection, group: Group, error: &StoreError, deadline: Instant) -> Vec<Answer> {
     if group.writes.len() == 1 {
         return group.all(error).collect();
@@ -204,8 +205,8 @@ async fn one_by_one(connection: &Connection, group: Group, error: &StoreError, d
     answers
 }
 
-/// Sends the attempts, each by a command of its own: its reply tells whether the document was changed. What is read back later
-/// would not, as other writes may have pushed this one out of what the document remembers.
+/// Sends each attempt by its own command, because the reply to that shows whether the document was
+/// changed. A later read would not show it, if other writes had pushed this one out.
 async fn send(connection: &Connection, attempts: Vec<Attempt>, deadline: Instant) -> Vec<(Attempt, Option<Failure>)> {
     let mut sent = Vec::with_capacity(attempts.len());
     for mut attempt in attempts {
@@ -228,7 +229,9 @@ async fn send(connection: &Connection, attempts: Vec<Attempt>, deadline: Instant
     for (attempt, failed) in &mut unchanging {
         match &found {
             Ok(found) => attempt.is_done = attempt.is_as_it_was(found.get(&read::name(attempt.group.key())).copied()),
-            Err(failure) => *failed = Some(Failure::unknown(&format!("not read back: {failure}"))),
+            Err(failure) => {
+                *failed = Some(Failure::unknown(&format!("the result of the write could not be read: {failure}")))
+            }
         }
     }
     sent

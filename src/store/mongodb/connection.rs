@@ -1,7 +1,9 @@
-//! Runs operations of the driver: each as a task of its own, within a deadline, on a prepared database.
+//! Runs operations of the driver: each in a task of its own, within a deadline, on a prepared
+//! database.
 //!
-//! Invariants: no future of the driver is ever dropped half way (RUST-937: it can corrupt the driver's state); at most
-//! as many operations run as there are connections, so that nothing queues inside the driver without a bound.
+//! Invariants: no future of the driver is ever dropped half way (RUST-937: it can corrupt the
+//! driver's state). At most as many operations run as there are connections, so no queue in the
+//! driver grows without limit.
 
 use std::{
     future::Future,
@@ -39,42 +41,42 @@ use crate::{
     trace::{self, Asked, Place},
 };
 
-/// Connections, and places among what runs, that the users' operations cannot take.
+/// Connections and slots that operations of users cannot take.
 const RESERVED: u32 = 2;
-/// Change streams at a time, each with a connection that nothing else uses: the two passes of the repairer.
+/// Change streams at a time, each with its own connection: the two passes of the repairer.
 const STREAMS: u32 = 2;
-/// Connections for looking after the collections: one to look, one to make the index.
+/// Connections for `keeper`: one to check the collections, one to make the index.
 const KEEPERS: u32 = 2;
-/// How long `close` waits for what still runs, and then for the driver.
+/// How long `close` waits for running operations, and then for the driver.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `close` waits for the server to end its cursors.
 const CURSORS_TIMEOUT: Duration = Duration::from_secs(2);
-/// How soon a silent server is given up, unless the URI says otherwise: the monitor asks this often and waits this long,
-/// and only the monitor ends operations on a connection that went dead.
+/// The interval and timeout of the driver's monitor, unless the URI says otherwise. Only the
+/// monitor ends operations on a connection to a server that no longer answers.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Between two looks for the cause of a failure to connect.
+/// The time between two searches for the cause of a failure to connect.
 const CAUSE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// MongoDB 4.4's: the first whose pipelines know `$bsonSize`.
+/// That of MongoDB 4.4, the first with `$bsonSize` in pipelines.
 const OLDEST_WIRE_VERSION: i32 = 9;
 
-/// Whose operation it is, and so which places it waits for.
+/// Who asks for the operation, which decides for which slots it waits.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lane {
     /// The users' reads and writes.
     Users,
-    /// What must not queue behind them.
+    /// Operations that must not queue behind them.
     Reserved,
 }
 
-/// What an operation is called in traces.
+/// How an operation is named in traces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Command {
-    /// As MongoDB calls it.
+    /// MongoDB's name.
     name: &'static str,
     collection: &'static str,
-    /// Writes in one command.
+    /// The number of writes in the command.
     writes: usize,
 }
 
@@ -88,32 +90,32 @@ impl Command {
     }
 }
 
-/// The way to the server.
+/// The connection to MongoDB.
 pub(super) struct Connection {
     config: MongoConfig,
     uri: ConnectionString,
     client: OnceCell<Client>,
     prepared: OnceLock<Prepared>,
     setup: Arc<Setup>,
-    /// The server's clock as it was last seen.
+    /// The last reading of the server's clock.
     time: ArcSwapOption<TimeSeen>,
     slots: Arc<Semaphore>,
     reserved: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     running: TaskTracker,
     closing: CancellationToken,
-    /// Users' operations that wait for a place.
+    /// Operations of users that wait for a slot.
     waiting: AtomicUsize,
     /// How long they waited.
     waits: Histogram,
     /// For traces.
     place: Place,
-    /// Why no server could be reached, as far as it could be found, and when that was looked for.
+    /// Why no server could be reached, as far as known, and when that was last looked for.
     cause: Mutex<Option<(Option<String>, Instant)>>,
 }
 
 impl Connection {
-    /// What the URI itself says of the pool and of waiting wins over the configuration.
+    /// Options of the URI for the pool and for waiting have priority over the configuration.
     pub(super) fn new(mut config: MongoConfig, uri: ConnectionString) -> Self {
         config.max_pool = uri.max_pool_size.filter(|size| *size > 0).unwrap_or(config.max_pool);
         config.max_connecting = uri.max_connecting.unwrap_or(config.max_connecting);
@@ -144,17 +146,17 @@ impl Connection {
         }
     }
 
-    /// What others made of the collections.
+    /// The findings about the collections.
     pub(super) fn findings(&self) -> Arc<Vec<Finding>> {
         self.setup.findings()
     }
 
-    /// An error may come from what somebody did to the collections: they are looked at soon.
+    /// An error may come from a change of the collections, so they are checked soon.
     pub(super) fn suspect(&self) {
         self.setup.suspected.notify_one();
     }
 
-    /// The server's clock as it was last seen.
+    /// The last reading of the server's clock.
     pub(super) fn time(&self) -> Option<TimeSeen> {
         self.time.load().as_deref().copied()
     }
@@ -164,7 +166,7 @@ impl Connection {
         self.time.store(Some(TimeSeen { time, after, before: Instant::now() }.into()));
     }
 
-    /// Now by the server's clock, as far as it is known.
+    /// The present time by the server's clock, as far as it is known.
     pub(super) fn now(&self) -> bson::DateTime {
         match self.time() {
             Some(seen) => bson::DateTime::from_millis(seen.time.after(seen.before.elapsed()).0),
@@ -187,13 +189,13 @@ impl Connection {
         PoolReading { max, used, pending, waits: Some(self.waits.distribution()) }
     }
 
-    /// Whether the server is no member of a replica set; None: it was not reached yet.
+    /// Whether the server is no member of a replica set. None: it was not reached yet.
     pub(super) fn is_standalone(&self) -> Option<bool> {
         self.prepared.get().map(|prepared| prepared.standalone)
     }
 
-    /// Runs something that goes on for long, in a task of its own. It has to end soon after the token is cancelled, or
-    /// nobody waits for what it brings. None: every place is taken until the deadline.
+    /// Runs a long operation in a task of its own. It must end soon after the token is cancelled,
+    /// or when its receiver is gone. None: every slot was taken until the deadline.
     pub(super) async fn run_on<F>(
         &self,
         deadline: Instant,
@@ -206,7 +208,7 @@ impl Connection {
         let place = match timeout_at(deadline, self.streams.clone().acquire_owned()).await {
             Ok(Ok(place)) => place,
             Ok(Err(_)) => return Err(Failure::not_done("the store is closed")),
-            Err(_) => return Err(Failure::not_done("the change streams before did not end in time")),
+            Err(_) => return Err(Failure::not_done("earlier change streams did not end in time")),
         };
         let work = work(prepared, self.closing.clone());
         self.running.spawn(async move {
@@ -216,7 +218,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Runs one operation on the prepared database; it is told how much time it has.
+    /// Runs one operation on the prepared database. It gets the time that is left.
     pub(super) async fn run<T, F>(
         &self,
         command: Command,
@@ -246,7 +248,7 @@ impl Connection {
         trace::backend(asked, |done: &Result<T, Failure>| done.as_ref().err().map(Failure::for_traces), run).await
     }
 
-    /// Waits for what runs, and ends the driver's own tasks. Nothing is sent afterwards.
+    /// Waits for running operations, and ends the driver's own tasks. Nothing is sent afterwards.
     pub(super) async fn close(&self) {
         self.slots.close();
         self.reserved.close();
@@ -254,10 +256,14 @@ impl Connection {
         self.closing.cancel();
         self.running.close();
         if timeout(CLOSE_TIMEOUT, self.running.wait()).await.is_err() {
-            tracing::warn!(operations = self.running.len(), "MongoDB operations were still running at the end");
+            tracing::warn!(
+                operations = self.running.len(),
+                "operations of MongoDB were still running when the server stopped; they may still happen"
+            );
         }
         if let Some(client) = self.client.get() {
-            // The cursors of change streams are ended by tasks of the driver, which panic where the client is gone.
+            // Tasks of the driver end the cursors of change streams, and panic if the client is
+            // gone.
             let cursors = tokio::spawn(client.clone().shutdown().into_future());
             let _ = timeout(CURSORS_TIMEOUT, cursors).await;
             let shutdown = tokio::spawn(client.clone().shutdown().immediate(true).into_future());
@@ -269,8 +275,8 @@ impl Connection {
         if let Some(prepared) = self.prepared.get() {
             return self.unless_refused(prepared);
         }
-        // Several callers may do this at the same time: it is harmless, and none waits for another's deadline. Whatever
-        // goes wrong here, what the caller wants was not done.
+        // Several callers may do this at the same time, which is harmless, and none waits for
+        // another's deadline. On any failure here the caller's operation was not done.
         let client = timeout_at(deadline, self.client.get_or_try_init(|| self.connect(deadline)));
         let client = client.await.map_err(|_| Failure::not_done("connecting took too long"))??;
         let database = client.database(&self.config.database);
@@ -284,7 +290,7 @@ impl Connection {
         let wire_version = hello.get_i32("maxWireVersion").unwrap_or(0);
         if wire_version < OLDEST_WIRE_VERSION {
             return Err(Failure::not_done(&format!(
-                "MongoDB 4.4 or newer is needed; this is wire version {wire_version}"
+                "MongoDB is too old (wire version {wire_version}): 4.4 or newer is needed"
             )));
         }
         let standalone = !hello.contains_key("setName") && !hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
@@ -299,7 +305,7 @@ impl Connection {
         self.unless_refused(prepared)
     }
 
-    /// Nothing is read from collections that would answer wrongly, nor written to them.
+    /// Fails if answers from the collections would be wrong; then nothing is read or written.
     fn unless_refused(&self, prepared: &Prepared) -> Result<Prepared, Failure> {
         match self.setup.refusal() {
             None => Ok(prepared.clone()),
@@ -307,7 +313,8 @@ impl Connection {
         }
     }
 
-    /// The same failure with its cause, where one can be found. It is looked for now and then, and not by every call.
+    /// The failure with its cause, if one can be found. It is looked for from time to time, not at
+    /// every call.
     async fn explained(&self, failure: Failure, deadline: Instant) -> Failure {
         let Ok(mut cause) = timeout_at(deadline, self.cause.lock()).await else { return failure };
         if cause.as_ref().is_none_or(|(_, looked)| looked.elapsed() > CAUSE_INTERVAL) {
@@ -323,7 +330,7 @@ impl Connection {
     async fn connect(&self, deadline: Instant) -> Result<Client, Failure> {
         let uri = self.uri.clone();
         let config = &self.config;
-        // Asks DNS where the URI is mongodb+srv.
+        // Asks DNS if the URI is mongodb+srv.
         let options = self.spawn(Lane::Reserved, deadline, |_| async { ClientOptions::parse(uri).await });
         let mut options = options.await.map_err(Failure::before_the_operation)?;
         options.app_name.get_or_insert_with(|| "featurestore".to_owned());
@@ -332,7 +339,8 @@ impl Connection {
         options.server_selection_timeout = Some(config.server_selection_timeout);
         options.connect_timeout.get_or_insert(MONITOR_INTERVAL);
         options.heartbeat_freq.get_or_insert(MONITOR_INTERVAL);
-        // The driver's retry would hide that the first try may have happened; ours does not, and ours covers commands.
+        // The retry of the driver would hide that the first try may have happened. Our own does
+        // not, and also covers commands.
         options.retry_writes = Some(false);
         Client::with_options(options).map_err(|error| Failure::not_done(&error.kind.to_string()))
     }
@@ -358,7 +366,7 @@ impl Connection {
         };
         let left = deadline.saturating_duration_since(Instant::now());
         if left < Duration::from_millis(1) {
-            return Err(Failure::not_done("the deadline passed before it was sent"));
+            return Err(Failure::not_done("the deadline passed before the operation was sent"));
         }
         let operation = operation(left);
         let task = self.running.spawn(async move {
@@ -372,7 +380,7 @@ impl Connection {
         }
     }
 
-    /// A place among the users' operations.
+    /// A slot for an operation of a user.
     async fn slot(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
         if let Ok(slot) = self.slots.clone().try_acquire_owned() {
             self.waits.note(Duration::ZERO);
@@ -385,7 +393,7 @@ impl Connection {
     }
 }
 
-/// One who waits for a place, until it is found or given up.
+/// A caller that waits for a slot, until it gets one or gives up.
 struct Waiting<'a> {
     count: &'a AtomicUsize,
     waits: &'a Histogram,

@@ -1,6 +1,7 @@
-//! Reading the documents of the collection `features`.
+//! Reads documents of the collection `features`.
 //!
-//! People may have edited them: the BSON types win, and what makes no sense is `Corrupt`, never absence.
+//! People may have edited them. The BSON types have priority, and an invalid value is `Corrupt`,
+//! never absent.
 
 use std::{
     collections::HashMap,
@@ -19,7 +20,8 @@ use crate::{
     store::StoreError,
 };
 
-/// The key as `_id`. MongoDB compares embedded documents byte by byte, so the order of the fields is part of the format.
+/// The key as `_id`. MongoDB compares embedded documents byte by byte, so the order of the fields
+/// is part of the format.
 pub(super) fn id(key: &RecordKey) -> Document {
     doc! { "view": key.view.as_str(), "entity_id": key.entity_id.as_str() }
 }
@@ -27,7 +29,8 @@ pub(super) fn id(key: &RecordKey) -> Document {
 /// The view and entity id of a document.
 pub(super) fn key_of(document: &RawDocument) -> Option<(&str, &str)> {
     let mut id = None;
-    // It stands first, unless somebody moved it; `walk` is quicker, and the library reads what that does not.
+    // It is the first field, unless it was moved. `walk` is faster; the library reads what `walk`
+    // does not.
     walk(document, |name, value| {
         id = value.filter(|_| name == b"_id");
         None
@@ -48,7 +51,8 @@ pub(super) fn key_of(document: &RawDocument) -> Option<(&str, &str)> {
     Some((view.or_else(|| id.get_str("view").ok())?, entity_id.or_else(|| id.get_str("entity_id").ok())?))
 }
 
-/// Whether the memory of requests can be read: a write that needs what stands must know whether it was done before.
+/// Whether the remembered requests can be read. A write that needs the stored record must know
+/// whether it was done before.
 pub(super) fn requests_are_usable(document: &RawDocument) -> Result<(), StoreError> {
     match document.get("requests") {
         Ok(None | Some(RawBsonRef::Array(_))) => Ok(()),
@@ -56,39 +60,40 @@ pub(super) fn requests_are_usable(document: &RawDocument) -> Result<(), StoreErr
     }
 }
 
-/// What a document says of its key.
+/// The state in a document.
 pub(super) fn state(document: &RawDocument) -> Result<State, StoreError> {
     Reader::new(document.as_bytes().len()).state(document)
 }
 
-/// The fields of a document, besides its id, of which at least one is in each document that a server wrote.
+/// The fields of a document beside its id. Each document that a server wrote has at least one.
 pub(super) const FIELDS: [&str; 9] =
     ["rev", "features", "deleted", "requests", "event_time", "write_time", "expire_at", "model_version", "kinds"];
-/// The revisions that a record may have: L1's scripts compute with doubles, which are exact below 2^53.
+/// The revisions that a record may have: the scripts of L1 compute with doubles, which are exact
+/// below 2^53.
 pub(super) const REVISIONS: Range<i64> = 1..1 << 53;
-/// The times that a record may have, in ms: the range of google.protobuf.Timestamp, which is what a client may send and can
-/// read.
+/// The times that a record may have, in ms: the range of google.protobuf.Timestamp, which clients
+/// can send and read.
 pub(super) const TIMES: RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
 
-/// As many bytes of records share a buffer, about.
+/// About how many bytes of records share a buffer.
 const CHUNK_BYTES: usize = 32 << 10;
 
-/// Reads documents. Their features go from BSON to stored bytes without anything between; the records share buffers.
+/// Reads documents. Features go directly from BSON to stored bytes; the records share buffers.
 pub(super) struct Reader {
     encoder: Encoder,
-    /// A value's bytes.
+    /// The bytes of a value.
     value: Vec<u8>,
     chunk: BytesMut,
 }
 
 impl Reader {
-    /// For documents of so many bytes in all, about.
+    /// For documents of about this many bytes together.
     pub(super) fn new(bytes: usize) -> Self {
         let chunk = BytesMut::with_capacity(bytes.min(CHUNK_BYTES));
         Self { encoder: Encoder::with_capacity(bytes.min(CHUNK_BYTES)), value: Vec::with_capacity(64), chunk }
     }
 
-    /// What a document says of its key.
+    /// The state in a document.
     pub(super) fn state(&mut self, document: &RawDocument) -> Result<State, StoreError> {
         let fields = Fields::of(document)?;
         let revision = as_revision(fields.rev)?;
@@ -120,7 +125,7 @@ impl Reader {
         };
         let kinds = kinds(fields.kinds)?;
         let kind_of = |name: &str| if kinds.is_empty() { None } else { kinds.get(name).copied() };
-        // Most are in order, and of the usual kinds.
+        // Most documents are sorted and have the usual kinds.
         self.encoder.clear();
         let mut last: &[u8] = &[];
         let put_all = walk(stored, |name, value| {
@@ -150,7 +155,7 @@ impl Reader {
     }
 }
 
-/// The numbers of the kinds that BSON has no type for, by the names of their features.
+/// The numbers of the kinds for which BSON has no type, by feature name.
 fn kinds(field: Option<RawBsonRef<'_>>) -> Result<HashMap<&str, i32>, StoreError> {
     let kinds = match field {
         None | Some(RawBsonRef::Null) => return Ok(HashMap::new()),
@@ -244,7 +249,7 @@ fn sorted(stored: &RawDocument) -> Result<Vec<(&str, RawBsonRef<'_>)>, StoreErro
             features.push((name.as_str(), value));
         }
     }
-    // Merges put new features last. Of equal names, which only people make, the last counts.
+    // Merges put new features last. Of equal names, which only edits by hand make, the last counts.
     if !features.is_sorted_by(|(one, _), (next, _)| one < next) {
         features.reverse();
         features.sort_by_key(|(name, _)| *name);
@@ -273,7 +278,7 @@ fn time(field: Option<RawBsonRef<'_>>, name: &str) -> Result<Option<Millis>, Sto
 }
 
 fn corrupt(what: &str) -> StoreError {
-    StoreError::Corrupt(format!("{what} is not as it should be").into())
+    StoreError::Corrupt(format!("{what} is invalid in the document").into())
 }
 
 #[cfg(test)]

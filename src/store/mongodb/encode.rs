@@ -1,14 +1,15 @@
-//! Features as BSON, made straight from their stored bytes. No tree of values stands in between: a list of small integers,
-//! a byte each in the request, would take forty times its size there.
+//! Features as BSON, made directly from their stored bytes. A tree of values between would take
+//! forty times the size of a list of small integers, with one byte each in the request.
 //!
-//! The same walk measures and writes, so what is too large for MongoDB is known before any of it is built.
+//! The same code measures and writes, so a document that is too large is noticed before it is
+//! built.
 
 use prost::encoding::{self, WireType};
 
 use super::value;
 use crate::record::{encoding::EncodedFeatures, float32::widen};
 
-// BSON's numbers of its types.
+// The numbers of BSON's types.
 pub(super) const DOUBLE: u8 = 0x01;
 pub(super) const STRING: u8 = 0x02;
 pub(super) const DOCUMENT: u8 = 0x03;
@@ -19,16 +20,17 @@ pub(super) const NULL: u8 = 0x0a;
 pub(super) const INT32: u8 = 0x10;
 pub(super) const INT64: u8 = 0x12;
 
-/// Takes BSON piece by piece: `Vec<u8>` keeps it, `Size` counts it.
+/// Receives BSON in pieces: `Vec<u8>` keeps it, `Size` counts it.
 pub(super) trait Sink {
     /// Takes bytes.
     fn put_bytes(&mut self, bytes: &[u8]);
     /// Begins a document or an array, after its name.
     fn begin(&mut self) -> usize;
-    /// Ends what was begun at this place.
+    /// Ends what was begun at this position.
     fn end(&mut self, begun: usize);
 
-    /// Takes that an array has so many elements of so many bytes each; false: they have to be put one by one.
+    /// Takes the size of an array of `count` elements with `bytes` bytes each. False: they must be
+    /// put one by one.
     fn elements(&mut self, _count: usize, _bytes: usize) -> bool {
         false
     }
@@ -72,13 +74,13 @@ impl Sink for Vec<u8> {
 
     fn end(&mut self, begun: usize) {
         self.push(0);
-        // What is written was measured before, and is far below 2 GiB.
+        // The size was measured before, and is far below 2 GiB.
         let length = i32::try_from(self.len() - begun).unwrap_or(i32::MAX);
         self[begun..begun + 4].copy_from_slice(&length.to_le_bytes());
     }
 }
 
-/// How many bytes of BSON something takes.
+/// Counts bytes of BSON.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Size(pub(super) usize);
 
@@ -97,7 +99,7 @@ impl Sink for Size {
     }
 
     fn elements(&mut self, count: usize, bytes: usize) -> bool {
-        // Type, name and its end, and the value; there are `from..to` names of as many digits.
+        // Type, name with its end, and value. `from..to` are the indices with equally many digits.
         let (mut digits, mut from) = (1, 0);
         while from < count {
             let to = count.min(10_usize.pow(digits));
@@ -112,7 +114,8 @@ impl Sink for Size {
 pub(super) fn put_features(features: &EncodedFeatures, into: &mut impl Sink) {
     let begun = into.begin();
     for entry in features.entries().flatten() {
-        // Features were checked when they came in; what is no value all the same is null, as a value without a kind is.
+        // Features were checked on arrival. An invalid value would become null, like a value
+        // without a kind.
         if put_value(entry.name, entry.value, into).is_none() {
             into.head(NULL, entry.name);
         }
@@ -120,7 +123,8 @@ pub(super) fn put_features(features: &EncodedFeatures, into: &mut impl Sink) {
     into.end(begun);
 }
 
-/// Puts the document of the kinds: of the features whose BSON type does not tell it, or with `all` of each, 0 for the others.
+/// Puts the document of the kinds: of features whose BSON type does not show the kind, or with
+/// `all` of every feature (0 for the others).
 pub(super) fn put_kinds(features: &EncodedFeatures, all: bool, into: &mut impl Sink) {
     let begun = into.begin();
     for entry in features.entries().flatten() {
@@ -133,7 +137,7 @@ pub(super) fn put_kinds(features: &EncodedFeatures, all: bool, into: &mut impl S
     into.end(begun);
 }
 
-/// The number of a value's kind where its BSON type does not tell it, else 0.
+/// The number of a value's kind if its BSON type does not show it, else 0.
 fn kind_of(value: &[u8]) -> i32 {
     match first_field(value) {
         Some((tag @ (6 | 8 | 11..=18), _, _)) => tag as i32,
@@ -142,7 +146,7 @@ fn kind_of(value: &[u8]) -> i32 {
     }
 }
 
-/// The field of a message that has one: its number, its wire type, and its bytes, without the length where it has one.
+/// The first field of a message: its number, wire type and bytes, without a length.
 fn first_field(mut message: &[u8]) -> Option<(u32, WireType, &[u8])> {
     next_field(&mut message)
 }
@@ -224,7 +228,7 @@ fn widened(float: &[u8]) -> Option<[u8; 8]> {
     Some(widen(f32::from_le_bytes(float.try_into().ok()?)).to_le_bytes())
 }
 
-/// Puts a list. Its numbers stand packed in one piece, or one by one.
+/// Puts a list. Its numbers are packed in one piece, or come one by one.
 fn put_list(tag: u32, name: &[u8], mut list: &[u8], into: &mut impl Sink) {
     let begun = into.begin_array(name);
     let mut index = Index::default();
@@ -308,7 +312,7 @@ impl Index {
         self.first == self.digits.len()
     }
 
-    /// The next one.
+    /// The next name.
     pub(super) fn next(&mut self) -> &[u8] {
         if self.first == 20 {
             self.first = 19;
@@ -326,8 +330,8 @@ impl Index {
     }
 }
 
-/// Whether MongoDB can hold a JSON object as a document: no key that it does not hold safely, and each value has a kind.
-/// Depth does not matter: protobuf's own limit for what is decoded is half of MongoDB's.
+/// Whether MongoDB can hold a JSON object as a document: every key is safe, and each value has a
+/// kind. Depth does not matter, because the limit of protobuf is half of MongoDB's.
 fn is_natural(object: &[u8]) -> bool {
     put_struct(object, &mut Size::default()).is_some()
 }

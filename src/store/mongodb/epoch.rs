@@ -1,9 +1,10 @@
-//! The epoch: one document of the collection `meta`, `{_id: "epoch", epoch: <16 hex digits>, dirty: <bool>, since: <date>,
-//! l1: {id, histories, shared, address}, leased_until: <date>, beside_until: <date>, l2: {database, features}}`. All but the
-//! first three are absent in what a version before them wrote: such an epoch names no L1.
+//! The epoch: one document of the collection `meta`, `{_id: "epoch", epoch: <16 hex digits>, dirty:
+//! <bool>, since: <date>, l1: {id, histories, shared, address}, leased_until: <date>, beside_until:
+//! <date>, l2: {database, features}}`. Earlier versions wrote only the first three fields; such an
+//! epoch names no L1.
 //!
-//! These operations do not queue behind the users': a server that learns of the epoch too late must leave L1 alone, which
-//! would make a busy L2 busier.
+//! These operations do not queue behind those of users: a server that reads the epoch too late must
+//! not use L1, which would make a busy L2 busier.
 
 use std::time::Duration;
 
@@ -24,21 +25,23 @@ use crate::{
     store::{Claim, EpochState, LEASE, LEASE_LOW, StoreError},
 };
 
-/// The epoch, over one database.
+/// The epoch, in one database.
 pub(super) struct Epochs<'a> {
     pub(super) connection: &'a Connection,
     pub(super) identity: &'a Identity,
 }
 
 impl Epochs<'_> {
-    /// The epoch as it stands, made for the records that are here; the first call ever makes one.
+    /// The epoch for the present records. The first call ever makes one.
     pub(super) async fn read(&self, deadline: Instant) -> Result<EpochState, StoreError> {
         for _ in 0..TRIES {
             if let Some(state) = self.read_once(deadline).await? {
                 return Ok(state);
             }
         }
-        Err(StoreError::Unavailable("the epoch is being replaced again and again; it is read once more later".into()))
+        Err(StoreError::Unavailable(
+            "the epoch is being replaced again and again; the server will read it later".into(),
+        ))
     }
 
     /// None: it was replaced meanwhile.
@@ -58,8 +61,8 @@ impl Epochs<'_> {
             Verdict::Another => {
                 tracing::warn!(
                     database = here.database,
-                    "the records are others than those that the epoch was made for (a copy, a restored backup, or a \
-                     collection that was made again): L1 starts cold, in a new epoch"
+                    "the records in MongoDB are not those for which the epoch was made (a copy, a restored backup, or \
+                     a collection that was created again): L1 starts cold, in a new epoch"
                 );
                 fresh(&here)
             }
@@ -68,7 +71,7 @@ impl Epochs<'_> {
         replaced.map(|document| self::state(&document)).transpose()
     }
 
-    /// The same, and prolongs what says that `l1` is in use.
+    /// As `read`, and extends the lease on `l1`.
     pub(super) async fn use_l1(&self, l1: &L1Name, deadline: Instant) -> Result<EpochState, StoreError> {
         let state = self.read(deadline).await?;
         let until = |field: &str| doc! { "$max": [format!("${field}"), { "$add": ["$$NOW", millis(LEASE)] }] };
@@ -93,7 +96,7 @@ impl Epochs<'_> {
         }
     }
 
-    /// Names another L1, unless somebody still says to use the one that is named.
+    /// Names another L1, unless a server still has a lease on the named one.
     pub(super) async fn name_l1(&self, claim: Claim, deadline: Instant) -> Result<EpochState, StoreError> {
         let here = self.identity.last(self.connection);
         let mut change = if claim.keep_epoch {
@@ -117,7 +120,7 @@ impl Epochs<'_> {
     pub(super) async fn renew(&self, seen: Epoch, deadline: Instant) -> Result<EpochState, StoreError> {
         let mut still_seen = filter();
         still_seen.insert("epoch", seen.to_string());
-        // After an event that replaced the records these are looked for again.
+        // An event that replaced the records may have led here, so their identity is read again.
         let here = self.identity.look(self.connection, deadline).await?;
         match self.update(still_seen, fresh(&here), false, deadline).await? {
             Some(renewed) => state(&renewed),
@@ -125,7 +128,7 @@ impl Epochs<'_> {
         }
     }
 
-    /// Replaces whatever stands there.
+    /// Replaces the epoch in any case.
     pub(super) async fn replace(&self, l1: Option<&L1Name>, deadline: Instant) -> Result<EpochState, StoreError> {
         let here = self.identity.look(self.connection, deadline).await?;
         let mut change = fresh(&here);
@@ -143,8 +146,8 @@ impl Epochs<'_> {
         state(&self.update(filter(), change, true, deadline).await?.ok_or_else(lost)?)
     }
 
-    /// Linearizable: a server trusts L1 by what it read here less than 2 s ago, and a deposed primary may go on answering
-    /// majority reads with what was true before it lost its majority.
+    /// Linearizable, because a server uses L1 if it read this less than 2 s ago, and a deposed
+    /// primary may continue to answer majority reads with what was true before.
     async fn find(&self, deadline: Instant) -> Result<Option<RawDocumentBuf>, StoreError> {
         let asked = Instant::now();
         let found = self.connection.run(Command::new("find", META), Lane::Reserved, deadline, |prepared, left| {
@@ -158,7 +161,7 @@ impl Epochs<'_> {
         Ok(found)
     }
 
-    /// Every change made here may be repeated: it is done again, or finds that it was done.
+    /// Every change here may be repeated: it is done again, or finds that it was done.
     async fn update(
         &self,
         filter: Document,
@@ -192,7 +195,7 @@ fn filter() -> Document {
     doc! { "_id": "epoch" }
 }
 
-/// The document, if both its epoch and the L1 that it names are as they were seen.
+/// The document, if both the epoch and the named L1 are as they were seen.
 fn as_seen(seen: &EpochState) -> Document {
     let mut filter = filter();
     filter.insert("epoch", seen.epoch.to_string());
@@ -207,13 +210,13 @@ fn as_seen(seen: &EpochState) -> Document {
     filter
 }
 
-/// A new epoch, from now on, for the records that are here.
+/// A new epoch, from now on, for the present records.
 fn fresh(here: &Here) -> Document {
     let epoch = Epoch(rand::random()).to_string();
     doc! { "epoch": epoch, "dirty": false, "since": "$$NOW", "l2": here.document() }
 }
 
-/// Whom it holds for, who uses it from now on.
+/// The named L1, with a lease from now on.
 fn named(l1: &L1Name) -> Document {
     doc! { "l1": literal(l1), "leased_until": { "$add": ["$$NOW", millis(LEASE)] } }
 }
@@ -223,7 +226,7 @@ fn literal(l1: &L1Name) -> Document {
     doc! { "$literal": { "id": &**id, "histories": histories.to_vec(), "shared": shared, "address": &**address } }
 }
 
-/// What is not there yet.
+/// Fields that are missing.
 fn missing() -> Document {
     let fresh = doc! { "epoch": Epoch(rand::random()).to_string(), "dirty": false, "since": "$$NOW" };
     let if_missing =
@@ -231,7 +234,7 @@ fn missing() -> Document {
     fresh.into_iter().map(if_missing).collect()
 }
 
-/// The document, and its times as seen from now, by the server's clock.
+/// The document, with its times relative to now by the server's clock.
 fn projection() -> Document {
     let left = |field: &str| doc! { "$toLong": { "$subtract": [date_or(field, "$$NOW".into()), "$$NOW"] } };
     doc! {
@@ -243,7 +246,7 @@ fn projection() -> Document {
     }
 }
 
-/// A field that is a date, whatever somebody made of it.
+/// A field if it is a date, else `other`.
 fn date_or(field: &str, other: Bson) -> Document {
     doc! { "$cond": [{ "$eq": [{ "$type": field }, "date"] }, field, other] }
 }
@@ -267,7 +270,8 @@ fn state(document: &RawDocument) -> Result<EpochState, StoreError> {
     };
     Ok(EpochState {
         epoch: Epoch(epoch),
-        // What cannot be read is dirty: then L1 is trusted only under a new epoch, which mends it.
+        // An unreadable flag counts as dirty. Then L1 is used only in a new epoch, which corrects
+        // it.
         dirty: document.get_bool("dirty").unwrap_or(true),
         age: duration("age"),
         l1: document.get_document("l1").ok().and_then(l1_name),

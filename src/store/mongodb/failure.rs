@@ -1,7 +1,8 @@
-//! What a failed operation means: surely not done, or maybe done.
+//! What a failed operation means: certainly not done, or perhaps done.
 //!
-//! "It failed" and "it may have happened" are kept apart with care: a client repeats the second with its request id,
-//! and L1 drops a mark only after the first. Where the driver does not tell, it may have happened.
+//! The two must be separated with care: a client repeats the second with its request id, and L1
+//! takes back a permit only after the first. If the driver does not say which, it may have
+//! happened.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -14,27 +15,29 @@ use crate::{store::StoreError, trace::Failed};
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     meaning: Meaning,
-    /// For the log. It holds nothing of what was sent or stored: the server's own texts do, and are dropped.
+    /// For the log. It has nothing of what was sent or stored; texts of the server have, and are
+    /// dropped.
     text: Arc<str>,
-    /// Of the server's answer.
+    /// The code in the server's answer.
     code: Option<i32>,
-    /// Another try may go better at once: a new primary, a new connection.
+    /// Another try at once may succeed: a new primary, a new connection.
     pub(super) worth_repeating: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
-    /// It surely was not done: never sent, or refused before anything was done.
+    /// It was certainly not done: never sent, or refused before anything was done.
     NotDone,
-    /// A server that is not the primary refused it. One write was surely not done; of many, the first ones may be.
+    /// A server that is not the primary refused it. A single write was certainly not done; of many,
+    /// the first ones may be.
     NotPrimary,
-    /// It was sent, or may be, and was not answered in time. It may still happen.
+    /// It was sent, or may have been, and was not answered in time. It may still happen.
     OutOfTime,
-    /// The connection broke, or the answer tells too little. It may have happened.
+    /// The connection broke, or the answer says too little. It may have happened.
     Unknown,
-    /// The server will not do it. It surely was not done.
+    /// The server rejects it. It was certainly not done.
     Rejected,
-    /// The collections are not what they should be, so it was not sent.
+    /// The collections are not usable, so it was not sent.
     Unusable,
 }
 
@@ -55,34 +58,35 @@ impl Failure {
         Self { meaning: Meaning::Unknown, text: text.into(), code: None, worth_repeating: false }
     }
 
-    /// From the code of an answer, and its name if the answer gives one.
+    /// From the code of an answer, and its name if the answer has one.
     pub(super) fn answered(code: i32, named: &str) -> Self {
         let (meaning, worth_repeating) = match code {
-            // Not a writable primary, in each of its wordings.
+            // Not a writable primary, in each of its forms.
             10107 | 13435 | 10058 | 13436 => (Meaning::NotPrimary, true),
-            // Interrupted, shutting down, stepping down: nobody tells at which point.
+            // Interrupted, shutting down, stepping down, at an unknown point.
             11600 | 11602 | 189 | 91 | 6 | 7 | 89 | 9001 => (Meaning::Unknown, true),
             // MaxTimeMSExpired, ExceededTimeLimit, write concern timeouts.
             50 | 262 | 64 => (Meaning::OutOfTime, false),
-            // Majority not reachable.
+            // The majority cannot be reached.
             100 | 79 | 134 => (Meaning::Unknown, false),
             // DuplicateKey: another upsert of the same new key was faster; WriteConflict.
             11000 | 112 => (Meaning::Rejected, true),
-            // Unauthorized, AuthenticationFailed: a matter of setup, and nothing works until it is mended.
+            // Unauthorized, AuthenticationFailed: nothing works until the configuration is
+            // corrected.
             13 | 18 => (Meaning::NotDone, false),
             _ => (Meaning::Rejected, false),
         };
         Self { meaning, text: code::describe(code, named).into(), code: Some(code), worth_repeating }
     }
 
-    /// Done here, but not known to be safe with a majority.
+    /// Done on the server, but perhaps not on a majority.
     pub(super) fn not_confirmed(code: i32, named: &str) -> Self {
         let worth_repeating = !matches!(code, 50 | 64 | 100 | 79);
         let text = code::describe(code, named).into();
         Self { meaning: Meaning::Unknown, text, code: Some(code), worth_repeating }
     }
 
-    /// It befell what had to be done first: the operation itself was never sent.
+    /// A failure of an earlier step: the operation itself was never sent.
     pub(super) fn before_the_operation(self) -> Self {
         match self.meaning {
             Meaning::Unusable => self,
@@ -90,17 +94,17 @@ impl Failure {
         }
     }
 
-    /// The same in other words.
+    /// The failure with another text.
     pub(super) fn with_text(self, text: &str) -> Self {
         Self { text: text.into(), ..self }
     }
 
-    /// The server works, and will not do it.
+    /// The server works, but rejects the operation.
     pub(super) fn is_refusal(&self) -> bool {
         self.meaning == Meaning::Rejected
     }
 
-    /// The server will not do it because the document would be too large.
+    /// The server rejects it because the document would be too large.
     pub(super) fn is_too_large(&self) -> bool {
         self.code.is_some_and(code::is_too_large)
     }
@@ -115,12 +119,12 @@ impl Failure {
         self.code == Some(code)
     }
 
-    /// A write with this failure may have happened.
+    /// Whether a write with this failure may have happened.
     pub(super) fn may_be_done(&self) -> bool {
         matches!(self.meaning, Meaning::OutOfTime | Meaning::Unknown)
     }
 
-    /// The same, of a command that holds many writes and failed as a whole: those before the failure may be done.
+    /// The failure of a whole command with many writes: those before the failure may be done.
     pub(super) fn of_many(mut self) -> Self {
         if matches!(self.meaning, Meaning::NotPrimary | Meaning::Rejected) {
             self.meaning = Meaning::Unknown;
@@ -128,7 +132,7 @@ impl Failure {
         self
     }
 
-    /// In a trace, where no text of the driver may go.
+    /// For a trace, which must not contain text of the driver.
     pub(super) fn for_traces(&self) -> Failed {
         match (self.code, self.meaning) {
             (Some(code), _) => Failed::with_code(code.to_string()),
@@ -149,12 +153,12 @@ impl Failure {
         }
     }
 
-    /// For a write before which it was to be looked at what is stored, and of which earlier tries `may_be_done`.
+    /// For the read before a write of which earlier tries `may_be_done`.
     pub(super) fn of_look(self, earlier_may_be_done: bool) -> StoreError {
         self.before_the_operation().of_write(earlier_may_be_done)
     }
 
-    /// For a write, of which earlier tries `may_be_done`.
+    /// For a write of which earlier tries `may_be_done`.
     pub(super) fn of_write(self, earlier_may_be_done: bool) -> StoreError {
         match self.meaning {
             _ if earlier_may_be_done => StoreError::OutcomeUnknown(self.text),
@@ -164,8 +168,8 @@ impl Failure {
         }
     }
 
-    /// What the server answers by a code is a matter of how its collections are set up; what the driver itself does not take
-    /// is a bug.
+    /// A code of the server depends on how its collections are configured. An error of the driver
+    /// itself is a bug.
     fn of_refusal(self) -> StoreError {
         match (self.meaning, self.code) {
             (Meaning::Unusable, _) => StoreError::Unusable(self.text),
@@ -199,13 +203,13 @@ impl From<Error> for Failure {
             // The driver puts this label on network errors while it connects: nothing was sent.
             ErrorKind::Io(_) if error.contains_label(SYSTEM_OVERLOADED_ERROR) => of(Meaning::NotDone, true),
             ErrorKind::Io(_) => of(Meaning::Unknown, true),
-            // The pool was cleared while this waited for a connection. The same kind is used when the monitor cuts a
-            // connection in use, and then it may have been sent.
+            // The pool was cleared while this waited for a connection. The same kind is used when
+            // the monitor closes a connection in use, and then it may have been sent.
             ErrorKind::ConnectionPoolCleared { message, .. } if message.starts_with("Connection pool for") => {
                 of(Meaning::NotDone, true)
             }
             ErrorKind::Authentication { .. } => Self::not_done(&format!(
-                "authentication failed: MongoDB does not take the user name and password in mongodb.uri, or its authSource \
+                "authentication failed: MongoDB rejects the user name and password in mongodb.uri, or its authSource \
                  ({text})"
             )),
             ErrorKind::ServerSelection { .. }
@@ -220,8 +224,8 @@ impl From<Error> for Failure {
     }
 }
 
-/// The driver's own text of an error that is about connections, and a text of ours for those that may repeat what was sent
-/// or stored.
+/// The driver's text for errors of connections, and a text of ours for others, which may repeat
+/// what was sent or stored.
 fn text_of(kind: &ErrorKind) -> Cow<'static, str> {
     match kind {
         ErrorKind::Io(_)
@@ -233,9 +237,9 @@ fn text_of(kind: &ErrorKind) -> Cow<'static, str> {
         | ErrorKind::ServerSelection { .. }
         | ErrorKind::SessionsNotSupported
         | ErrorKind::Shutdown => kind.to_string().into(),
-        ErrorKind::InvalidArgument { .. } => "the driver refuses the operation's arguments".into(),
-        ErrorKind::InvalidResponse { .. } => "MongoDB's answer is none that the driver knows".into(),
-        _ => "the driver could not make or read a message (its words may hold values, and are not logged)".into(),
+        ErrorKind::InvalidArgument { .. } => "the driver rejects the arguments of the operation".into(),
+        ErrorKind::InvalidResponse { .. } => "the driver does not understand the answer of MongoDB".into(),
+        _ => "the driver could not write or read a message (its text may contain values and is not logged)".into(),
     }
 }
 

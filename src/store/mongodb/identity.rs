@@ -1,9 +1,9 @@
-//! Which records these are: the UUID that MongoDB gave the collection `features`, and the name of the database. A copy
-//! of the database (a dump that is restored, `$out`, a rename) has another UUID or another name, though the copied epoch
-//! names the original's L1.
+//! The identity of the records: the UUID of the collection `features`, and the name of the
+//! database. A copy of the database (a restored dump, `$out`, a rename) has another UUID or name,
+//! though its epoch names the L1 of the original.
 //!
-//! The UUID is told by listCollections. Where the user has no right to that, only the name of the database counts, which
-//! a warning says.
+//! The UUID is read by listCollections. Without that right only the name of the database counts,
+//! and a warning says so.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -20,10 +20,10 @@ use super::{
 };
 use crate::{cache::Epoch, store::StoreError};
 
-/// How long what was found counts, where nothing speaks against it.
+/// How long the identity is used before it is read again.
 const KNOWN_FOR: Duration = Duration::from_secs(2);
 
-/// What was found last.
+/// The identity as last read.
 #[derive(Default)]
 pub(super) struct Identity {
     found: Mutex<Option<Found>>,
@@ -32,30 +32,30 @@ pub(super) struct Identity {
 struct Found {
     here: Here,
     at: Instant,
-    /// In which epoch.
+    /// The epoch at that time.
     epoch: Option<Epoch>,
     is_refused: bool,
 }
 
-/// Which records are here.
+/// The identity of the present records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Here {
     pub(super) database: String,
-    /// None: there is no collection yet, or its UUID is not told.
+    /// None: there is no collection yet, or its UUID may not be read.
     features: Option<String>,
 }
 
-/// Whether an epoch was made for the records that are here.
+/// Whether an epoch was made for the present records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Same,
-    /// It does not say which collection it was made for, as there was none.
+    /// The epoch has no collection, because there was none when it was made.
     Unknown,
     Another,
 }
 
 impl Identity {
-    /// Which records are here, found again now and then, and where the epoch is not the one of the last time.
+    /// The identity, read again after some time, or if the epoch has changed.
     pub(super) async fn here(
         &self,
         connection: &Connection,
@@ -77,14 +77,14 @@ impl Identity {
         Ok(here)
     }
 
-    /// What was found last.
+    /// The identity as last read.
     pub(super) fn last(&self, connection: &Connection) -> Here {
         let found = self.lock();
         let database = || connection.config().database.clone();
         found.as_ref().map_or_else(|| Here { database: database(), features: None }, |found| found.here.clone())
     }
 
-    /// Looks now.
+    /// Reads the identity now.
     pub(super) async fn look(&self, connection: &Connection, deadline: Instant) -> Result<Here, StoreError> {
         let asked = Instant::now();
         let listed = connection.run(Command::new("listCollections", META), Lane::Reserved, deadline, |prepared, _| {
@@ -99,8 +99,9 @@ impl Identity {
                 if !was_refused {
                     tracing::warn!(
                         database,
-                        "MongoDB does not allow listCollections: whether the collection features was replaced (a restored \
-                         backup, a copy in its place) cannot be noticed; run `featurestore epoch new` after a restore"
+                        "MongoDB does not allow listCollections: whether the collection features was replaced (a \
+                         restored backup, a copy in its place) cannot be noticed; run `featurestore epoch new` after a \
+                         restore"
                     );
                 }
                 (None, true)
@@ -129,7 +130,7 @@ impl Here {
         }
     }
 
-    /// As the epoch keeps it.
+    /// As stored in the epoch.
     pub(super) fn document(&self) -> Document {
         let mut document = doc! { "database": &self.database };
         if let Some(features) = &self.features {

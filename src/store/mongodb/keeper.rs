@@ -1,5 +1,5 @@
-//! Looks after the collections while the server runs: makes the TTL index where it is missing, without anybody waiting for
-//! it, and looks again at what others may have changed.
+//! Maintains the collections while the server runs: creates the TTL index if it is missing, without
+//! delaying calls, and checks for changes by others.
 
 use std::{
     sync::{
@@ -21,16 +21,16 @@ use super::{
 };
 use crate::store::{Finding, Severity};
 
-/// Between two looks.
+/// The time between two checks.
 const EVERY: Duration = Duration::from_secs(10);
-/// How long a suspicion waits, so that many errors cause one look.
+/// How long a check after an error is delayed, so that many errors cause one.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Looks again and again until `closing`.
+/// Checks again and again until `closing`.
 pub(super) async fn keep(prepared: Prepared, setup: Arc<Setup>, closing: CancellationToken) {
     let builder = Arc::new(Builder::default());
     while !closing.is_cancelled() {
-        // An error is L2's being away, which others report.
+        // An error here means that L2 cannot be reached, which others report.
         if let Ok(seen) = setup::look(&prepared.database).await {
             setup.found(builder.look_after(&prepared, &setup, seen));
         }
@@ -47,16 +47,16 @@ pub(super) async fn keep(prepared: Prepared, setup: Arc<Setup>, closing: Cancell
     }
 }
 
-/// Makes the index, which may take hours over many records.
+/// Creates the index, which may take hours over many records.
 #[derive(Default)]
 struct Builder {
     building: AtomicBool,
-    /// Why it could not be made the last time.
+    /// Why it could not be created the last time.
     refused: Mutex<Option<String>>,
 }
 
 impl Builder {
-    /// Has the index made if it is missing. Answers all that was found.
+    /// Starts to create the index if it is missing. Returns all findings.
     fn look_after(self: &Arc<Self>, prepared: &Prepared, setup: &Arc<Setup>, seen: Seen) -> Vec<Finding> {
         let Seen { mut findings, has_ttl_index } = seen;
         if findings.iter().any(|finding| finding.severity == Severity::Wrong) {
@@ -67,12 +67,12 @@ impl Builder {
         match (has_ttl_index, refused) {
             (Some(true), _) => return findings,
             (_, Some(why)) => findings.push(odd(format!(
-                "MongoDB refuses to make the index {TTL_INDEX} on the collection {FEATURES}, so records past their time are \
-                 not collected: {why}; it is tried again"
+                "MongoDB refuses to create the index {TTL_INDEX} on the collection {FEATURES}, so expired records are \
+                 not removed: {why}; the server will try again"
             ))),
             (Some(false), None) if self.building.load(SeqCst) => findings.push(odd(format!(
-                "the index {TTL_INDEX} on MongoDB's collection {FEATURES} is being made; until then records past their time \
-                 are not collected"
+                "the index {TTL_INDEX} on MongoDB's collection {FEATURES} is being created; until then expired records \
+                 are not removed"
             ))),
             _ => {}
         }
@@ -85,8 +85,8 @@ impl Builder {
             return;
         }
         let (builder, setup, features) = (self.clone(), setup.clone(), prepared.majority(FEATURES));
-        // Not among what `close` waits for, and without a limit of time, at which MongoDB would give the index up: a server
-        // that ends leaves MongoDB to go on or to begin again with the next one.
+        // `close` does not wait for it, and it has no time limit, at which MongoDB would give the
+        // index up. If the server ends, MongoDB continues, or begins again with the next server.
         tokio::spawn(async move {
             let options = IndexOptions::builder().name(TTL_INDEX.to_owned()).expire_after(Duration::ZERO).build();
             let index = IndexModel::builder().keys(doc! { "gc_at": 1 }).options(options).build();

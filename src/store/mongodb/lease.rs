@@ -1,7 +1,7 @@
-//! Who repairs L1, and how far: one document of the collection `meta`, `{_id: "repairer", holder, until: <date>, position:
-//! <the change stream's token>, stored: <date>}`.
+//! The lease and the position of the repairer: one document of the collection `meta`, `{_id:
+//! "repairer", holder, until: <date>, position: <the change stream's token>, stored: <date>}`.
 //!
-//! Every change is one update by a pipeline, so that the server's own clock decides, atomically.
+//! Every change is one update by a pipeline, so the server's own clock decides, atomically.
 
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ use crate::store::{
     changes::{Leadership, Position},
 };
 
-/// Takes the lease where it is free, or prolongs it and stores a position. One try: who leads asks again and again.
+/// Takes the lease if it is free, or extends it and stores a position. One try, because the
+/// repairer asks again and again.
 pub(super) async fn lead(
     connection: &Connection,
     me: &str,
@@ -34,8 +35,8 @@ pub(super) async fn lead(
     let until = doc! { "$add": ["$$NOW", lease] };
     let (change, upsert) = match &position {
         Some(position) => {
-            let token =
-                changes::document_of(position).ok_or_else(|| StoreError::Internal("no such position".into()))?;
+            let token = changes::document_of(position)
+                .ok_or_else(|| StoreError::Internal("the position cannot be stored".into()))?;
             let change = doc! {
                 "until": if_granted(&mine, until.into(), "until"),
                 "position": if_granted(&mine, doc! { "$literal": token }.into(), "position"),
@@ -71,12 +72,12 @@ pub(super) async fn lead(
     })
 }
 
-/// What is asked for, and how long ago the position was stored, by the server's clock.
+/// The requested fields, and how long ago the position was stored, by the server's clock.
 fn with_age() -> Document {
     doc! { "holder": 1, "position": 1, "age": { "$toLong": { "$subtract": ["$$NOW", "$stored"] } } }
 }
 
-/// Gives the lease up.
+/// Gives up the lease.
 pub(super) async fn resign(connection: &Connection, me: &str, deadline: Instant) -> Result<(), StoreError> {
     let filter = doc! { "_id": "repairer", "holder": me };
     let done = connection.run(Command::new("findAndModify", META), Lane::Reserved, deadline, |prepared, left| {

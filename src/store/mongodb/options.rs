@@ -1,5 +1,5 @@
-//! What a connection string asks for, judged at the start: what the driver would reject at its first use, what nobody
-//! would follow, and which database it names.
+//! Checks the options of a connection string at the start: what the driver would reject at its
+//! first use, what would have no effect, and which database it names.
 
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
@@ -12,24 +12,24 @@ use super::{
     address::{self, InvalidUri},
 };
 
-/// The driver's own bound.
+/// The limit of the driver.
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(500);
-/// The server's own bound.
+/// The limit of the server.
 const LONGEST_APP_NAME: usize = 128;
-/// As the settings beside the URI have it.
+/// The limit of the settings.
 const LARGEST_POOL: u32 = 10_000;
 const MOST_CONNECTING: u32 = 1000;
 const SELECTION_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
-/// MongoDB's own: nothing of ours belongs into them, and `local` is not replicated.
+/// MongoDB's own databases. `local` is not even replicated.
 const OWN_DATABASES: [&str; 3] = ["admin", "config", "local"];
 
-/// What a setting says, and whether somebody has set it.
+/// The value of a setting, and whether it was set explicitly.
 pub(super) type Beside<T> = (T, bool);
 
 impl MongoConfig {
-    /// With what is configured beside the URI: the pool's size, connections being made at a time, and how long an operation
-    /// waits for a primary. What the URI has as an option, too, is taken from there. Where somebody has set both and they
-    /// differ, nobody knows which is meant.
+    /// With the settings beside the URI: the size of the pool, connections opened at a time, and
+    /// how long an operation waits for a primary. Options of the URI have priority. If both are set
+    /// and differ, it is unclear which one is meant, so that is rejected.
     pub fn with_settings(
         self,
         max_pool: Beside<u32>,
@@ -54,7 +54,7 @@ impl MongoConfig {
     }
 }
 
-/// What an option and a setting beside the URI say together.
+/// The value from an option of the URI or a setting. They must not differ.
 fn agreed<T: PartialEq>(
     [option, key]: [&str; 2],
     own: Option<T>,
@@ -72,23 +72,23 @@ fn agreed<T: PartialEq>(
     }
 }
 
-/// What is asked for and is dangerous, a line each.
+/// Dangerous options, with one warning each.
 pub fn warnings(uri: &str) -> Result<Vec<String>, InvalidUri> {
     let uri = address::parse(uri)?;
     let is_blind = tls(&uri).is_some_and(|tls| tls.allow_invalid_certificates == Some(true));
-    let warning = "tlsInsecure or tlsAllowInvalidCertificates is true, so any certificate is taken for that of MongoDB: whoever \
-                   stands in between can read and change everything, and learns the password; name the CA with tlsCAFile";
+    let warning = "tlsInsecure or tlsAllowInvalidCertificates is true, so any certificate is accepted as MongoDB's: \
+                   anyone between can read and change everything, and learns the password; name the CA with tlsCAFile";
     Ok(is_blind.then(|| warning.to_owned()).into_iter().collect())
 }
 
-/// Rejects options that cannot work, or that say something else than what is done whatever they say. `max_pool` is the pool's
-/// size where the URI has none.
+/// Rejects options that cannot work or would have no effect. `max_pool` is the size of the pool if
+/// the URI has none.
 pub(super) fn check(uri: &ConnectionString, max_pool: u32) -> Result<(), InvalidUri> {
     let wrong = impossible(uri, max_pool).or_else(|| contradicting(uri)).map(str::to_owned).or_else(|| files(uri));
     wrong.map_or(Ok(()), |why| Err(InvalidUri::new(why)))
 }
 
-/// What the driver or the server would reject at its first use, and what would never end.
+/// What the driver or the server would reject at its first use, or would never end.
 fn impossible(uri: &ConnectionString, max_pool: u32) -> Option<&'static str> {
     let has_many_hosts = matches!(&uri.host_info, HostInfo::HostIdentifiers(hosts) if hosts.len() > 1);
     let (is_direct, is_balanced) = (uri.direct_connection == Some(true), uri.load_balanced == Some(true));
@@ -102,7 +102,7 @@ fn impossible(uri: &ConnectionString, max_pool: u32) -> Option<&'static str> {
         (is_balanced && is_direct, "loadBalanced=true and directConnection=true exclude each other"),
         (is_balanced && uri.replica_set.is_some(), "loadBalanced=true and replicaSet exclude each other"),
         (uri.replica_set.as_deref() == Some(""), "replicaSet is empty: name the set, or leave it out"),
-        (uri.max_pool_size == Some(0), "maxPoolSize=0 (without a bound) is not possible: give a number"),
+        (uri.max_pool_size == Some(0), "maxPoolSize=0 (no limit) is not possible: set a number"),
         (uri.max_pool_size.is_some_and(|max| max > LARGEST_POOL), "maxPoolSize may be 10000 at most"),
         (
             uri.max_connecting.is_some_and(|max| !(1..=MOST_CONNECTING).contains(&max)),
@@ -120,20 +120,20 @@ fn impossible(uri: &ConnectionString, max_pool: u32) -> Option<&'static str> {
             uri.server_selection_timeout.is_some_and(|of| !SELECTION_TIMEOUTS.contains(&of)),
             "serverSelectionTimeoutMS must be from 10 to 60000",
         ),
-        (uri.connect_timeout.is_some_and(|of| of.is_zero()), "connectTimeoutMS=0 (without a bound) is not possible"),
+        (uri.connect_timeout.is_some_and(|of| of.is_zero()), "connectTimeoutMS=0 (no limit) is not possible"),
         (uri.app_name.as_ref().is_some_and(|of| of.len() > LONGEST_APP_NAME), "appName may have 128 bytes at most"),
         (
             lacks_password(uri),
             "it has a user and no password: with its authMechanism nobody can log in without one; give it as \
              mongodb://user:password@host, or leave the user out",
         ),
-        (is_cr, "authMechanism=MONGODB-CR is not spoken by MongoDB any more: leave it out"),
+        (is_cr, "authMechanism=MONGODB-CR is no longer supported by MongoDB: leave it out"),
         (is_x509 && !has_certificate, "authMechanism=MONGODB-X509 needs tls=true and tlsCertificateKeyFile"),
     ];
     rules.into_iter().find_map(|(is_wrong, why)| is_wrong.then_some(why))
 }
 
-/// Whether there is a user who needs a password and has none. An empty one is none.
+/// Whether a user needs a password and has none. An empty one counts as none.
 fn lacks_password(uri: &ConnectionString) -> bool {
     let needs_one = |mechanism: Option<&AuthMechanism>| match mechanism {
         None => true,
@@ -147,7 +147,7 @@ fn lacks_password(uri: &ConnectionString) -> bool {
     })
 }
 
-/// What is always done in one way, and asked for in another.
+/// Options that ask for another behaviour than the fixed one.
 fn contradicting(uri: &ConnectionString) -> Option<&'static str> {
     let concern = uri.write_concern.as_ref();
     let w = concern.and_then(|concern| concern.w.as_ref());
@@ -192,7 +192,7 @@ fn files(uri: &ConnectionString) -> Option<String> {
         Ok(pem) => {
             let pem = String::from_utf8_lossy(&pem);
             let missing = wanted.iter().find(|wanted| !pem.contains(**wanted))?;
-            Some(format!("{option}: {} holds no {missing} in PEM", path.display()))
+            Some(format!("{option}: {} has no {missing} in PEM", path.display()))
         }
     };
     let ca = tls.ca_file_path.as_ref().and_then(|path| wrong("tlsCAFile", path, &["CERTIFICATE"]));
@@ -200,13 +200,13 @@ fn files(uri: &ConnectionString) -> Option<String> {
     ca.or_else(|| own.and_then(|path| wrong("tlsCertificateKeyFile", path, &["CERTIFICATE", "PRIVATE KEY"])))
 }
 
-/// The database: the one that is configured; else the one that the URI's path names, as every client has it; else the
-/// default. A path that names another one than what is configured must be there for another reason: to log in.
+/// The database: that of the setting, else that of the URI's path, else the default. A path that
+/// differs from the setting is allowed only if it is used for the login.
 pub fn choose_database(uri: &str, configured: Option<&str>, default: &str) -> Result<String, InvalidUri> {
     let parsed = address::parse(uri)?;
     let options = uri.rsplit_once('?').map_or("", |(_, options)| options).to_lowercase();
     let is_source_named = options.split('&').any(|option| option.starts_with("authsource="));
-    // Of a URI with a user, MongoDB's tools take the path as the database that knows the user, too.
+    // MongoDB's tools use the path of a URI with a user also as the database that knows the user.
     let is_for_login = parsed.credential.is_some() && !is_source_named;
     let database = match (parsed.default_database.as_deref().filter(|path| !path.is_empty()), configured) {
         (None, configured) => configured.unwrap_or(default),
@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(choose("mongodb://h/credit", None), "credit");
         assert_eq!(choose("mongodb://u:p@h/credit", None), "credit");
         assert_eq!(choose("mongodb://h/credit", Some("credit")), "credit");
-        // It is where the user is known.
+        // This is the database that knows the user.
         assert_eq!(choose("mongodb://u:p@h/admin", None), "featurestore");
         assert_eq!(choose("mongodb://u:p@h/users", Some("risk")), "risk");
         for (uri, configured, why) in [

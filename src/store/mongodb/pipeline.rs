@@ -1,8 +1,8 @@
 //! A write as an update pipeline: what `store::apply` does, done by the server in one atomic step.
 //!
-//! Conditions stand in the pipeline and never in the filter, which with an upsert would answer E11000. Every value of a
-//! client is wrapped in `$literal`, as a string that starts with `$` would be read as a field's path. `_attempt` holds
-//! what one stage works out for the next, and is gone in the end.
+//! Conditions are in the pipeline and never in the filter, which with an upsert would return
+//! E11000. Every value of a client is wrapped in `$literal`, because a string that begins with `$`
+//! would be read as a path. `_attempt` has the results of earlier stages and is removed at the end.
 
 use std::time::Duration;
 
@@ -20,15 +20,15 @@ use crate::{
 /// How much the clocks of the servers and of MongoDB's nodes may differ.
 pub(super) const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
-/// No value takes more bytes in stored form than so many times its BSON: a null is three bytes and its name here, and at most
-/// ten and its name there.
+/// The stored form of a value takes at most this many times the bytes of its BSON. A null takes
+/// three bytes and its name in BSON, and at most ten and its name in stored form.
 const MOST_STORED_PER_BSON: i64 = 4;
 
-/// A record to write, and how large it is.
+/// A record to write, and its size.
 pub(super) struct Planned<'a> {
     record: &'a Record,
     given: Given<'a>,
-    /// What of it the rules do not allow, or MongoDB cannot hold, whatever is stored.
+    /// The outcome if the rules or MongoDB do not allow it, whatever is stored.
     refused: Option<Outcome>,
 }
 
@@ -63,12 +63,12 @@ impl<'a> Planned<'a> {
 
 /// What is known of a write before it is translated.
 pub(super) struct Outline {
-    /// What is answered where there is no document, which then stays so. None: the write makes one.
+    /// The outcome if there is no document, which then stays so. None: the write creates one.
     pub(super) on_nothing: Option<Outcome>,
-    /// Only a look at what is stored can tell what becomes of it: it is a merge that is too large by itself, and is answered
-    /// how large the whole would be.
+    /// Only a read of the stored record can decide: a merge that is too large by itself, whose
+    /// error contains the size of the whole.
     pub(super) needs_a_look: bool,
-    /// Of the features that it brings, as BSON.
+    /// The size of the given features as BSON.
     pub(super) bytes: usize,
 }
 
@@ -82,7 +82,7 @@ pub(super) fn outline(write: &Write, rules: &WriteRules) -> Outline {
     }
 }
 
-/// How many bytes of BSON the features of a write take.
+/// The size of a write's features as BSON.
 pub(super) fn document_bytes(write: &Write) -> usize {
     match &write.change {
         Change::Upsert(record) => super::statement::document_bytes(&record.features),
@@ -90,14 +90,16 @@ pub(super) fn document_bytes(write: &Write) -> usize {
     }
 }
 
-/// Translates a write; sending it again changes nothing. One that is sent again, as it `may_be_done` since the time that is given, changes nothing where the
-/// document may have forgotten it: there is no telling then whether it is done, and doing it twice could undo a later write.
-/// A merge that comes near a limit changes nothing either and is not remembered: the server has no stored bytes to count, so
-/// `compare` decides. Nor does a write that needs what stands, where nobody can read that, or it is in doubt; a write that needs
-/// nothing takes its place.
+/// Translates a write. Sending it again changes nothing. A write that `may_be_done` since a given
+/// time changes nothing if the document may have forgotten it: it cannot be known whether it is
+/// done, and doing it twice could undo a later write. A merge close to a limit changes nothing
+/// either and is not remembered, because the server cannot count stored bytes; `compare` decides.
+/// The same holds for a write that needs the stored record, if that is unreadable or in doubt. A
+/// write that needs nothing replaces such a record.
 pub(super) fn update<'a>(write: &'a Write, rules: &WriteRules, may_be_done: Option<bson::DateTime>) -> Statement<'a> {
     let planned = Planned::of(write, rules);
-    // The stage of what is given comes after the first one. Somebody may have given the document such a field.
+    // The stage of the given features comes after the first one, which removes a field of this name
+    // that was edited into the document.
     let mut stages = vec![
         doc! { "$unset": "_attempt" },
         set(doc! { "_attempt.readable": readable(Needs::of(write)) }),
@@ -141,16 +143,16 @@ pub(super) fn update<'a>(write: &'a Write, rules: &WriteRules, may_be_done: Opti
     Statement {
         filter: doc! { "_id": document::id(&write.key) },
         stages,
-        // What is refused is not even built.
+        // A rejected record is not even built.
         given: planned.filter(|planned| planned.refused.is_none()).map(|planned| planned.given),
         upsert,
     }
 }
 
-/// How much of what stands a write needs.
+/// How much of the stored record a write needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// It replaces or deletes whatever it is.
+    /// It replaces or deletes any record.
     Nothing,
     /// Its times, to compare them.
     Head,
@@ -169,7 +171,7 @@ impl Needs {
     }
 }
 
-/// Whether what a write needs of the document can be read. A new document can be.
+/// Whether the needed parts of the document can be read. Those of a new document can.
 fn readable(needs: Needs) -> Document {
     let mut all = vec![sound::head()];
     if needs != Needs::Nothing {
@@ -178,13 +180,13 @@ fn readable(needs: Needs) -> Document {
     if needs == Needs::Everything {
         all.push(sound::features());
     }
-    // A document that this write makes has nothing of ours yet.
+    // A document that this write creates has none of our fields yet.
     let is_new = document::FIELDS.map(|field| doc! { "$eq": [{ "$type": format!("${field}") }, "missing"] });
     doc! { "$or": [{ "$and": is_new.to_vec() }, { "$and": all }] }
 }
 
-/// Whether the document may have forgotten a request that was sent then: all requests that it remembers may be later. `slack`: by
-/// how much the clock that says so may differ from the document's.
+/// Whether the document may have forgotten a request that was sent at `since`: all requests that it
+/// remembers may be later. The clock of `since` may differ from MongoDB's by `slack`.
 pub(super) fn may_have_forgotten(document: &RawDocument, since: bson::DateTime, slack: Duration) -> bool {
     let Ok(requests) = document.get_array("requests") else { return false };
     let mut entries = requests.into_iter().flatten();
@@ -193,18 +195,19 @@ pub(super) fn may_have_forgotten(document: &RawDocument, since: bson::DateTime, 
     is_full && oldest.is_none_or(|at| at.timestamp_millis() >= earliest(since, slack))
 }
 
-/// When a write that was sent then may have been done at the earliest, by another's clock.
+/// The earliest time at which a write that was sent then may have been done, by another clock.
 fn earliest(since: bson::DateTime, slack: Duration) -> i64 {
     since.timestamp_millis().saturating_sub_unsigned(slack.as_millis() as u64)
 }
 
-/// What stands now: whether the request is a repeat, whether there is a live record, and the revision.
+/// The present state: whether the request is a repeat, whether there is a live record, and the
+/// revision.
 fn standing(write: &Write, may_be_done: Option<bson::DateTime>) -> Document {
-    // Guards against what people may have done to a document: no write may fail for that.
+    // Guards against edits by hand: no write may fail because of them.
     let of_requests = |field: &str| doc! { "$cond": [{ "$isArray": "$requests" }, field, []] };
     let ids = of_requests("$requests.id");
     let forgotten = may_be_done.map_or(Bson::from(false), |since| {
-        // Those that came after it push it out: while one from before it is still there, it would be there too.
+        // Later requests push it out. While an earlier one is still there, it would be there too.
         let oldest = doc! { "$ifNull": [{ "$arrayElemAt": [of_requests("$requests.at"), 0] }, "$$NOW"] };
         doc! { "$and": [
             { "$gte": [{ "$size": of_requests("$requests") }, REMEMBERED_REQUESTS as i32] },
@@ -262,7 +265,7 @@ fn outcome(write: &Write, planned: Option<&Planned<'_>>, rules: &WriteRules) -> 
     doc! { "$switch": { "branches": branches, "default": default } }
 }
 
-/// Whether a merge may make a record that is larger than allowed, or a document that is larger than MongoDB holds.
+/// Whether a merge may make a record above the limit, or a document that is too large for MongoDB.
 fn is_unsure(planned: &Planned<'_>, rules: &WriteRules) -> Document {
     let stored = |factor: i64| doc! { "$multiply": ["$_attempt.base", factor] };
     let room = to_i64(rules.max_record_bytes) - to_i64(planned.record.features.as_bytes().len());
@@ -308,12 +311,13 @@ fn record(planned: &Planned<'_>, rules: &WriteRules) -> Document {
     }
 }
 
-/// The kinds of a record that takes the place of another.
+/// The kinds of a record that replaces another.
 pub(super) fn given_kinds(given: &Given<'_>) -> Bson {
     if given.has_kinds() { "$_attempt.given.kinds".into() } else { "$$REMOVE".into() }
 }
 
-/// The kinds of a merged record: the given names' kinds replace the stored ones, and a 0 only takes the stored one away.
+/// The kinds of a merged record: given kinds replace stored ones, and a 0 only removes the stored
+/// one.
 pub(super) fn merged_kinds(is_live: Bson) -> Bson {
     let usable = doc! { "$and": [is_live, { "$eq": [{ "$type": "$kinds" }, "object"] }] };
     let stored = doc! { "$cond": [usable, "$kinds", literal(doc! {})] };
@@ -340,7 +344,7 @@ fn tombstone(rules: &WriteRules) -> Document {
     }
 }
 
-/// The latest requests, this one the last of them.
+/// The latest requests with this one at the end.
 fn requests(write: &Write, planned: Option<&Planned<'_>>) -> Document {
     let when = |outcome: &str, then: Bson| doc! { "case": { "$eq": ["$_attempt.outcome", outcome] }, "then": then };
     let mut branches = vec![when("revision_mismatch", live_revision().into())];
@@ -367,7 +371,7 @@ fn requests(write: &Write, planned: Option<&Planned<'_>>) -> Document {
     entry.insert("at", "$$NOW");
     let earlier = doc! { "$cond": [{ "$isArray": "$requests" }, "$requests", []] };
     let latest = doc! { "$slice": [{ "$concatArrays": [earlier, [entry]] }, -(REMEMBERED_REQUESTS as i32)] };
-    // Not an attempt, or not yet.
+    // It is not an attempt, or not yet.
     doc! { "$cond": [{ "$in": ["$_attempt.outcome", ["repeat", "forgotten", "unsure"]] }, "$requests", latest] }
 }
 

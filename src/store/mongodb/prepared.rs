@@ -1,4 +1,4 @@
-//! The database once it was reached: how its collections are read and written.
+//! The database after it was first reached: how its collections are read and written.
 
 use bson::RawDocumentBuf;
 use mongodb::{
@@ -6,21 +6,21 @@ use mongodb::{
     options::{Acknowledgment, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, WriteConcern},
 };
 
-/// A database that was reached once and looked at.
+/// A database that was reached and checked.
 #[derive(Clone)]
 pub(super) struct Prepared {
     pub(super) database: Database,
-    /// No replica set: there is no majority to ask, and `local` is the latest.
+    /// Not a replica set: there is no majority to ask, and `local` reads are the latest.
     pub(super) standalone: bool,
 }
 
 impl Prepared {
-    /// A collection; reads go to the primary and see what a majority has.
+    /// A collection. Reads go to the primary and see what a majority has.
     pub(super) fn majority(&self, name: &str) -> Collection<RawDocumentBuf> {
         self.collection(name, ReadConcern::majority())
     }
 
-    /// A collection; reads see the latest acknowledged state, even against a deposed primary.
+    /// A collection. Reads see the latest acknowledged state, even against a deposed primary.
     pub(super) fn linearizable(&self, name: &str) -> Collection<RawDocumentBuf> {
         self.collection(name, ReadConcern::linearizable())
     }

@@ -1,7 +1,7 @@
 //! Reads of the collection `features`.
 //!
-//! A reply of MongoDB has up to 16 MiB, so a read asks for as many documents at a time as have `READ_BYTES` together by their
-//! size lately, and stops once it has those bytes.
+//! A reply of MongoDB has up to 16 MiB. So a read asks for as many documents at a time as have
+//! `READ_BYTES` together by their recent size, and stops when it has these bytes.
 
 use std::{
     collections::HashMap,
@@ -24,17 +24,17 @@ use crate::{
     store::{READ_BYTES, ReadConcern, StoreError},
 };
 
-/// How many single reads a linearizable batch makes at the same time.
+/// The most single reads that a linearizable batch makes at the same time.
 const LINEARIZABLE_AT_ONCE: usize = 32;
-/// Documents are taken for so large before any were seen: a usual batch is one reply.
+/// The assumed size of a document before any was seen: a usual batch is one reply.
 pub(super) const UNSEEN_BYTES: usize = 4 << 10;
 
-/// Ids are compared byte by byte, even in a collection that somebody gave another collation, until that is found.
+/// Compares ids byte by byte, even in a collection with another collation, until that is found.
 pub(super) fn simple() -> Collation {
     Collation::builder().locale("simple").build()
 }
 
-/// Reads records, in the order of the keys. `size`: of documents lately.
+/// Reads records, in the order of the keys. `size`: the recent size of documents.
 pub(super) async fn read(
     connection: &Connection,
     size: &TypicalSize,
@@ -94,7 +94,7 @@ async fn read_majority(
             reader.state(document).map_err(|error| error.of_record(key))
         }
         None if is_whole => Ok(State::Absent),
-        // It may stand in what was not asked for any more.
+        // It may be in the part that was not read.
         None => Err(StoreError::LeftOut),
     };
     keys.iter().map(&mut state).collect()
@@ -112,8 +112,8 @@ async fn read_linearizable(connection: &Connection, key: RecordKey, deadline: In
     found.map_or(Ok(State::Absent), |document| document::state(&document)).map_err(|error| error.of_record(&key))
 }
 
-/// The documents of these keys, in no order, in one query; all of their fields or those of the projection. They stay in
-/// MongoDB's replies, see `by_key`.
+/// The documents of these keys, unordered, in one query, with all fields or those of the
+/// projection. They stay in MongoDB's replies, see `by_key`.
 pub(super) async fn find(
     connection: &Connection,
     keys: &[RecordKey],
@@ -123,7 +123,7 @@ pub(super) async fn find(
     Ok(find_at_most(connection, keys, projection, None, deadline).await?.0)
 }
 
-/// The same; with the size of documents lately only about `READ_BYTES` of them, and whether that was all.
+/// As `find`. With `size`, only about `READ_BYTES` of documents, and whether these were all.
 async fn find_at_most(
     connection: &Connection,
     keys: &[RecordKey],
@@ -136,7 +136,7 @@ async fn find_at_most(
     }
     let ids: Vec<Document> = keys.iter().map(document::id).collect();
     let (count, enough) = (ids.len(), size.map_or(usize::MAX, |_| READ_BYTES));
-    // One more: no getMore for the end.
+    // One more, to avoid a getMore for the end.
     let batch_size = size.map_or(usize::MAX, |size| size.records_in(READ_BYTES)).min(count + 1);
     let batch_size = u32::try_from(batch_size).unwrap_or(u32::MAX);
     connection
@@ -164,13 +164,14 @@ async fn find_at_most(
         .await
 }
 
-/// Documents by view and entity id. A reply that cannot be read is a failure: nothing in it may count as absent.
+/// Documents by view and entity id. An unreadable reply is a failure: nothing in it may count as
+/// absent.
 pub(super) fn by_key(batches: &[RawBatch]) -> Result<ByKey<'_>, Failure> {
     let mut found = ByKey::default();
     for batch in batches {
         for document in batch.doc_slices().map_err(Failure::from)? {
             let Ok(RawBsonRef::Document(document)) = document else {
-                return Err(Failure::not_done("MongoDB's reply cannot be read"));
+                return Err(Failure::not_done("the reply of MongoDB cannot be read"));
             };
             if let Some(key) = document::key_of(document) {
                 found.insert(key, document);
@@ -180,10 +181,10 @@ pub(super) fn by_key(batches: &[RawBatch]) -> Result<ByKey<'_>, Failure> {
     Ok(found)
 }
 
-/// What `by_key` makes.
+/// The result of `by_key`.
 pub(super) type ByKey<'a> = HashMap<(&'a str, &'a str), &'a RawDocument, ahash::RandomState>;
 
-/// A key as `by_key` has it.
+/// A key in the form of `by_key`.
 pub(super) fn name(key: &RecordKey) -> (&str, &str) {
     (key.view.as_str(), key.entity_id.as_str())
 }

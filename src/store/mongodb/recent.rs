@@ -1,28 +1,30 @@
-//! Whether a document that was replaced as a whole is a write of a server: MongoDB tells some of them so. A document that
-//! somebody put there by hand may have the revision of the one before, and is met a second time.
+//! Whether a replaced document is the write of a server; MongoDB reports some of those as a
+//! replacement. A document that was restored by hand may have the revision of an earlier one, and
+//! that revision is seen twice.
 
 use std::collections::HashMap;
 
 use crate::record::{Millis, RecordKey, Revision};
 
-/// A revision is a time: this close to its event it belongs to it.
+/// A revision is a time. It belongs to an event if it is this close.
 const CLOSE_MS: i64 = 5_000;
-/// Records remembered at most, twice; beyond that nothing is told to be a server's.
+/// The most records in each of two generations. Beyond that no write is attributed to a server.
 const MAX: usize = 20_000;
 
-/// The revisions that one stream told lately.
+/// The revisions that one stream has seen lately.
 #[derive(Default)]
 pub(super) struct Recent {
-    /// When the first event of this stream happened.
+    /// The time of the first event of this stream.
     since: Option<Millis>,
-    /// Begun at this time, and those from before.
+    /// When the present generation began; and the previous one.
     begun: Millis,
     young: HashMap<RecordKey, Revision>,
     old: HashMap<RecordKey, Revision>,
 }
 
 impl Recent {
-    /// Takes note of a revision, and says whether surely a server wrote it: it is of now, and was not told before.
+    /// Notes a revision. True: a server certainly wrote it, because it is of now and was not seen
+    /// before.
     pub(super) fn is_new(&mut self, key: &RecordKey, revision: Revision, at: Millis) -> bool {
         let since = *self.since.get_or_insert(at);
         if at.0 - self.begun.0 > 2 * CLOSE_MS {

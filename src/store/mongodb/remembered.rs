@@ -1,4 +1,4 @@
-//! The latest writes that a document remembers, by their request ids, and what became of them.
+//! The latest writes of a document by their request ids, with their outcomes.
 
 use bson::RawDocument;
 
@@ -8,13 +8,13 @@ use crate::{
     store::{Operation, Outcome, RequestId, Write, repeated},
 };
 
-/// What became of the write, if the document remembers it.
+/// The outcome of the write, if the document remembers it.
 pub(super) fn outcome_of(document: &RawDocument, write: &Write) -> Option<Outcome> {
     let remembered = request(document, &write.request_id)?;
     Some(repeated(write, operation(remembered), outcome(remembered)?))
 }
 
-/// What a remembered write was to do, where that is known.
+/// What a remembered write was to do, if known.
 pub(super) fn operation(remembered: &RawDocument) -> Option<Operation> {
     remembered.get_i64("of").ok().and_then(|sum| u32::try_from(sum).ok()).map(Operation)
 }
@@ -26,7 +26,7 @@ pub(super) fn request<'a>(document: &'a RawDocument, request_id: &RequestId) -> 
     entries.find(|entry| entry.get_str("id").is_ok_and(|id| id == &*request_id.0))
 }
 
-/// An outcome as a document names it.
+/// The name of an outcome in documents.
 pub(super) fn outcome_name(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Written => "written",
@@ -37,12 +37,12 @@ pub(super) fn outcome_name(outcome: &Outcome) -> &'static str {
         Outcome::TooManyFeatures { .. } => "too_many_features",
         Outcome::RecordTooLarge { .. } => "record_too_large",
         Outcome::DocumentTooLarge { .. } => "document_too_large",
-        // Never remembered: what is remembered is the first request's outcome.
+        // Never remembered: the outcome of the first request is.
         Outcome::RequestIdReused => "request_id_reused",
     }
 }
 
-/// What a document remembers of an outcome beside its name: `number`, and `document`.
+/// The fields `number` and `document` of an outcome.
 pub(super) fn numbers_of(outcome: &Outcome) -> (Option<i64>, Option<i64>) {
     let number = |number: usize| Some(i64::try_from(number).unwrap_or(i64::MAX));
     match *outcome {
@@ -56,7 +56,7 @@ pub(super) fn numbers_of(outcome: &Outcome) -> (Option<i64>, Option<i64>) {
     }
 }
 
-/// What became of a remembered write.
+/// The outcome of a remembered write.
 pub(super) fn outcome(remembered: &RawDocument) -> Option<Outcome> {
     let number = || remembered.get_i64("number").ok();
     Some(match remembered.get_str("outcome").ok()? {

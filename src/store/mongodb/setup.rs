@@ -1,5 +1,6 @@
-//! What others made of our collections: their kind, options and indexes. It is looked at before the database is first used,
-//! and then again by `keeper`. What would make answers wrong stops this store; the rest is reported.
+//! What others made of our collections: their kind, options and indexes. They are checked before
+//! the first use of the database, and again by `keeper`. If answers would be wrong, this store is
+//! not used; other findings are reported.
 
 use std::sync::Arc;
 
@@ -11,11 +12,11 @@ use tokio::sync::Notify;
 use super::{FEATURES, META, failure::Failure};
 use crate::store::{Finding, Severity};
 
-/// How long the server may take for one look.
+/// How long the server may take for one check.
 const MAX_TIME_MS: i64 = 2_000;
-/// The index that collects what is past its time.
+/// The index by which expired records are removed.
 pub(super) const TTL_INDEX: &str = "gc_at_ttl";
-/// Options of a collection that change nothing for us.
+/// Options of a collection that do not affect us.
 const HARMLESS: [&str; 6] = [
     "uuid",
     "changeStreamPreAndPostImages",
@@ -29,7 +30,7 @@ const HARMLESS: [&str; 6] = [
 #[derive(Default)]
 pub(super) struct Setup {
     findings: ArcSwap<Vec<Finding>>,
-    /// Something happened that a change of the setup may explain.
+    /// Something happened that a change of the collections may explain.
     pub(super) suspected: Notify,
 }
 
@@ -38,13 +39,13 @@ impl Setup {
         self.findings.load_full()
     }
 
-    /// Why this store must not be used; None: it may be.
+    /// Why this store must not be used. None: it may be used.
     pub(super) fn refusal(&self) -> Option<String> {
         let findings = self.findings.load();
         findings.iter().find(|finding| finding.severity == Severity::Wrong).map(|finding| finding.text.clone())
     }
 
-    /// Takes what was found, and logs what is new.
+    /// Stores the findings, and logs new ones.
     pub(super) fn found(&self, findings: Vec<Finding>) {
         let before = self.findings.swap(Arc::new(findings.clone()));
         for finding in findings.iter().filter(|finding| !before.contains(finding)) {
@@ -56,19 +57,19 @@ impl Setup {
             }
         }
         for gone in before.iter().filter(|finding| !findings.contains(finding)) {
-            tracing::info!("no longer so: {}", gone.text);
+            tracing::info!("this problem has ended: {}", gone.text);
         }
     }
 }
 
-/// What a look brought.
+/// The result of a check.
 pub(super) struct Seen {
     pub(super) findings: Vec<Finding>,
-    /// Whether the TTL index is there; None: it may not be looked for.
+    /// Whether the TTL index exists. None: the right to list indexes is missing.
     pub(super) has_ttl_index: Option<bool>,
 }
 
-/// Looks at both collections.
+/// Checks both collections.
 pub(super) async fn look(database: &Database) -> Result<Seen, Error> {
     let mut seen = Seen { findings: Vec::new(), has_ttl_index: Some(false) };
     let filter = doc! { "name": { "$in": [FEATURES, META] } };
@@ -102,7 +103,7 @@ pub(super) async fn look(database: &Database) -> Result<Seen, Error> {
     Ok(seen)
 }
 
-/// The documents of a command's first batch; a collection that does not exist yet has none.
+/// The documents of a command's first batch. A collection that does not exist yet has none.
 fn batch(answer: Result<Document, Error>) -> Result<Vec<Document>, Error> {
     const NAMESPACE_NOT_FOUND: i32 = 26;
     let answer = match answer {
@@ -113,7 +114,7 @@ fn batch(answer: Result<Document, Error>) -> Result<Vec<Document>, Error> {
     Ok(batch.into_iter().flatten().filter_map(Bson::as_document).cloned().collect())
 }
 
-/// A user without the right to look is served all the same.
+/// A user without the right to check is served all the same.
 fn unchecked(database: &Database, error: Error, right: &str) -> Result<Finding, Error> {
     const UNAUTHORIZED: i32 = 13;
     if !Failure::from(error.clone()).has_code(UNAUTHORIZED) {
@@ -122,7 +123,7 @@ fn unchecked(database: &Database, error: Error, right: &str) -> Result<Finding, 
     let name = database.name();
     let text = format!(
         "the setup of MongoDB's database {name} cannot be checked: the user lacks {right}; grant it \
-         (docs/security.md has the role), or see to it yourself that nobody gave the collections {FEATURES} and {META} a \
+         (docs/security.md has the role), or make sure yourself that the collections {FEATURES} and {META} have no \
          collation, and that they are no views"
     );
     Ok(Finding { severity: Severity::Unchecked, text })
@@ -133,7 +134,7 @@ fn judge_collection(collection: &Document, findings: &mut Vec<Finding>) {
     let mut note = |severity, what: String| {
         findings.push(Finding { severity, text: format!("MongoDB's collection {name} {what}") });
     };
-    const REPLACE: &str = "L2 is not used: drop it, or rename it, and the server makes a collection of its own; or set \
+    const REPLACE: &str = "L2 is not used: drop it, or rename it, and the server creates a new collection; or set \
                            mongodb.database to another database";
     match collection.get_str("type").unwrap_or("collection") {
         "collection" => {}
@@ -148,19 +149,19 @@ fn judge_collection(collection: &Document, findings: &mut Vec<Finding>) {
             }
             ("collation", Bson::Document(collation)) if collation.get_str("locale").ok() != Some("simple") => note(
                 Severity::Wrong,
-                format!("has a collation, so MongoDB takes different ids for the same (Abc and abc). {REPLACE}"),
+                format!("has a collation, so MongoDB treats different ids as the same (Abc and abc). {REPLACE}"),
             ),
             ("validator", Bson::Document(validator)) if !validator.is_empty() => note(
                 Severity::Odd,
-                "has a validator, so MongoDB may refuse records: remove it with collMod, or see to it that it takes every \
-                 document of the server's"
+                "has a validator, so MongoDB may refuse records: remove it with collMod, or make sure that it accepts \
+                 all documents of the server"
                     .to_owned(),
             ),
             ("validator" | "capped" | "collation" | "autoIndexId", _) => {}
             (option, _) if HARMLESS.contains(&option) => {}
             (option, _) => note(
                 Severity::Odd,
-                format!("has the option {option}, which the server does not set and is not tested with"),
+                format!("has the option {option}, which the server does not set, and with which it is not tested"),
             ),
         }
     }
@@ -189,15 +190,15 @@ fn judge_index(collection: &str, index: &Document, findings: &mut Vec<Finding>) 
         if !is_ours || has("partialFilterExpression") || has("sparse") || has("collation") || is_set("unique") {
             note(
                 Severity::Odd,
-                "is not the server's own (the keys {gc_at: 1} with expireAfterSeconds: 0 and nothing else), so records past \
-                 their time are collected wrongly or not at all: drop it, and the server makes its own",
+                "is not the server's own (the keys {gc_at: 1} with expireAfterSeconds: 0 and nothing else), so expired \
+                 records are removed wrongly or not at all: drop it, and the server creates its own",
             );
         }
     } else if has("expireAfterSeconds") {
         note(
             Severity::Odd,
-            "is a TTL index, so MongoDB deletes documents that the server still serves: drop it; the server collects what is \
-             past its time by itself",
+            "is a TTL index, so MongoDB deletes documents that the server still serves: drop it; the server removes \
+             expired records by itself",
         );
     } else if is_set("unique") {
         note(Severity::Odd, "is unique, so MongoDB refuses records that are alike in its fields: drop it");

@@ -1,18 +1,18 @@
-//! Whether a document can be read, as far as an update pipeline can tell: a write that needs what stands must change
-//! nothing where nobody can read it.
+//! Whether a document can be read, as far as an update pipeline can decide: a write that needs the
+//! stored record must change nothing if that is unreadable.
 //!
-//! What is said to be sound here is something that `document::Reader` reads. The other way round need not hold: of what is
-//! in doubt (values in each other many levels deep) the reader decides, see `compare`.
+//! What is called sound here can be read by `document::Reader`. The reverse need not hold: if it is
+//! in doubt (deeply nested values), the reader decides, see `compare`.
 
 use bson::{Bson, Document, doc};
 
 use super::{document, value};
 
-/// How many levels of a struct are looked through; what lies deeper is in doubt.
+/// How many levels of a struct are checked. Deeper values are in doubt.
 const LEVELS: usize = 2;
 /// The BSON types of single values.
 const SCALARS: [&str; 8] = ["double", "string", "bool", "int", "long", "null", "date", "binData"];
-/// And of those within a struct.
+/// The same within a struct.
 const JSON_SCALARS: [&str; 6] = ["double", "string", "bool", "int", "long", "null"];
 
 /// Whether the revision can be read.
@@ -26,7 +26,7 @@ pub(super) fn revision() -> Document {
     ] }
 }
 
-/// Whether everything but the features can be read. A tombstone needs no more than its revision.
+/// Whether everything but the features can be read. A tombstone needs only its revision.
 pub(super) fn head() -> Document {
     let record = doc! { "$and": [
         type_is("$features", &["object"]),
@@ -43,12 +43,12 @@ pub(super) fn head() -> Document {
     ] }
 }
 
-/// Whether the memory of requests can be read.
+/// Whether the remembered requests can be read.
 pub(super) fn requests() -> Document {
     type_is("$requests", &["array", "missing"])
 }
 
-/// Whether the features of a record can surely be read.
+/// Whether the features of a record can certainly be read.
 pub(super) fn features() -> Document {
     let kinds = doc! { "$map": { "input": entries("$kinds"), "in": "$$this.v" } };
     let each = doc! { "$map": { "input": entries("$features"), "as": "f", "in": { "$and": [
@@ -57,14 +57,14 @@ pub(super) fn features() -> Document {
     ] } } };
     let sound = doc! { "$and": [
         { "$allElementsTrue": [{ "$map": { "input": kinds.clone(), "in": type_is("$$this", &["int"]) } }] },
-        // Of a struct that is stored as bytes only a reader can tell.
+        // Only a reader can check a struct that is stored as bytes.
         { "$not": [{ "$in": [value::STRUCT, kinds] }] },
         { "$allElementsTrue": [each] },
     ] };
     doc! { "$or": [{ "$eq": ["$deleted", true] }, sound] }
 }
 
-/// The entries of a document, of anything else none.
+/// The entries of a document; none of anything else.
 fn entries(field: &str) -> Document {
     doc! { "$objectToArray": { "$cond": [type_is(field, &["object"]), field, { "$literal": {} }] } }
 }
@@ -89,7 +89,7 @@ fn list_is_sound(list: &str) -> Document {
     doc! { "$let": { "vars": { "types": types }, "in": { "$or": within.to_vec() } } }
 }
 
-/// Whether what lies in a struct, or in a list within one, is JSON.
+/// Whether the values in a struct, or in a list within one, are JSON.
 fn children_are_sound(parent: &str, level: usize) -> Document {
     let name = format!("c{level}");
     let child = format!("$${name}");

@@ -1,5 +1,5 @@
-//! One update of one document, in the two forms in which it is sent: as a tree that the driver's helpers take, and as bytes,
-//! which take a tenth of a tree's memory and hold the largest part, the features, only once.
+//! One update of one document, in two forms: as a tree for the driver's helpers, and as bytes. The
+//! bytes take a tenth of the tree's memory and have the largest part, the features, only once.
 
 use std::time::Duration;
 
@@ -8,23 +8,23 @@ use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use super::encode::{self, Sink, Size};
 use crate::record::encoding::EncodedFeatures;
 
-/// The most bytes that a record's features, their kinds and its model version may have as BSON: what a document of 16 MiB
-/// has room for beside its id and its latest requests.
+/// The most bytes of a record's features, kinds and model version as BSON: a document of 16 MiB
+/// also needs room for its id and its latest requests.
 pub const MAX_DOCUMENT_BYTES: usize = (16 << 20) - (128 << 10);
 
-/// Up to this size the features of a record may be sent as a tree.
+/// Features up to this size may be sent as a tree.
 pub(super) const SMALL: usize = 16 << 10;
 
-/// What the stages of a statement take at most, beside what they are given.
+/// The most bytes of the stages of a statement, beside what they are given.
 pub(super) const STAGES_BYTES: usize = 10 << 10;
-/// And what they usually take.
+/// Their usual size in bytes.
 pub(super) const USUAL_STAGES_BYTES: usize = 5 << 10;
 
-/// Features that a statement brings, and how large they are as BSON.
+/// The features of a statement, and their size as BSON.
 #[derive(Clone, Copy)]
 pub(super) struct Given<'a> {
     features: &'a EncodedFeatures,
-    /// Whether the kinds name every feature, which a merge needs to take stored kinds away.
+    /// Whether the kinds name every feature, which a merge needs to remove stored kinds.
     all_kinds: bool,
     features_bytes: usize,
     kinds_bytes: usize,
@@ -38,7 +38,7 @@ impl<'a> Given<'a> {
         Self { features, all_kinds, features_bytes: features_bytes.0, kinds_bytes: kinds_bytes.0 }
     }
 
-    /// Of the features and their kinds.
+    /// The size of the features and their kinds.
     pub(super) fn bytes(&self) -> usize {
         self.features_bytes + self.kinds_bytes
     }
@@ -48,7 +48,7 @@ impl<'a> Given<'a> {
         self.kinds_bytes > 5
     }
 
-    /// The stage that makes them `_attempt.given`, so that they are sent once, however often the other stages name them.
+    /// The stage that stores them as `_attempt.given`, so that they are sent once.
     fn put_stage(&self, into: &mut impl Sink) {
         let stage = into.begin();
         let set = into.begin_document(b"$set");
@@ -67,7 +67,7 @@ impl<'a> Given<'a> {
     }
 }
 
-/// How large a record's features are as BSON, with their kinds.
+/// The size of a record's features as BSON, with their kinds.
 pub(super) fn document_bytes(features: &EncodedFeatures) -> usize {
     Given::new(features, false).bytes()
 }
@@ -76,11 +76,11 @@ pub(super) fn document_bytes(features: &EncodedFeatures) -> usize {
 pub(super) struct Statement<'a> {
     /// Which document.
     pub(super) filter: Document,
-    /// What to do to it. The stage of what is given comes after the first of these.
+    /// The pipeline. The stage of the given features comes after the first of these.
     pub(super) stages: Vec<Document>,
-    /// What the stages call `_attempt.given`.
+    /// The content of `_attempt.given`.
     pub(super) given: Option<Given<'a>>,
-    /// Whether to make the document where there is none.
+    /// Whether to create a missing document.
     pub(super) upsert: bool,
 }
 
@@ -120,8 +120,9 @@ impl Statement<'_> {
     }
 }
 
-/// The command that makes several updates, each of another document and in any order; `room`: about how many bytes they
-/// take. Each statement is made when its turn comes, as a tree of a thousand small ones takes more memory than all of their bytes.
+/// A command with several updates, each of another document and in any order. `room`: their
+/// approximate size. Each statement is built when it is written, because a tree of a thousand small
+/// ones takes more memory than all of their bytes.
 pub(super) fn command<'a>(
     collection: &str,
     room: usize,
@@ -147,12 +148,12 @@ pub(super) fn command<'a>(
     RawDocumentBuf::from_bytes(bytes)
 }
 
-/// Makes a stage.
+/// A `$set` stage.
 pub(super) fn set(fields: Document) -> Document {
     doc! { "$set": fields }
 }
 
-/// A client's value, which is never read as an expression.
+/// The value of a client, which is never read as an expression.
 pub(super) fn literal(value: impl Into<Bson>) -> Document {
     doc! { "$literal": value.into() }
 }

@@ -1,6 +1,8 @@
-//! Values as BSON: natural types, so that people can query them, plus the number of the kind where BSON has none.
+//! Values as BSON: natural types, so that people can query them, and the number of the kind if BSON
+//! has no type for it.
 //!
-//! Reading trusts the BSON type first: people edit documents by hand, and a kind counts only while it fits.
+//! On reading, the BSON type has priority, because people edit documents by hand. A kind counts
+//! only if it fits.
 
 use bson::{RawArray, RawBsonRef, RawDocument};
 use prost::{
@@ -26,8 +28,8 @@ const BOOL_LIST: i32 = 17;
 const UNIX_TIMESTAMP_LIST: i32 = 18;
 pub(super) const STRUCT: i32 = 40;
 
-/// Reads a value and appends its encoded form; None: no kind of value stands for this BSON. What most features are is not
-/// made into a `Value` on the way.
+/// Reads a value and appends its encoded form. None: no kind of value fits. Most values are not
+/// converted to a `Value` between.
 pub(super) fn encode(bson: RawBsonRef<'_>, kind: Option<i32>, into: &mut Vec<u8>) -> Option<()> {
     match (bson, kind) {
         (RawBsonRef::Null, _) => int32::encode(19, &0, into),
@@ -46,7 +48,7 @@ pub(super) fn encode(bson: RawBsonRef<'_>, kind: Option<i32>, into: &mut Vec<u8>
     Some(())
 }
 
-/// Reads a value; None: no kind of value stands for this BSON.
+/// Reads a value. None: no kind of value fits.
 fn from_bson(bson: RawBsonRef<'_>, kind: Option<i32>) -> Option<Value> {
     let kind = match (bson, kind) {
         (RawBsonRef::Null, _) => Kind::NullVal(0),
@@ -70,7 +72,7 @@ fn from_bson(bson: RawBsonRef<'_>, kind: Option<i32>) -> Option<Value> {
     Some(Value { kind: Some(kind) })
 }
 
-/// A number typed by hand may be too large for a float; then it is the double that it is.
+/// A number typed by hand may be too large for a float; then it stays a double.
 fn fits_float(number: f64) -> bool {
     !number.is_finite() || (number as f32).is_finite()
 }
@@ -81,13 +83,13 @@ fn seconds(at: bson::DateTime) -> i64 {
 
 fn list(items: &RawArray, kind: Option<i32>) -> Option<Kind> {
     kind.and_then(|kind| typed_list(items, kind)).or_else(|| {
-        // Made by hand: the first type that holds every item.
+        // Written by hand: the first type that fits every item.
         let inferred = [STRING_LIST, INT32_LIST, INT64_LIST, DOUBLE_LIST, BOOL_LIST, BYTES_LIST, UNIX_TIMESTAMP_LIST];
         inferred.into_iter().find_map(|kind| typed_list(items, kind))
     })
 }
 
-/// None: some item is not of this kind's type.
+/// None: some item has another type.
 fn typed_list(items: &RawArray, kind: i32) -> Option<Kind> {
     Some(match kind {
         BYTES_LIST => Kind::BytesListVal(proto::BytesList { val: all(items, bytes_of)? }),
@@ -105,7 +107,7 @@ fn typed_list(items: &RawArray, kind: i32) -> Option<Kind> {
     })
 }
 
-/// Item by item, as a list of all of them would be larger than the array.
+/// Item by item, because a list of all of them would be larger than the array.
 fn all<'a, T>(items: &'a RawArray, read: impl Fn(RawBsonRef<'a>) -> Option<T>) -> Option<Vec<T>> {
     items.into_iter().map(|item| read(item.ok()?)).collect()
 }
@@ -130,12 +132,13 @@ fn float32(item: RawBsonRef<'_>) -> Option<f32> {
     }
 }
 
-/// How many messages may lie in each other where a struct begins, itself included: clients, and this server, take 100 in
-/// all, and around a struct are a request or response, a record or row, and the entry of a feature with its value.
+/// How deeply messages may be nested in a struct, itself included. Clients and this server accept
+/// 100 in all, and around a struct are a request or response, a record or row, and the entry of a
+/// feature.
 const MESSAGES: u32 = 97;
 
-/// `left`: how many messages may still lie in each other. None too where they are more: no client could have sent it, nor
-/// read it.
+/// `left`: how many levels of messages are allowed. None also if there are more, because no client
+/// could have sent or can read that.
 fn document_to_struct(document: &RawDocument, left: u32) -> Option<Struct> {
     let inner = left.checked_sub(1)?;
     let entry = |element: bson::error::Result<(&bson::raw::CStr, RawBsonRef<'_>)>| {
@@ -146,7 +149,7 @@ fn document_to_struct(document: &RawDocument, left: u32) -> Option<Struct> {
     Some(Struct { fields: document.iter().map(entry).collect::<Option<_>>()? })
 }
 
-/// Whether the messages in a struct that is stored as bytes are not too many.
+/// Whether a struct that is stored as bytes is not nested too deeply.
 fn struct_fits(object: &Struct, left: u32) -> bool {
     let Some(inner) = left.checked_sub(1) else { return false };
     object.fields.values().all(|value| inner.checked_sub(2).is_some_and(|inner| json_fits(value, inner)))
@@ -159,7 +162,7 @@ fn json_fits(value: &JsonValue, left: u32) -> bool {
             let Some(inner) = left.checked_sub(1) else { return false };
             list.values.iter().all(|value| inner.checked_sub(1).is_some_and(|inner| json_fits(value, inner)))
         }
-        // A value without a kind is no client's.
+        // Clients do not send values without a kind.
         kind => kind.is_some(),
     }
 }

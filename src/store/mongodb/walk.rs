@@ -1,10 +1,10 @@
-//! A quick walk over the elements of a BSON document.
+//! A fast iteration over the elements of a BSON document.
 
 use bson::{RawBsonRef, RawDocument, spec::ElementType};
 
-/// Shows the elements of a document one by one, values of the usual kinds as they are (the others as None): in half the time
-/// of the library's iterator. Names need not be UTF-8. None: `each` said so, or the document is not as it should be, or
-/// has kinds of elements that nobody uses.
+/// Passes the elements of a document one by one, with the values of usual kinds (others as None),
+/// in half the time of the library's iterator. Names need not be UTF-8. None: `each` stopped, or
+/// the document is invalid or has obsolete kinds of elements.
 pub(super) fn walk<'a>(
     document: &'a RawDocument,
     mut each: impl FnMut(&'a [u8], Option<RawBsonRef<'a>>) -> Option<()>,

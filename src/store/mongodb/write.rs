@@ -1,4 +1,4 @@
-//! Single writes: one `findOneAndUpdate`, repeated where that is worth it.
+//! Single writes: one `findOneAndUpdate`, repeated if that may help.
 
 use mongodb::options::ReturnDocument;
 use tokio::time::Instant;
@@ -17,10 +17,11 @@ use crate::{
     store::{Outcome, Receipt, StoreError, Write},
 };
 
-/// Tries of one write. Two would do for a lost connection; two servers that make the same document at once need more.
+/// The most tries of one write. Two are enough for a lost connection; two servers that create the
+/// same document at once need more.
 pub(super) const TRIES: usize = 4;
 
-/// Does one write and answers what now stands.
+/// Does one write, and returns the state afterwards.
 pub(super) async fn write(
     connection: &Connection,
     write: Write,
@@ -61,12 +62,13 @@ async fn write_named(connection: &Connection, write: Write, deadline: Instant) -
         match done.await {
             Ok(Some(post_image)) => match remembered::outcome_of(&post_image, &write) {
                 Some(outcome) => return answer(outcome, &post_image),
-                // Nothing was changed: only a look at what is stored can tell.
+                // Nothing was changed, because only a read of the stored record can decide.
                 None if Needs::of(&write) != Needs::Nothing => {
                     let since = may_be_done.then_some(first_sent);
                     return compare::write_one(connection, Group::since(0, write, since), deadline).await;
                 }
-                // So much was written since the try that was lost that the document may have forgotten it.
+                // Since the lost try there were so many writes that the document may have forgotten
+                // it.
                 None if may_be_done => return Err(unseen()),
                 None => return Err(StoreError::DoneUnreadable("the document does not remember the request".into())),
             },
@@ -81,27 +83,27 @@ async fn write_named(connection: &Connection, write: Write, deadline: Instant) -
     Err(unseen())
 }
 
-/// Does a write that is too large for a tree: as a batch of one, and reads back what then stands.
+/// Does a write that is too large for a tree, as a batch of one, and reads the state afterwards.
 async fn write_large(connection: &Connection, item: Item, deadline: Instant) -> Result<(Receipt, State), StoreError> {
     match batch::write_chunk(connection, vec![item], true, deadline).await.pop() {
         Some((_, Done::Answer(answer))) => answer,
         Some((_, Done::Unsure(group))) => compare::write_one(connection, group, deadline).await,
-        None => Err(StoreError::Internal("a write was lost on its way".into())),
+        None => Err(StoreError::Internal("a write got no result".into())),
     }
 }
 
-/// The answer where no document stands.
+/// The answer if there is no document.
 pub(super) fn nothing(outcome: Outcome) -> (Receipt, State) {
     (Receipt { outcome, revision: Revision::NONE, tombstone: false }, State::Absent)
 }
 
-/// An earlier try may still reach the server, and may find there what this one did not.
+/// The lost try may still reach the server, and may find another state than this one did.
 pub(super) fn unseen() -> StoreError {
-    StoreError::OutcomeUnknown("a try was lost, and no later one found its trace".into())
+    StoreError::OutcomeUnknown("the reply to a try was lost, and no later try found out whether it was done".into())
 }
 
 fn answer(outcome: Outcome, post_image: &bson::RawDocument) -> Result<(Receipt, State), StoreError> {
-    // The write has been done, whatever else the document holds: no error here may claim that it was not.
+    // The write is done, whatever else the document has: no error here may say that it was not.
     let unreadable = |error: StoreError| StoreError::DoneUnreadable(error.reason().into());
     let state = document::state(post_image).map_err(unreadable)?;
     Ok((batch::receipt_of(outcome, &state), state))

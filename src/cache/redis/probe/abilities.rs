@@ -1,9 +1,10 @@
-//! Whether a server can do what L1 needs. Every command is tried on a scratch key under the prefix of all of our keys, with
-//! the real scripts and over the same connections: so a renamed command, a missing right, a proxy and an old version show
-//! themselves by what they do, and not by what they say.
+//! Whether a server can do what L1 needs. Every command is tried on a scratch key under our prefix,
+//! with the real scripts and over the same connections. So renamed commands, missing rights,
+//! proxies and old versions are found by what they do, not by what they say.
 //!
-//! The trial runs for each new connection and once a minute. An operation that is refused for lack of a right lets the
-//! connections go (`send`), so the trial runs again at once and names what is missing.
+//! The trial runs for each new connection and once a minute. If an operation is refused because a
+//! right is missing, the connections are closed (`send`), so the trial runs at once and names the
+//! right.
 
 use std::{
     collections::HashMap,
@@ -24,13 +25,13 @@ use crate::cache::{
     },
 };
 
-/// Between two trials over connections that stand.
+/// The time between two trials over the same connections.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// A server that lacks something is left alone for so long, as somebody has to change it.
+/// After a failed trial there is none for this long, as somebody must change the server first.
 const HOLD_OFF: Duration = Duration::from_secs(5);
-/// How long the scratch key lives where its removal fails, in ms.
+/// How long the scratch key lives if it cannot be removed, in ms.
 const TTL_MS: u64 = 60_000;
-/// An absent entry at revision 1, as `entry` packs it. The scripts do not look at its checksum.
+/// An absent entry at revision 1, as `entry` packs it. The scripts ignore its checksum.
 const PACKED: &[u8] = b"A\x01\0\0\0\0\x01\0\0\0\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\x7f";
 
 /// When the servers were last tried, and what was missing.
@@ -44,18 +45,18 @@ struct State {
 }
 
 impl Abilities {
-    /// The error of a trial that has just failed: it would fail again.
+    /// The error of a trial that has just failed. Another one would fail too.
     pub(in crate::cache::redis) fn held_off(&self) -> Option<CacheError> {
         let state = self.lock();
         state.missing.as_ref().filter(|(at, _)| at.elapsed() < HOLD_OFF).map(|(_, error)| error.clone())
     }
 
-    /// Whether something was missing when a server was last probed.
+    /// Whether the last probe of a server found that something is missing.
     pub(in crate::cache::redis) fn are_missing(&self) -> bool {
         self.lock().missing.is_some()
     }
 
-    /// Takes what a probe ended with.
+    /// Notes the result of a probe.
     pub(in crate::cache::redis) fn probed<T>(&self, result: &Result<T, CacheError>) {
         let missing = match result {
             Err(error @ CacheError::Unsuitable(_)) => Some((Instant::now(), error.clone())),
@@ -64,7 +65,7 @@ impl Abilities {
         self.lock().missing = missing;
     }
 
-    /// Whether a server should be tried now; it then counts as tried.
+    /// Whether to try a server now. It then counts as tried.
     pub(super) fn is_due(&self, address: &str, is_new: bool) -> bool {
         let mut state = self.lock();
         let is_due = is_new || state.tried.get(address).is_none_or(|at| at.elapsed() >= INTERVAL);
@@ -74,7 +75,7 @@ impl Abilities {
         is_due
     }
 
-    /// Forgets the servers that are gone.
+    /// Forgets servers that are gone.
     pub(super) fn retain(&self, is_there: impl Fn(&str) -> bool) {
         self.lock().tried.retain(|address, _| is_there(address));
     }
@@ -84,22 +85,22 @@ impl Abilities {
     }
 }
 
-/// A server on trial.
+/// The server that is tried.
 pub(super) struct Subject<'a> {
     pub(super) address: &'a str,
     pub(super) shared: &'a Shared,
     pub(super) scripts: &'a Scripts,
-    /// It is a master of a cluster that was named as one.
+    /// A master of a cluster that is configured as one.
     pub(super) in_cluster: bool,
-    /// Writes wait for replicas.
+    /// Whether writes wait for replicas.
     pub(super) waits: bool,
 }
 
 /// One command of the trial.
 struct Step {
-    /// As people write it.
+    /// Its name in error texts.
     name: &'static str,
-    /// What the user must be granted, as ACL SETUSER takes it.
+    /// The rights that the user needs, in the syntax of ACL SETUSER.
     right: &'static str,
     /// Whether a reply is the one that L1 needs.
     is_good: fn(&Value) -> bool,
@@ -123,7 +124,7 @@ impl Trial {
     }
 }
 
-/// What a command was answered with that it must not be.
+/// The wrong reply to a command.
 #[derive(Debug)]
 struct Failure {
     name: &'static str,
@@ -133,7 +134,7 @@ struct Failure {
 }
 
 impl Subject<'_> {
-    /// Tries all commands on the first of the keys that this server has now.
+    /// Tries all commands on the first key that this server has now.
     pub(super) async fn try_all(&self, keys: &[String]) -> Result<(), CacheError> {
         for key in keys {
             let mut failures = self.try_pipeline(key).await?;
@@ -146,7 +147,7 @@ impl Subject<'_> {
             if let Some(now) = failures.iter().find(|failure| failure.meaning == Meaning::NotNow) {
                 return Err(refusal::not_now(&now.text));
             }
-            // Full memory is not a lack of this kind: what is cached is still served.
+            // Full memory is no missing ability: what is cached is still served.
             if failures.iter().any(|failure| failure.meaning == Meaning::Full) {
                 failures.retain(|failure| {
                     matches!(failure.meaning, Meaning::CommandDenied | Meaning::KeysDenied | Meaning::Unknown)
@@ -162,7 +163,7 @@ impl Subject<'_> {
         let replies = self.shared.send(pipeline, Lane::Swift).await.map_err(|e| {
             let why = format!(
                 "the connection broke while the commands of L1 were tried ({e}); a proxy between that closes the \
-                 connection on EVALSHA, SCRIPT LOAD or another of them cannot be used"
+                 connection on EVALSHA, SCRIPT LOAD or another of them prevents the use of L1"
             );
             CacheError::Unavailable(why.into())
         })?;
@@ -172,7 +173,7 @@ impl Subject<'_> {
         Ok(steps.iter().zip(&replies).filter_map(|(step, reply)| step.failure(reply)).collect())
     }
 
-    /// Everything but MGET, in the order in which the life of an entry needs it.
+    /// Everything but MGET, in the order of the life of an entry.
     fn trial(&self, key: &str) -> Trial {
         let mut trial = Trial::default();
         trial.step("DEL", "+del", is_number).cmd("DEL").arg(key);
@@ -199,7 +200,7 @@ impl Subject<'_> {
         for permit in ["one", "two"] {
             trial.script(mark, key, is_text).arg(permit).arg(TTL_MS).arg(TTL_MS).arg(MAX_PERMITS);
         }
-        // With a permit left this is a SET with KEEPTTL.
+        // Another permit is left, so this is a SET with KEEPTTL.
         trial.script(unmark, key, is_text).arg("one");
         trial.script(put, key, is_text).arg("two").arg(PACKED).arg(TTL_MS);
         let is_packed = |reply: &Value| matches!(reply, Value::BulkString(held) if held == PACKED);
@@ -210,7 +211,8 @@ impl Subject<'_> {
         trial
     }
 
-    /// MGET, over the connections that reads go through. Two keys of different slots: a node of a cluster refuses that.
+    /// MGET, over the connections of reads. The two keys are in different slots, which a node of a
+    /// cluster refuses.
     async fn try_mget(&self, key: &str) -> Result<Option<Failure>, CacheError> {
         let other = format!("{key}+");
         let reply = self.shared.mget_once(&[key.as_bytes(), other.as_bytes()]).await?;
@@ -238,7 +240,7 @@ impl Step {
     }
 }
 
-/// What is missing, in words that say what to do. Of several kinds the one that has to be mended first.
+/// What is missing and what to do. Of several kinds the one to correct first.
 fn lacking(address: &str, failures: &[Failure]) -> CacheError {
     let kinds = [Meaning::Elsewhere, Meaning::KeysDenied, Meaning::CommandDenied, Meaning::Unknown];
     let first = kinds.iter().find_map(|kind| failures.iter().find(|failure| failure.meaning == *kind));
@@ -260,15 +262,17 @@ fn lacking(address: &str, failures: &[Failure]) -> CacheError {
              ACL SETUSER USER ~{{}}fs:*"
         ),
         Meaning::CommandDenied => format!(
-            "does not allow {names} ({answer}), so L1 is bypassed: allow this user what it lacks with ACL SETUSER USER {}",
+            "does not allow {names} ({answer}), so L1 is bypassed: allow this user what it lacks with ACL SETUSER USER \
+             {}",
             list(|failure| failure.right, " ")
         ),
         Meaning::Unknown => format!(
-            "does not know {names} ({answer}), so L1 is bypassed: each of these must be there under its own name, which \
-             rename-command, a proxy or a managed service may prevent"
+            "does not know {names} ({answer}), so L1 is bypassed: each of these must exist under its own name, \
+             which rename-command, a proxy or a managed service may prevent"
         ),
         _ => format!(
-            "does not do {names} as L1 needs it ({answer}), so L1 is bypassed: L1 needs Redis 6.2 or newer, or Valkey"
+            "does not execute {names} as L1 needs it ({answer}), so L1 is bypassed: L1 needs Redis 6.2 or newer, \
+             or Valkey"
         ),
     };
     CacheError::Unsuitable(format!("Redis at {address} {what}").into())

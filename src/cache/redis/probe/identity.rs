@@ -1,12 +1,14 @@
-//! Which L1 this is: a random id that lies in the data of every master, `{}fs:id`, in a cluster `{}fs:id#<number>` in a slot
-//! of its own, and the replication history of each master.
+//! Which L1 this is: a random id in the data of every master, `{}fs:id` (in a cluster
+//! `{}fs:id#<number>` in a slot of its own), and the replication history of each master.
 //!
-//! The id is made where there is none and is not replaced while it is in use. Where it is gone and the servers are still in
-//! the run in which this process found it (FLUSHALL, an eviction), it is made again: losing entries is always safe. Servers
-//! of another run without an id are another L1. A replica has its master's id, and when it is promoted a history of its own.
+//! The id is made if there is none, and is not replaced while it is in use. If it is gone and the
+//! servers are still in the run in which this process found it (FLUSHALL, an eviction), it is
+//! written again: to lose entries is always safe. Servers of another run without an id are another
+//! L1. A replica has its master's id, and a history of its own when it is promoted.
 //!
-//! In a cluster all masters have one id: a new one gets that of the others. Where they differ, as when two processes met a new
-//! cluster at the same time, the most frequent one counts, and of equally frequent ones the smallest.
+//! In a cluster all masters have one id, and a new master gets that of the others. If they differ
+//! (two processes found a new cluster at the same time), the most frequent id counts, and of
+//! equally frequent ones the smallest.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +21,7 @@ use super::{
 const NAME: &str = include_str!("../../scripts/name.lua");
 
 impl RedisCache {
-    /// Finds the id, or makes one, and has every new connection find it too.
+    /// Finds the id or makes one. Every new connection must find it too.
     pub(super) async fn identify(
         &self,
         layout: &Layout,
@@ -38,7 +40,7 @@ impl RedisCache {
                 met.id = give(met, &wanted).await?;
             }
         }
-        let id = id.ok_or_else(|| CacheError::Unavailable("others give it another id at the same time".into()))?;
+        let id = id.ok_or_else(|| CacheError::Unavailable("other servers are changing the id of L1".into()))?;
         for met in with_places(met).filter(|met| met.is_new) {
             let Some(place) = &met.place else { continue };
             if !met.shared.all_find(&place.id, &id).await? {
@@ -57,12 +59,12 @@ impl RedisCache {
         Ok(L1Name { id: id.into(), histories: histories.into(), shared: true, address })
     }
 
-    /// The id that these servers had when they were last looked at; None: they are others.
+    /// The id that these servers had at the last probe. None: they are other servers.
     fn remembered(&self, layout: &Layout, met: &[Option<Met>], seen: &Seen) -> Option<String> {
         let is_same = |(master, met): (_, &Option<Met>)| match met {
             Some(Met { place: Some(_), present, is_new, .. }) => {
                 let run = &present.identity.run;
-                // A connection that stands leads to the server that it led to.
+                // An open connection still leads to the same server.
                 !is_new || (run != UNKNOWN && seen.runs.get(&self.name(master)) == Some(run))
             }
             _ => true,
@@ -71,12 +73,12 @@ impl RedisCache {
     }
 }
 
-/// Those that hold entries.
+/// The masters that can hold entries.
 fn with_places(met: &[Option<Met>]) -> impl Iterator<Item = &Met> {
     met.iter().flatten().filter(|met| met.place.is_some())
 }
 
-/// Gives a master this id in place of what it was found to hold, and answers what it then has.
+/// Replaces the id that was found on a master, and returns the one that it then has.
 async fn give(met: &Met, id: &str) -> Result<String, CacheError> {
     let Some(place) = &met.place else { return Ok(String::new()) };
     let mut pipeline = Pipeline::new();
@@ -92,7 +94,7 @@ fn most_frequent<'a>(ids: impl Iterator<Item = &'a str>) -> Option<String> {
     for id in ids.filter(|id| !id.is_empty()) {
         *counts.entry(id).or_default() += 1;
     }
-    // Of equal ones the last of the reverse order, which is the smallest.
+    // In reverse order the last of equally frequent ids is the smallest.
     counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(id, _)| id.to_owned())
 }
 

@@ -1,4 +1,4 @@
-//! Meeting a master: connections to it, what it says of itself, and what it holds of ours.
+//! Connects to a master, and reads what it says of itself and our marker and id.
 
 use super::{
     Arc, CacheError, Epoch, Lane, Layout, MARKER_SLOTS, Master, Pipeline, Place, RedisCache, Shared, Subject, UNKNOWN,
@@ -7,21 +7,21 @@ use super::{
     refusal, scratch_keys, slots, unavailable,
 };
 
-/// A master that was met; not yet in use.
+/// A connected master, not yet in use.
 pub(super) struct Met {
     pub(super) shared: Arc<Shared>,
     pub(super) present: Present,
-    /// The connections are new.
+    /// Whether the connections are new.
     pub(super) is_new: bool,
-    /// Where it keeps what is ours; None: it has no slots.
+    /// The keys of our marker and id. None: it has no slots.
     pub(super) place: Option<Place>,
-    /// What its marker and its id hold; empty: nothing.
+    /// The values of its marker and id; empty: none.
     pub(super) marker: String,
     pub(super) id: String,
 }
 
 impl RedisCache {
-    /// Connects if need be. None: it has no slots, and cannot be used either.
+    /// Connects if necessary. None: it has no slots, and cannot be used either.
     pub(super) async fn meet(&self, layout: &Layout, place: usize, epoch: Epoch) -> Result<Option<Met>, CacheError> {
         let master = &layout.masters[place];
         let places: Vec<Place> = match &layout.slots {
@@ -42,7 +42,7 @@ impl RedisCache {
                 master.connections.lose();
                 Ok(None)
             }
-            // A server that refuses a connection may take it first, and close it with the first command.
+            // A server may accept a connection and close it only at the first command.
             Err(error) => Err(master.connections.explained(error).await),
             Ok(met) => Ok(Some(met)),
         }
@@ -68,14 +68,14 @@ impl RedisCache {
         let [role, server, replication, time, size] = &replies[..] else {
             return Err(CacheError::Refused("not one reply a command".into()));
         };
-        // Not each of these is granted everywhere. But what is refused for a moment must not count as not known: a server
-        // without a name would look like another one.
+        // Some of these may be denied for good. But a temporary refusal must not count as unknown:
+        // a server without its names would look like another one.
         if let Some(error) = refusal::hindrance(&replies) {
             return Err(error);
         }
         let by_role = if let Value::Array(role) = role { role.first().and_then(text) } else { None };
         if by_role.or(field(replication, "role")).is_some_and(|role| role != "master") {
-            let why = "it is a replica now: redis.url must name the master, or the sentinels (redis-sentinel://)";
+            let why = "it is now a replica: redis.url must name the master, or the sentinels (redis-sentinel://)";
             return Err(CacheError::Unavailable(why.into()));
         }
         if is_new
@@ -104,14 +104,14 @@ impl RedisCache {
             previous: field(replication, "master_replid2").filter(has_previous).map(str::to_owned),
             now: milliseconds(time).unwrap_or(0),
             uptime: field(server, "uptime_in_seconds").and_then(|s| s.parse::<i64>().ok()).unwrap_or(0) * 1000,
-            // Beyond the id, which says nothing of entries.
+            // Keys beside the id, which says nothing of entries.
             holds_keys: *size != Value::Int(i64::from(!id.is_empty())) && *size != Value::Int(0),
         };
         Ok(Met { shared, present, is_new, place, marker, id })
     }
 }
 
-/// What the first of the places holds whose slot rests.
+/// What is stored under the first of the keys whose slot is not moving.
 async fn held(shared: &Shared, places: Vec<Place>) -> Result<(Place, String, String), CacheError> {
     for place in places {
         let mut get = Pipeline::new();
@@ -126,26 +126,27 @@ async fn held(shared: &Shared, places: Vec<Place>) -> Result<(Place, String, Str
         }
     }
     Err(CacheError::Unavailable(
-        "its slots are moving, or it is of a Redis Cluster that should be named as redis-cluster://host1,host2".into(),
+        "its slots are moving, or it belongs to a Redis Cluster: then set redis.url to redis-cluster://host1,host2"
+            .into(),
     ))
 }
 
-/// One reply a command.
+/// One reply for each command.
 pub(super) async fn ask(shared: &Shared, pipeline: Pipeline, lane: Lane) -> Result<Vec<Value>, CacheError> {
     let sent = pipeline.len();
     let replies = shared.send(pipeline, lane).await.map_err(|e| unavailable(&e))?;
     if replies.len() == sent { Ok(replies) } else { Err(CacheError::Refused("not one reply a command".into())) }
 }
 
-/// A text; nothing is an empty one.
+/// The text of a reply; empty if there is no value.
 pub(super) fn text_of(reply: Value) -> Result<String, CacheError> {
     match &reply {
         Value::Nil => Ok(String::new()),
         Value::Okay => Ok("OK".to_owned()),
-        // Not a text, so somebody else's.
+        // Not a string, so another program wrote it.
         Value::ServerError(e) if e.code() == "WRONGTYPE" => Ok("?".to_owned()),
         Value::ServerError(e) => Err(CacheError::Refused(refusal::text_of(e).into())),
-        // Of no marker's kind, but not nothing either.
+        // It cannot be a marker, but it is not empty either.
         other => Ok(text(other).unwrap_or("?").to_owned()),
     }
 }
@@ -162,7 +163,7 @@ pub(super) fn field<'a>(info: &'a Value, name: &str) -> Option<&'a str> {
     text(info)?.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }
 
-/// What TIME answers.
+/// The time in a reply to TIME, in ms.
 fn milliseconds(time: &Value) -> Option<i64> {
     let Value::Array(time) = time else { return None };
     let [seconds, micros] = &time[..] else { return None };

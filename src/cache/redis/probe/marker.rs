@@ -1,35 +1,40 @@
-//! What a marker says of a server's data: the rules, without a connection.
+//! What a marker says about the data of a server: the rules, without a connection.
 //!
-//! Redis names each of its runs (`run_id`) and each history of its data (`master_replid`): a server that becomes a master
-//! begins a new history and remembers the one before (`master_replid2`); a server that becomes a replica takes on its
-//! master's. Every probe leaves in the marker who verified data of which history at what time, a *beat*. Replication keeps
-//! the order, so data that holds a beat holds all that was acknowledged before it.
+//! Redis names each of its runs (`run_id`) and each history of its data (`master_replid`). A server
+//! that becomes a master begins a new history and remembers the previous one (`master_replid2`). A
+//! server that becomes a replica takes the history of its master. Every probe writes a *beat* into
+//! the marker: which server verified data of which history, and when. Replication keeps the order,
+//! so data with a beat also holds all that was acknowledged before it.
 //!
-//! - This process has itself verified this run and this history: the server has been the master ever since, unless its
-//!   marker is older than what this process saw in the same place: then it was set back to an earlier time. Another place says
-//!   nothing of that: while a slot of a cluster comes and goes, the marker lies in it, and nobody renews the one before.
-//! - The marker is of this run and this history, and the beat is younger than 20 s: the same. Who looks for the first time and
-//!   finds an older beat cannot tell whether the server was left alone, or set back to an earlier time as a whole.
-//! - The marker is of the history that this server's own goes on from, was written while this server ran, and the beat is
-//!   younger than 20 s: this is a replica that was promoted. What was lost with its master is younger than the beat, so it
-//!   is within what the second pass of the repairer covers, and the cache is kept.
-//! - Anything else is data from an earlier time. A server that restarted loaded its beat from a file, so the beat is older
-//!   than its run, even where the file names a history to go on from. A replica that copied such data copied the old beat
-//!   with it, and one that was lagging holds one that is too old; so does a master of old that took on somebody's old data
-//!   before it became a master again: its run is the same but its history is not. Where there is doubt the data is old: a
-//!   cold cache is always correct.
+//! - This process has itself verified this run and this history: the server has been the master
+//!   since then, so the data is good. Exception: the marker is older than what this process saw in
+//!   the same slot; then the server was set back to an earlier time. Another slot proves nothing,
+//!   because the marker moves while slots of a cluster come and go, and the one left behind is not
+//!   renewed.
+//! - The marker is of this run and this history, and the beat is younger than 20 s: the data is
+//!   good. With an older beat, a process that looks for the first time cannot tell whether the
+//!   server was not used, or was set back as a whole.
+//! - The marker is of the history that this server continues, it was written while this server ran,
+//!   and the beat is younger than 20 s: a replica was promoted. What was lost with its master is
+//!   younger than the beat, and the second pass of the repairer covers it. So the cache is kept.
+//! - Anything else is data from an earlier time. A server that restarted loaded its beat from a
+//!   file, so the beat is older than its run, even if the file names a history to continue. A
+//!   replica that copied such data copied the old beat too, and a replica that lagged has a beat
+//!   that is too old. A former master that took somebody's old data before it became a master again
+//!   has the same run but another history. In doubt the data is old: a cold cache is always
+//!   correct.
 
 use std::collections::HashMap;
 
 use crate::cache::Probe;
 
-/// How old a beat may be where a replica was promoted, ms: what is lost is younger. The repairer tells everything again 30 s
-/// later (its second pass); of these 5 s are for clocks that differ (`MAX_SKEW`), and 5 s for a repairer that told the old
-/// master until it noticed: 30 - 5 - 5 = 20.
+/// How old the beat of a promoted replica may be, in ms. What was lost is younger. The second pass
+/// of the repairer applies all changes again after 30 s. Of these, 5 s are for clocks that differ
+/// (`MAX_SKEW`), and 5 s for a repairer that used the old master until it noticed: 30 - 5 - 5 = 20.
 const MAX_LOSS: i64 = 20_000;
-/// How far the clocks of Redis servers may be apart, ms.
+/// How far the clocks of Redis servers may differ, in ms.
 const MAX_SKEW: i64 = 5_000;
-/// How far a server's clock may be set back while it runs, ms.
+/// How far the clock of a server may be set back while it runs, in ms.
 const MAX_STEP: i64 = 1_000;
 /// `uptime_in_seconds` is the difference of two whole seconds.
 const UPTIME_ROUNDING: i64 = 2_000;
@@ -41,11 +46,11 @@ pub(super) struct Identity {
     pub(super) history: String,
 }
 
-/// What a marker holds.
+/// The content of a marker.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Marker {
     pub(super) by: Identity,
-    /// When, in ms by that server's clock.
+    /// The time by the clock of that server, in ms.
     pub(super) beat: i64,
 }
 
@@ -62,13 +67,13 @@ impl Marker {
 #[derive(Clone, Debug)]
 pub(super) struct Present {
     pub(super) identity: Identity,
-    /// The history that its own goes on from, if any.
+    /// The history that its own continues, if any.
     pub(super) previous: Option<String>,
-    /// Its clock, ms.
+    /// Its clock, in ms.
     pub(super) now: i64,
-    /// How long it has been running, ms.
+    /// How long it has been running, in ms.
     pub(super) uptime: i64,
-    /// It holds keys, whose ever they are.
+    /// It holds any keys, ours or others.
     pub(super) holds_keys: bool,
 }
 
@@ -76,7 +81,7 @@ pub(super) struct Present {
 #[derive(Clone, Debug)]
 pub(super) struct Verified {
     pub(super) by: Identity,
-    /// When, by that server's clock, ms; by the key of the marker that it looked at.
+    /// The last verification by the clock of that server, in ms, for each key of the marker.
     beats: HashMap<String, i64>,
 }
 
@@ -85,14 +90,14 @@ impl Verified {
         Self { by, beats: HashMap::new() }
     }
 
-    /// Again, with its marker there; None: it has no place for one.
+    /// Notes another verification. `marker`: where the marker is; None: it has no place for one.
     pub(super) fn again(&mut self, marker: Option<&str>, now: i64) {
         if let Some(marker) = marker {
             self.beats.insert(marker.to_owned(), now);
         }
     }
 
-    /// As far as it matters where the marker lies there.
+    /// The part that matters if the marker is there.
     pub(super) fn at(&self, marker: Option<&str>) -> Memory<'_> {
         Memory::This { by: &self.by, beat: marker.and_then(|marker| self.beats.get(marker)).copied() }
     }
@@ -105,7 +110,8 @@ pub(super) enum Memory<'a> {
     Nothing,
     /// It verified the epoch, but never this server.
     OtherServers,
-    /// What it last verified here, and when with the marker where it lies now; None: it lay elsewhere all the time.
+    /// What it last verified here, and when, with the marker in its present slot. None: it was
+    /// always in another slot.
     This { by: &'a Identity, beat: Option<i64> },
 }
 
@@ -116,17 +122,19 @@ impl Memory<'_> {
     }
 }
 
-/// What a server's marker (None: there is none) and this process's memory say of its data.
+/// What the marker of a server (None: it has none) and the memory of this process say of its data.
 pub(super) fn judge(present: &Present, marker: Option<&Marker>, memory: Memory<'_>) -> Probe {
     let is_intact = match marker {
-        // Eviction may take a marker, and FLUSHALL does; but nothing that this process saw here can be younger than it.
+        // Eviction and FLUSHALL may remove a marker. But a marker cannot be older than what this
+        // process saw here.
         Some(marker) if memory.knows(&present.identity) => !is_older(marker, memory),
         None if memory.knows(&present.identity) => true,
-        // Who looks here for the first time cannot tell what became of it while nobody did.
+        // A process that looks for the first time cannot know what happened before.
         Some(marker) if marker.by == present.identity => is_young(present, marker),
         Some(marker) => goes_on_from(present, marker),
         None if !present.holds_keys => true,
-        // Evicted? A server that was promoted, or restarted, should have one.
+        // The marker may have been evicted. A server that was promoted or restarted should have
+        // one.
         None => match memory {
             Memory::Nothing => true,
             Memory::OtherServers => present.previous.is_none(),
@@ -136,17 +144,17 @@ pub(super) fn judge(present: &Present, marker: Option<&Marker>, memory: Memory<'
     if is_intact { Probe::Intact } else { Probe::Restored }
 }
 
-/// Whether a marker is older than what this process itself saw there.
+/// Whether a marker is older than what this process saw there.
 fn is_older(marker: &Marker, memory: Memory<'_>) -> bool {
     matches!(memory, Memory::This { beat: Some(beat), .. } if marker.beat < beat - MAX_STEP)
 }
 
-/// Whether somebody looked here shortly ago.
+/// Whether a server verified the data a short time ago.
 fn is_young(present: &Present, marker: &Marker) -> bool {
     (-MAX_SKEW..=MAX_LOSS).contains(&(present.now - marker.beat))
 }
 
-/// Whether the data holds all that was acknowledged until shortly ago.
+/// Whether the data holds all that was acknowledged until a short time ago.
 fn goes_on_from(present: &Present, marker: &Marker) -> bool {
     let is_same_run = marker.by.run == present.identity.run;
     let history = Some(&marker.by.history);
@@ -169,7 +177,7 @@ mod tests {
         Marker { by: identity(run, history), beat: NOW - age }
     }
 
-    /// Run r1, whose history h1 goes on from h0, up for an hour.
+    /// Run r1, whose history h1 continues h0. It has run for an hour.
     fn present() -> Present {
         let previous = Some("h0".to_owned());
         Present { identity: identity("r1", "h1"), previous, now: NOW, uptime: 3_600_000, holds_keys: true }
@@ -210,7 +218,7 @@ mod tests {
     fn what_was_seen_in_another_place_says_nothing_of_a_marker() {
         let mut known = verified("r1", "h1", 9_000);
         let left_behind = marker("r1", "h1", 9_000);
-        // A slot came with its marker, and has gone again.
+        // A slot came with its marker, and has left again.
         known.again(Some("in the slot that came"), NOW - 500);
         assert_eq!(judge(&present(), Some(&left_behind), this(&known)), Probe::Intact, "nobody renewed it meanwhile");
         let arrived = judge(&present(), Some(&marker("r5", "h5", 9_000)), known.at(Some("in a slot that came later")));

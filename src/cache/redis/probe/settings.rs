@@ -1,6 +1,6 @@
-//! How a server is set up, as far as it lets us see: persistence, eviction, its version, whether restarts can be noticed.
-//! None of this keeps L1 from being used. What is wrong is logged when it is found, with a reminder now and then, and shown
-//! by a metric for as long as it lasts.
+//! How a server is configured, as far as it shows: persistence, eviction, version, and whether
+//! restarts can be noticed. None of this keeps L1 from being used. A problem is logged when it is
+//! found and from time to time while it lasts, and a metric shows it as long as it lasts.
 
 use std::{
     collections::BTreeMap,
@@ -17,11 +17,11 @@ use crate::cache::{
     redis::connections::{Lane, Shared, unavailable},
 };
 
-/// Between two looks over connections that stand.
+/// The time between two checks over the same connections.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// After so long a problem that lasts is logged again.
+/// A problem that lasts is logged again after this time.
 const REMINDER: Duration = Duration::from_secs(600);
-/// The scripts need SET with KEEPTTL, of 6.0; nobody maintains a version older than this one.
+/// The scripts need SET with KEEPTTL (6.0), but versions before 6.2 are not maintained any more.
 const OLDEST_VERSION: (u32, u32) = (6, 2);
 
 /// What was found at each server.
@@ -31,14 +31,14 @@ pub(in crate::cache::redis) struct Settings(Mutex<BTreeMap<String, Server>>);
 #[derive(Debug)]
 struct Server {
     looked: Instant,
-    /// The run that was looked at, as INFO names it.
+    /// The run that was checked, as in INFO.
     run: Option<String>,
-    /// What is wrong, in words, and when it was last logged.
+    /// The text of each problem, and when it was last logged.
     problems: BTreeMap<Problem, (String, Instant)>,
 }
 
 impl Settings {
-    /// All that is wrong, with any server.
+    /// The problems of all servers.
     pub(in crate::cache::redis) fn problems(&self) -> Vec<Problem> {
         let mut problems: Vec<_> = self.lock().values().flat_map(|server| server.problems.keys().copied()).collect();
         problems.sort_unstable();
@@ -46,12 +46,12 @@ impl Settings {
         problems
     }
 
-    /// Forgets the servers that are gone.
+    /// Forgets servers that are gone.
     pub(super) fn retain(&self, is_there: impl Fn(&str) -> bool) {
         self.lock().retain(|address, _| is_there(address));
     }
 
-    /// Looks at a server if that is due.
+    /// Checks a server if that is due.
     pub(super) async fn look(&self, shared: &Shared, address: &str, is_new: bool) -> Result<(), CacheError> {
         let is_due = |server: &Server| is_new || server.looked.elapsed() >= INTERVAL;
         if !self.lock().get(address).is_none_or(is_due) {
@@ -70,7 +70,7 @@ impl Settings {
         Ok(())
     }
 
-    /// Takes what was found, and logs what is new, what lasts, and what is over.
+    /// Stores what was found, and logs new, lasting and ended problems.
     fn note(&self, address: &str, run: Option<String>, found: Vec<(Problem, String)>) {
         let now = Instant::now();
         let mut servers = self.lock();
@@ -89,7 +89,7 @@ impl Settings {
             server.problems.insert(problem, (what, logged.map_or(now, |(_, at)| *at)));
         }
         for problem in before.keys().filter(|problem| !server.problems.contains_key(problem)) {
-            tracing::info!(address, problem = problem.name(), "this is no longer wrong with the Redis of L1");
+            tracing::info!(address, problem = problem.name(), "this problem with the Redis of L1 has ended");
         }
     }
 
@@ -98,7 +98,8 @@ impl Settings {
     }
 }
 
-/// What is wrong, by INFO's three sections and by CONFIG GET save and appendonly. What a server does not show is not wrong.
+/// The problems, from three sections of INFO and CONFIG GET of save and appendonly. What a server
+/// does not show counts as right.
 fn found(replies: &[Value]) -> Vec<(Problem, String)> {
     let [server, memory, persistence, save, append_only] = replies else { return Vec::new() };
     [version(server), persists(persistence, save, append_only), evicts_nothing(memory), is_full(memory)]
@@ -108,7 +109,7 @@ fn found(replies: &[Value]) -> Vec<(Problem, String)> {
 }
 
 fn version(info: &Value) -> Option<(Problem, String)> {
-    // Valkey names the version of Redis that it is compatible with.
+    // Valkey names the version of Redis with which it is compatible.
     let Some(version) = field(info, "redis_version") else {
         let what = "Redis does not allow INFO: a restart with old data cannot be noticed (allow this user +info)";
         return Some((Problem::RestartsUnseen, what.to_owned()));
@@ -141,20 +142,21 @@ fn evicts_nothing(memory: &Value) -> Option<(Problem, String)> {
 
 fn is_full(memory: &Value) -> Option<(Problem, String)> {
     let (max, used) = (number(memory, "maxmemory")?, number(memory, "used_memory")?);
-    // Where something is evicted the use is always near the limit; but what the bare server takes cannot be evicted.
+    // If entries are evicted, the use is always near the limit. But the memory of the bare server
+    // cannot be evicted.
     let evicts_nothing = field(memory, "maxmemory_policy") == Some("noeviction");
     let fixed = if evicts_nothing { used } else { number(memory, "used_memory_startup")? };
     (max > 0 && fixed >= max).then(|| {
-        // Without what changes all the time, so that it is logged once.
+        // Without figures that change all the time, so that it is logged once.
         let what = format!(
-            "The memory of Redis is full (maxmemory {max}) and nothing can be evicted: hits are served, and nothing new is \
-             cached: raise maxmemory, and set maxmemory-policy allkeys-lru"
+            "The memory of Redis is full (maxmemory {max}) and nothing can be evicted: hits are served, but nothing \
+             new is cached: raise maxmemory, and set maxmemory-policy allkeys-lru"
         );
         (Problem::Full, what)
     })
 }
 
-/// The value that CONFIG GET names.
+/// The value in a reply to CONFIG GET.
 fn setting(reply: &Value) -> Option<&str> {
     match reply {
         Value::Array(pair) => pair.get(1).and_then(text),
@@ -184,7 +186,7 @@ mod tests {
         Value::Array([name, value].map(|word| Value::BulkString(word.as_bytes().to_vec())).to_vec())
     }
 
-    /// A server that is set up as it should be, but for these lines of INFO and this `save`.
+    /// A well configured server, except for these lines of INFO and this `save`.
     fn problems(version: &str, memory: &[&str], aof: &str, save: &str) -> Vec<Problem> {
         let found =
             found(&[info(&[version]), info(memory), info(&[aof]), config("save", save), config("appendonly", "no")]);

@@ -1,15 +1,16 @@
-//! Redis' replies (RESP2, https://redis.io/docs/latest/develop/reference/protocol-spec) as far as reads meet them: lines,
-//! bulk strings, and arrays of bulk strings. A reply that is cut off goes on where it was cut, so that a large one is
-//! looked at once, however many pieces it comes in.
+//! The replies of Redis (RESP2, https://redis.io/docs/latest/develop/reference/protocol-spec) that
+//! reads can get: lines, bulk strings, and arrays of bulk strings. An incomplete reply is continued
+//! where it ended, so a large one is parsed once, in however many pieces it arrives.
 //!
-//! An array that is larger than a batch may be is given as soon as that is known, without the strings that are too much; those
-//! are dropped as they come. So a connection never holds more than a batch and one string.
+//! If an array exceeds the limit of a batch, its first strings are returned as soon as that is
+//! known, and the rest is dropped as it arrives. So a connection never holds more than a batch and
+//! one string.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
 use crate::cache::BATCH_BYTES;
 
-/// A string of more than this is none of ours: no record is larger than its request.
+/// The longest string. Ours are shorter: no record is larger than its request.
 const MAX_STRING: usize = 512 << 20;
 /// More than a batch can ask for.
 const MAX_ARRAY: usize = 1 << 20;
@@ -25,20 +26,20 @@ pub(in crate::cache::redis) enum Reply {
     Bulk(Option<Bytes>),
     /// Of strings.
     Array(Vec<Option<Bytes>>),
-    /// The first strings of an array whose others are too much; there is at least one that is not absent.
+    /// The first strings of an array that exceeds the limit. At least one of them is present.
     Part(Vec<Option<Bytes>>),
 }
 
-/// What came is no reply that reads meet.
+/// The bytes are no reply that a read can get.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::cache::redis) struct NotRedis;
 
-/// Takes replies off a stream of bytes.
+/// Reads replies from a stream of bytes.
 #[derive(Debug, Default)]
 pub(in crate::cache::redis) struct Replies {
     /// The array that is being read.
     array: Option<Incoming>,
-    /// Strings that are too much and still to come, and the bytes of the first of them that are, with its end.
+    /// How many strings are still to be dropped, and how many bytes of the first one, with its end.
     too_many: usize,
     too_much: usize,
     /// Bytes that were dropped.
@@ -53,13 +54,13 @@ struct Incoming {
     bytes: usize,
 }
 
-/// The length of a string, None where there is none; and of the line that says so.
+/// The length of a string (None: there is none), and of the line that announces it.
 type Head = (Option<usize>, usize);
-/// A line without its end, and how many bytes both have.
+/// A line without its end, and the length of both.
 type Taken<'a> = (&'a [u8], usize);
 
 impl Replies {
-    /// The next whole reply, which is then gone from the buffer; None: more has to come.
+    /// Removes the next whole reply from the buffer. None: it is not complete.
     pub(in crate::cache::redis) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Reply>, NotRedis> {
         if !self.drop_too_much(buffer)? {
             return Ok(None);
@@ -103,12 +104,12 @@ impl Replies {
         Ok(self.array.take().map(|array| Reply::Array(array.strings)))
     }
 
-    /// Bytes that were dropped since this was asked last.
+    /// Bytes that were dropped since the last call.
     pub(in crate::cache::redis) fn take_dropped(&mut self) -> usize {
         std::mem::take(&mut self.dropped)
     }
 
-    /// Drops the strings that are too much; false: more of them has to come.
+    /// Drops strings beyond the limit. False: more of them must come first.
     fn drop_too_much(&mut self, buffer: &mut BytesMut) -> Result<bool, NotRedis> {
         while self.too_many > 0 {
             if self.too_much == 0 {
@@ -128,7 +129,7 @@ impl Replies {
     }
 }
 
-/// What the line at the beginning of the buffer says of the string after it; None: more has to come.
+/// Reads the line that announces a string. None: it is not complete.
 fn string_head(buffer: &[u8]) -> Result<Option<Head>, NotRedis> {
     let Some((line, head)) = first_line(buffer)? else { return Ok(None) };
     let (b'$', text) = line.split_first().ok_or(NotRedis)? else { return Err(NotRedis) };
@@ -139,7 +140,7 @@ fn string_head(buffer: &[u8]) -> Result<Option<Head>, NotRedis> {
     Ok(Some((len, head)))
 }
 
-/// The string at the beginning of the buffer, without a copy; None: more has to come.
+/// The string at the beginning of the buffer, without a copy. None: it is not complete.
 #[expect(clippy::option_option, reason = "not yet there, and not there at all")]
 fn string(buffer: &mut BytesMut, (len, head): Head) -> Result<Option<Option<Bytes>>, NotRedis> {
     let Some(len) = len else {
@@ -148,7 +149,7 @@ fn string(buffer: &mut BytesMut, (len, head): Head) -> Result<Option<Option<Byte
     };
     let whole = head + len + 2;
     if buffer.len() < whole {
-        // So that the rest fits, and is not moved for it again and again.
+        // Makes room for the rest at once, so that it is not moved again and again.
         buffer.reserve(whole - buffer.len());
         return Ok(None);
     }

@@ -1,6 +1,6 @@
-//! The masters of a Redis Cluster, from what its nodes say (CLUSTER NODES). Several are asked at once; for each slot the
-//! claim of the highest configuration epoch counts, which is the cluster's own rule, so that a master that was cut off and
-//! replaced convinces nobody who also reaches the others.
+//! The masters of a Redis Cluster, from the answers of its nodes (CLUSTER NODES). Several are asked
+//! at once. For each slot the claim with the highest configuration epoch counts, as in the cluster
+//! itself. So the claim of a replaced master counts only if no other node can be reached.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -18,12 +18,12 @@ use crate::cache::{
     },
 };
 
-/// How many masters are asked at most.
+/// The most masters that are asked.
 const ASKED: usize = 5;
-/// How many others are asked at most where no master answers.
+/// The most other nodes that are asked if no master answers.
 const OTHERS: usize = 20;
 
-/// A node as one line of CLUSTER NODES tells of it.
+/// A node, as one line of CLUSTER NODES describes it.
 #[derive(Debug, PartialEq)]
 struct Told {
     id: Arc<str>,
@@ -53,11 +53,11 @@ impl Servers {
         if let Some(Err(error)) = answers.first()
             && answers.iter().all(Result::is_err)
         {
-            return Err(down(format!("no node of the Redis Cluster says where the others are: {error}")));
+            return Err(down(format!("no node of the Redis Cluster answers with the list of nodes: {error}")));
         }
         let views = answers.into_iter().flatten().collect();
         let (owners, told) = merge(views);
-        // A master without slots may be about to get some; one that fails will not.
+        // A master without slots may be about to get some, unless it fails.
         let has_slots = |id: &Arc<str>| owners.iter().flatten().any(|(_, owner)| owner == id);
         let mut places = HashMap::new();
         let mut masters = Vec::new();
@@ -66,7 +66,7 @@ impl Servers {
             if node.is_master && (!node.is_failing || has_slots(&node.id)) {
                 places.insert(node.id, masters.len());
                 let (address, alias) = match node.alias {
-                    // A certificate is made out to a name.
+                    // Certificates have host names.
                     Some(hostname) if self.config.is_tls() => (hostname, Some(node.address)),
                     alias => (node.address, alias),
                 };
@@ -79,12 +79,12 @@ impl Servers {
         let slots = Slots::new(owner);
         match slots.unowned() {
             0 => Ok(Layout { masters, slots: Some(slots), others }),
-            unowned => Err(down(format!("nobody has {unowned} slots of the Redis Cluster"))),
+            unowned => Err(down(format!("{unowned} slots of the Redis Cluster have no master"))),
         }
     }
 }
 
-/// What a node says of all.
+/// All nodes, as one node lists them.
 async fn nodes(connections: &Connections, address: &Address) -> Result<Vec<Told>, CacheError> {
     let deadline = Instant::now() + WORD;
     let late = |_| CacheError::Timeout;
@@ -99,12 +99,13 @@ async fn nodes(connections: &Connections, address: &Address) -> Result<Vec<Told>
         Some(Value::BulkString(text)) => Ok(parse(&String::from_utf8_lossy(&text), address)),
         Some(Value::VerbatimString { text, .. }) => Ok(parse(&text, address)),
         Some(Value::ServerError(e)) => Err(unavailable(&e)),
-        _ => Err(down("CLUSTER NODES is answered with something else")),
+        _ => Err(down("the reply to CLUSTER NODES cannot be read")),
     }
 }
 
-/// Reads `<id> <ip:port@bus[,hostname]> <flags> <master> <ping> <pong> <epoch> <link> <slot> ...`. Slots on their way are
-/// in brackets; who has them is told by the others.
+/// Reads `<id> <ip:port@bus[,hostname]> <flags> <master> <ping> <pong> <epoch> <link> <slot> ...`.
+/// Slots that are moving are in brackets and are skipped; the answers of other nodes name their
+/// owner.
 fn parse(text: &str, answering: &Address) -> Vec<Told> {
     text.lines().filter_map(|line| parse_line(line, answering)).collect()
 }
@@ -119,9 +120,9 @@ fn parse_line(line: &str, answering: &Address) -> Option<Told> {
     let mut names = place.split(',');
     let (ip, port) = names.next()?.split('@').next()?.rsplit_once(':')?;
     let port = port.parse().ok()?;
-    // A node that has met nobody does not know its own.
+    // A node that has not met others does not know its own address.
     let ip = if ip.is_empty() { answering.host.as_str() } else { ip };
-    // Beyond the hostname there may be fields with names of their own.
+    // After the host name there may be other fields, with their names.
     let hostname = names.next().filter(|name| !name.is_empty() && !name.contains('='));
     let range = |word: &&str| {
         let (from, to) = word.split_once('-').unwrap_or((word, word));
@@ -139,7 +140,7 @@ fn parse_line(line: &str, answering: &Address) -> Option<Told> {
     })
 }
 
-/// The owner of each slot with the epoch of its claim, and the nodes by their ids.
+/// The owner of each slot with the epoch of its claim, and the nodes by id.
 type Merged = (Vec<Option<(u64, Arc<str>)>>, HashMap<Arc<str>, Told>);
 
 fn merge(views: Vec<Vec<Told>>) -> Merged {
@@ -152,7 +153,7 @@ fn merge(views: Vec<Vec<Told>>) -> Merged {
                 *owner = Some((node.configuration, node.id.clone()));
             }
         }
-        // The newest word of each.
+        // The newest description of each.
         if nodes.get(&node.id).is_none_or(|known| known.configuration < node.configuration) {
             nodes.insert(node.id.clone(), node);
         }

@@ -1,6 +1,6 @@
-//! Who the master is, by the sentinels' word. All are asked at once, more than half must name one, and of different answers
-//! that of the newest configuration counts. A failover needs more than half of the sentinels too: so whoever is cut off with
-//! an old master, and however many sentinels fewer than that, is convinced by nobody.
+//! Finds the master by its sentinels. All are asked at once, more than half must name one, and the
+//! answer of the newest configuration counts. A failover needs more than half of the sentinels too.
+//! So an old master that is cut off, with fewer sentinels than that, is never used.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::cache::{
 
 #[derive(Debug)]
 pub(super) struct Sentinels {
-    /// The name by which they know it.
+    /// The name by which the sentinels know it.
     master: String,
     all: Vec<Connections>,
 }
@@ -32,16 +32,16 @@ impl Sentinels {
         Ok(Self { master: master.to_owned(), all: all.collect::<Result<_, _>>()? })
     }
 
-    /// The master's address, by the word of more than half of them.
+    /// The address of the master that more than half of the sentinels name.
     pub(super) async fn master(&self) -> Result<Address, CacheError> {
         let answers = join_all(self.all.iter().map(|sentinel| self.ask(sentinel))).await;
         agreed(&answers).map_err(|why| down(format!("{why} (the master is {:?})", self.master)))
     }
 
-    /// None: it does not answer. An error: it does, but names none.
+    /// None: it does not answer. An error: it answers, but names no master.
     async fn ask(&self, sentinel: &Connections) -> Option<Answer> {
         let mut pipeline = Pipeline::new();
-        // During a failover the first one tells the new address before the second one does.
+        // During a failover the first command returns the new address earlier than the second one.
         pipeline.cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
         pipeline.cmd("SENTINEL").arg("MASTER").arg(&self.master);
         let deadline = Instant::now() + WORD;
@@ -59,7 +59,7 @@ impl Sentinels {
 /// The number of a configuration and its master, or why a sentinel names none.
 type Answer = Result<(u64, Address), String>;
 
-/// What more than half name, the newest of it; or how many did what.
+/// The newest master, if more than half name one; otherwise how many answered what.
 fn agreed(answers: &[Option<Answer>]) -> Result<Address, String> {
     let named: Vec<_> = answers.iter().flatten().flatten().collect();
     match named.iter().max_by_key(|(configuration, _)| *configuration) {
@@ -76,7 +76,7 @@ fn agreed(answers: &[Option<Answer>]) -> Result<Address, String> {
 
 fn answer(replies: &[Value]) -> Answer {
     let refusal = replies.iter().find_map(|reply| if let Value::ServerError(e) = reply { Some(e) } else { None });
-    let why = || refusal.map_or_else(|| "it is not known".to_owned(), ToString::to_string);
+    let why = || refusal.map_or_else(|| "a sentinel does not know it".to_owned(), ToString::to_string);
     let [Value::Array(address), about] = replies else { return Err(why()) };
     let [host, port] = &address[..] else { return Err(why()) };
     let port = text(port).and_then(|port| port.parse().ok());

@@ -1,10 +1,10 @@
-//! The slots of a Redis Cluster: which one a key is in, and who has it.
+//! The slots of a Redis Cluster: the slot of a key, and the master of a slot.
 
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
-/// How many slots a cluster has.
+/// The number of slots of every cluster.
 pub(in super::super) const SLOTS: u16 = 16384;
-/// Stands for nobody.
+/// The slot has no master.
 const NOBODY: u16 = u16::MAX;
 
 /// The CRC-16 (XMODEM) of each byte.
@@ -28,7 +28,7 @@ fn crc(start: u16, bytes: &[u8]) -> u16 {
     bytes.iter().fold(start, |crc, byte| (crc << 8) ^ TABLE[usize::from((crc >> 8) ^ u16::from(*byte))])
 }
 
-/// The slot of a key of ours, all of which is hashed: it begins with `{}`.
+/// The slot of one of our keys. All of it is hashed, because it begins with `{}`.
 pub(in super::super) fn slot_of(key: &[u8]) -> u16 {
     crc(0, key) % SLOTS
 }
@@ -41,35 +41,35 @@ pub(in super::super) fn key_in(prefix: &str, slot: u16) -> String {
     (0..).find(is_in).map(|number| format!("{prefix}{number}")).unwrap_or_default()
 }
 
-/// Who has which slot, by the masters' places.
+/// The master of each slot, by index.
 #[derive(Debug)]
 pub(in super::super) struct Slots(Box<[AtomicU16]>);
 
 impl Slots {
-    /// From the place of each slot's master.
+    /// From a function that returns the index of a slot's master.
     pub(super) fn new(owner: impl Fn(u16) -> Option<usize>) -> Self {
         let place = |slot| owner(slot).and_then(|place| u16::try_from(place).ok()).unwrap_or(NOBODY);
         Self((0..SLOTS).map(|slot| AtomicU16::new(place(slot))).collect())
     }
 
-    /// The place of a slot's master.
+    /// The index of a slot's master.
     pub(in super::super) fn owner(&self, slot: u16) -> Option<usize> {
         let place = self.0[usize::from(slot)].load(Relaxed);
         (place != NOBODY).then_some(usize::from(place))
     }
 
-    /// It has moved.
+    /// The slot has moved to this master.
     pub(in super::super) fn moved(&self, slot: u16, place: usize) {
         self.0[usize::from(slot)].store(u16::try_from(place).unwrap_or(NOBODY), Relaxed);
     }
 
-    /// How many nobody has.
+    /// How many slots have no master.
     pub(super) fn unowned(&self) -> usize {
         self.0.iter().filter(|place| place.load(Relaxed) == NOBODY).count()
     }
 
-    /// The first slots of a master in an order that all processes share, and that has nothing to do with the order in which
-    /// slots are moved: so what lies in the first one seldom has to move.
+    /// The first slots of a master, in an order that is the same in all processes and independent
+    /// of the order in which slots are moved. So the first one rarely moves.
     pub(in super::super) fn first_of(&self, place: usize, most: usize) -> Vec<u16> {
         let mut owned: Vec<u16> = (0..SLOTS).filter(|slot| self.owner(*slot) == Some(place)).collect();
         owned.sort_unstable_by_key(|slot| u32::from(*slot).wrapping_mul(0x9E37_79B1));
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn slots_are_those_of_redis() {
-        // As CLUSTER KEYSLOT says.
+        // The result of CLUSTER KEYSLOT.
         assert_eq!(slot_of(b"123456789"), 0x31C3);
         assert_eq!(slot_of(b"foo"), 12182);
     }

@@ -1,4 +1,4 @@
-//! What a group of writes makes of a document, and the update that puts it there.
+//! What a group of writes makes of a document, and the update that stores it.
 
 use bson::{Bson, Document, RawDocument, doc};
 use mongodb::raw_batch_cursor::RawBatch;
@@ -19,20 +19,20 @@ use crate::{
     },
 };
 
-/// What stood when it was looked.
+/// The documents as they were read.
 pub(super) struct Seen {
     pub(super) batches: Vec<RawBatch>,
     /// By L2's clock.
     pub(super) now: Millis,
 }
 
-/// What is known of a group after a look.
+/// What is known of a group after its document was read.
 pub(super) enum Evaluated {
     /// All of it is answered.
     Settled(Vec<Answer>),
     /// The document cannot be read.
     Unreadable(Group, StoreError),
-    /// This is to be tried.
+    /// An update to try.
     Attempt(Box<Attempt>),
 }
 
@@ -41,13 +41,13 @@ enum Effect {
     Nothing,
     /// These features are set.
     Merge(EncodedFeatures),
-    /// These features take the place of all.
+    /// These features replace all.
     Replace(EncodedFeatures),
     Delete,
 }
 
 impl Effect {
-    /// With one more write that was done. `over_live`: to a live record.
+    /// With one more write. `over_live`: to a live record.
     fn and(self, change: &Change, over_live: bool) -> Self {
         let Change::Upsert(record) = change else { return Self::Delete };
         let new = record.features.clone();
@@ -64,13 +64,13 @@ impl Effect {
 pub(super) struct Attempt {
     pub(super) group: Group,
     pub(super) sent_at: Option<bson::DateTime>,
-    /// It was read back that it is done.
+    /// Whether a later read showed that it is done.
     pub(super) is_done: bool,
     receipts: Vec<Receipt>,
     effect: Effect,
-    /// What it makes; None: there is no document, before and after.
+    /// The new document. None: there is no document, before and after.
     made: Option<apply::Document>,
-    /// The fields of the document that must still be as they were.
+    /// The fields of the document that must be unchanged.
     rev: Option<Bson>,
     requests: Option<Bson>,
     /// The receipt if it turns out to be too large.
@@ -81,7 +81,7 @@ pub(super) struct Attempt {
     now: Millis,
 }
 
-/// Works out what becomes of groups. Long work for large records.
+/// Computes the results of groups. This takes long for large records.
 pub(super) fn evaluate(groups: Vec<Group>, seen: &Seen, rules: &WriteRules) -> Vec<Evaluated> {
     let found = match read::by_key(&seen.batches) {
         Ok(found) => found,
@@ -160,7 +160,7 @@ impl Attempt {
         }
     }
 
-    /// Of its statement, about.
+    /// The approximate size of its statement.
     pub(super) fn bytes(&self) -> usize {
         let given = self.given().map_or(0, |given| given.bytes());
         given + self.added.len().min(REMEMBERED_REQUESTS) * 512 + statement::STAGES_BYTES
@@ -174,7 +174,7 @@ impl Attempt {
         }
     }
 
-    /// The update that does all of it, if the document is still as it was.
+    /// The update that does all of it, if the document is unchanged.
     pub(super) fn statement(&self) -> Statement<'_> {
         let same = |name: &str, value: &Option<Bson>| {
             doc! { "$eq": [{ "$ifNull": [format!("${name}"), null] }, literal(value.clone().unwrap_or(Bson::Null))] }
@@ -203,7 +203,7 @@ impl Attempt {
         Statement { filter, stages, given, upsert: self.made.is_some() && self.rev.is_none() }
     }
 
-    /// What becomes of the fields of the record.
+    /// The new fields of the record.
     fn fields(&self, given: Option<&Given<'_>>) -> Document {
         let Some(made) = &self.made else { return Document::new() };
         let date = |at: Millis| bson::DateTime::from_millis(at.0);
@@ -246,7 +246,8 @@ impl Attempt {
         self.mark.is_some()
     }
 
-    /// Whether the document is still as it was. What changes nothing is done where nothing has changed.
+    /// Whether the document is still as it was. An attempt that changes nothing is done if nothing has
+    /// changed.
     pub(super) fn is_as_it_was(&self, document: Option<&RawDocument>) -> bool {
         match document {
             None => self.rev.is_none(),
@@ -262,13 +263,13 @@ impl Attempt {
         indices.zip(&self.receipts).map(|(index, receipt)| (index, Ok((*receipt, state.clone())))).collect()
     }
 
-    /// The answers, if it was done; else the document had changed meanwhile.
+    /// The answers, if it was done. Otherwise the document had changed.
     pub(super) fn into_answers(self) -> Result<Vec<Answer>, Group> {
         if self.is_done { Ok(self.answers()) } else { Err(self.group) }
     }
 
-    /// MongoDB said that the document would be too large, though its features are not: it holds what is not ours, or a model
-    /// version from before those had a limit.
+    /// For MongoDB's answer that the document would be too large, though its features are not: it
+    /// has fields that are not ours, or a model version from before the limit.
     pub(super) fn into_too_large(self) -> Result<Answer, (Group, StoreError)> {
         let (Effect::Merge(features) | Effect::Replace(features)) = &self.effect else {
             return Err((self.group, StoreError::Internal("a document is too large, with whatever it holds".into())));
@@ -288,7 +289,7 @@ impl Attempt {
         Ok((self.group.writes[0].0, Ok((Receipt { outcome, revision, tombstone }, State::Absent))))
     }
 
-    /// The group, if it is worth another try.
+    /// The group, if another try may help.
     pub(super) fn into_failed(mut self, failure: &Failure) -> Result<Group, Group> {
         if failure.may_be_done() {
             let answers = self.answers();
@@ -311,7 +312,7 @@ fn field(document: &RawDocument, name: &str) -> Option<Bson> {
     Bson::try_from(document.get(name).ok()??).ok()
 }
 
-/// A document as `apply` knows it.
+/// A document in the form of `apply`.
 fn stored(document: &RawDocument) -> Result<apply::Document, StoreError> {
     document::requests_are_usable(document)?;
     let content = match document::state(document)? {

@@ -21,7 +21,7 @@ const BOOL_LIST: i32 = 17;
 const UNIX_TIMESTAMP_LIST: i32 = 18;
 const STRUCT: i32 = value::STRUCT;
 
-/// A value's BSON, and its kind's number where the BSON type does not tell it.
+/// The BSON of a value, and the number of its kind if the BSON type does not show it.
 fn to_bson(value: &Value) -> (Bson, Option<i32>) {
     match value.kind.as_ref() {
         None | Some(Kind::NullVal(_)) => (Bson::Null, None),
@@ -58,8 +58,8 @@ fn array<T>(items: &[T], to_bson: impl Fn(&T) -> Bson) -> Bson {
     Bson::Array(items.iter().map(to_bson).collect())
 }
 
-/// None: it has a key that MongoDB does not hold safely, or a value without a kind. Depth is no matter: protobuf's own
-/// limit for what is decoded is half of MongoDB's.
+/// None: a key is not safe in MongoDB, or a value has no kind. Depth does not matter, because the
+/// limit of protobuf is half of MongoDB's.
 fn struct_to_document(object: &Struct) -> Option<Document> {
     let entry = |(key, value): (&String, &JsonValue)| {
         let safe = !key.is_empty() && !key.starts_with('$') && !key.contains(['.', '\0']);
@@ -96,7 +96,7 @@ fn json() -> impl Strategy<Value = JsonValue> {
     })
 }
 
-/// Most of them MongoDB can hold.
+/// MongoDB can hold most of them.
 fn object(value: impl Strategy<Value = JsonValue>) -> impl Strategy<Value = Struct> {
     let key = prop_oneof![30 => "[a-zé$]{1,3}", 1 => Just("a.b".to_owned()), 1 => Just(String::new())];
     let missing = prop_oneof![40 => Just(true), 1 => Just(false)];
@@ -160,7 +160,7 @@ proptest! {
         put_kinds(&encoded, false, &mut bytes);
         let told: Document = all_kinds.into_iter().filter(|(_, kind)| kind.as_i32() != Some(0)).collect();
         prop_assert_eq!(bytes, told.to_vec().unwrap());
-        // What `pipeline` counts on, to tell merges that surely fit from those that may not.
+        // `pipeline` relies on this to separate merges that certainly fit from others.
         prop_assert!(encoded.as_bytes().len() <= 4 * size_of_features(&encoded));
     }
 }

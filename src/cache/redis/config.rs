@@ -113,7 +113,7 @@ impl RedisConfig {
         own: Option<(Vec<u8>, Vec<u8>)>,
     ) -> Result<Self, InvalidRedisConfig> {
         if !self.is_tls() {
-            return invalid("there are certificates for Redis, but no TLS: begin the Redis address with rediss");
+            return invalid("certificates for Redis need TLS, so the Redis address must begin with rediss");
         }
         let client_tls = own.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
         let certificates = TlsCertificates { client_tls, root_cert: ca };

@@ -75,7 +75,7 @@ impl RedisCache {
         }
         let by_role = if let Value::Array(role) = role { role.first().and_then(text) } else { None };
         if by_role.or(field(replication, "role")).is_some_and(|role| role != "master") {
-            let why = "it is now a replica: redis.url must name the master, or the sentinels (redis-sentinel://)";
+            let why = "it is a replica now: redis.url must name the master, or the sentinels (redis-sentinel://)";
             return Err(CacheError::Unavailable(why.into()));
         }
         if is_new

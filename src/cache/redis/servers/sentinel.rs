@@ -76,7 +76,7 @@ fn agreed(answers: &[Option<Answer>]) -> Result<Address, String> {
 
 fn answer(replies: &[Value]) -> Answer {
     let refusal = replies.iter().find_map(|reply| if let Value::ServerError(e) = reply { Some(e) } else { None });
-    let why = || refusal.map_or_else(|| "a sentinel does not know it".to_owned(), ToString::to_string);
+    let why = || refusal.map_or_else(|| "it is not known".to_owned(), ToString::to_string);
     let [Value::Array(address), about] = replies else { return Err(why()) };
     let [host, port] = &address[..] else { return Err(why()) };
     let port = text(port).and_then(|port| port.parse().ok());

@@ -3,9 +3,9 @@
 //!
 //! Documents remember request ids, so a command may be repeated when its answer was lost.
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
-use bson::{RawDocument, doc};
+use bson::doc;
 use tokio::time::Instant;
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     connection::{Command, Connection, Lane},
     document,
     failure::Failure,
-    pipeline::{self, Needs, Outline},
+    pipeline::{self, Outline, Unsure},
     read, remembered,
     statement::{self, Statement},
     write::{TRIES, nothing},
@@ -42,21 +42,8 @@ pub(super) struct Item {
     first_sent: bson::DateTime,
     /// An earlier try may have done it.
     may_be_done: bool,
-    /// Whether its last try changed the document.
-    changed: Changed,
     /// Why it was not done, or may not have been.
     failure: Option<Failure>,
-}
-
-/// Whether a statement changed its document, as far as the reply to its command shows this.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Changed {
-    /// All statements of the command did.
-    Yes,
-    /// None of them did.
-    No,
-    /// Some of them did.
-    Perhaps,
 }
 
 /// The result of one write of a chunk.
@@ -147,11 +134,6 @@ pub(super) async fn write_chunk(
     whole: bool,
     deadline: Instant,
 ) -> Vec<(usize, Done)> {
-    // For a single write, the reply shows whether it changed anything.
-    let began = match items.len() > 1 && items.iter().any(Item::may_be_unsure) {
-        true => compare::time(connection, deadline).await.ok(),
-        false => None,
-    };
     for tries_left in (0..TRIES).rev() {
         let mut open: Vec<&mut Item> = items.iter_mut().filter(|item| item.is_open(tries_left + 1 == TRIES)).collect();
         if open.is_empty() {
@@ -166,7 +148,7 @@ pub(super) async fn write_chunk(
         }
     }
     let (failed, done): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| item.failure.is_some());
-    let mut answers = read_back(connection, done, began, whole, deadline).await;
+    let mut answers = read_back(connection, done, whole, deadline).await;
     answers.extend(failed.into_iter().map(Item::into_failed));
     answers
 }
@@ -175,16 +157,7 @@ impl Item {
     /// First sent at `first_sent`, by L2's clock.
     pub(super) fn new(index: usize, write: Write, outline: &Outline, first_sent: bson::DateTime) -> Self {
         let (on_nothing, bytes) = (outline.on_nothing, outline.bytes + statement::USUAL_STAGES_BYTES);
-        Self {
-            index,
-            write,
-            on_nothing,
-            bytes,
-            first_sent,
-            may_be_done: false,
-            changed: Changed::Perhaps,
-            failure: None,
-        }
+        Self { index, write, on_nothing, bytes, first_sent, may_be_done: false, failure: None }
     }
 
     /// Whether to send it: the first time, or if another try may help.
@@ -193,7 +166,7 @@ impl Item {
     }
 
     fn update(&self, rules: &WriteRules) -> Statement<'_> {
-        pipeline::update(&self.write, rules, self.since())
+        pipeline::update(&self.write, rules, self.since(), Unsure::Fails)
     }
 
     /// The time since which it may have been done.
@@ -202,10 +175,11 @@ impl Item {
     }
 
     fn into_failed(self) -> (usize, Done) {
-        if self.failure.as_ref().is_some_and(Failure::is_too_large) && !self.may_be_done {
-            return self.into_unsure();
+        match &self.failure {
+            Some(failure) if failure.is_unsure() => self.into_unsure(),
+            Some(failure) if failure.is_too_large() && !self.may_be_done => self.into_unsure(),
+            _ => self.into_error(),
         }
-        self.into_error()
     }
 
     fn into_error(self) -> (usize, Done) {
@@ -217,25 +191,6 @@ impl Item {
     fn into_unsure(self) -> (usize, Done) {
         let (index, since) = (self.index, self.since());
         (index, Done::Unsure(Group::since(index, self.write, since)))
-    }
-
-    /// Whether the server left it undone because of the stored document. `document` does not
-    /// remember it: either it was not done, or later writes have pushed it out. Then doing it again
-    /// would undo these. `began` is a time before its command was sent, by the primary's clock.
-    fn is_unsure(&self, document: &RawDocument, began: Option<bson::DateTime>) -> bool {
-        let was_not_done = match self.changed {
-            Changed::Yes => false,
-            Changed::No => true,
-            Changed::Perhaps => {
-                began.is_some_and(|began| !pipeline::may_have_forgotten(document, began, Duration::ZERO))
-            }
-        };
-        was_not_done && self.may_be_unsure()
-    }
-
-    /// Whether the server may leave it undone because of the stored document.
-    fn may_be_unsure(&self) -> bool {
-        Needs::of(&self.write) != Needs::Nothing
     }
 }
 
@@ -254,7 +209,7 @@ async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instan
     for (index, failure) in failures_of(&answer)? {
         match items.get_mut(index) {
             Some(item) => {
-                if failure.is_refusal() {
+                if failure.is_refusal() && !failure.is_unsure() {
                     connection.suspect();
                 }
                 item.failure = Some(failure);
@@ -262,9 +217,6 @@ async fn send(connection: &Connection, items: &mut [&mut Item], deadline: Instan
             None => return Err(Failure::unknown("an error that belongs to no write")),
         }
     }
-    let acknowledged = items.iter().filter(|item| item.failure.is_none()).count();
-    let changed = changed(&answer, acknowledged);
-    items.iter_mut().for_each(|item| item.changed = changed);
     if let Some(failure) = unconfirmed(&answer) {
         items.iter_mut().filter(|item| item.failure.is_none()).for_each(|item| item.failure = Some(failure.clone()));
     }
@@ -282,15 +234,11 @@ pub(super) fn failures_of(answer: &bson::Document) -> Result<Vec<(usize, Failure
     answer.get_array("writeErrors").into_iter().flatten().filter_map(failure).collect()
 }
 
-/// How many of the statements that did not fail have changed their documents. MongoDB does not count
-/// those that changed nothing.
-pub(super) fn changed(answer: &bson::Document, statements: usize) -> Changed {
-    let upserted = answer.get_array("upserted").map_or(0, Vec::len);
-    match answer.get_i32("nModified").ok().and_then(|modified| usize::try_from(modified).ok()) {
-        Some(modified) if modified + upserted == statements => Changed::Yes,
-        Some(0) if upserted == 0 => Changed::No,
-        _ => Changed::Perhaps,
-    }
+/// Whether a command of one statement changed the document, or made one. MongoDB does not count what
+/// changes nothing.
+pub(super) fn has_changed(answer: &bson::Document) -> bool {
+    answer.get_i32("nModified").is_ok_and(|modified| modified > 0)
+        || answer.get_array("upserted").is_ok_and(|made| !made.is_empty())
 }
 
 /// Why the whole command may lack its majority.
@@ -299,13 +247,7 @@ pub(super) fn unconfirmed(answer: &bson::Document) -> Option<Failure> {
     Some(Failure::not_confirmed(error.get_i32("code").unwrap_or(0), error.get_str("codeName").unwrap_or("")))
 }
 
-async fn read_back(
-    connection: &Connection,
-    items: Vec<Item>,
-    began: Option<bson::DateTime>,
-    whole: bool,
-    deadline: Instant,
-) -> Vec<(usize, Done)> {
+async fn read_back(connection: &Connection, items: Vec<Item>, whole: bool, deadline: Instant) -> Vec<(usize, Done)> {
     let keys: Vec<RecordKey> = items.iter().map(|item| item.write.key.clone()).collect();
     let projection = (!whole).then(|| doc! { "rev": 1, "deleted": 1, "requests": 1 });
     // The writes are done; only their results are unknown.
@@ -329,9 +271,9 @@ async fn read_back(
                 None => item.into_error(),
             };
         };
-        let Some(outcome) = remembered::outcome_of(document, &item.write) else {
-            return if item.is_unsure(document, began) { item.into_unsure() } else { item.into_error() };
-        };
+        // Later writes have pushed it out of what the document remembers. It is not done again, because
+        // that would undo these.
+        let Some(outcome) = remembered::outcome_of(document, &item.write) else { return item.into_error() };
         if whole {
             let state = document::state(document).map_err(|error| StoreError::DoneUnreadable(error.to_string().into()));
             return (item.index, Done::Answer(state.map(|state| (receipt_of(outcome, &state), state))));

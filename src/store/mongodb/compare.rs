@@ -165,16 +165,11 @@ async fn try_once(
 async fn look(connection: &Connection, groups: &[Group], deadline: Instant) -> Result<Seen, Failure> {
     let keys: Vec<RecordKey> = groups.iter().map(|group| group.key().clone()).collect();
     let batches = read::find(connection, &keys, None, deadline).await?;
-    Ok(Seen { batches, now: Millis(time(connection, deadline).await?.timestamp_millis()) })
-}
-
-/// The time by the primary's clock.
-pub(super) async fn time(connection: &Connection, deadline: Instant) -> Result<bson::DateTime, Failure> {
     let hello = connection.run(Command::new("hello", FEATURES), Lane::Users, deadline, |prepared, _| async move {
         prepared.database.run_command(doc! { "hello": 1 }).await
     });
-    let now = hello.await?.get_datetime("localTime").copied();
-    now.map_err(|_| Failure::not_done("MongoDB does not tell its time"))
+    let now = hello.await?.get_datetime("localTime").map(|at| Millis(at.timestamp_millis()));
+    Ok(Seen { batches, now: now.map_err(|_| Failure::not_done("MongoDB does not tell its time"))? })
 }
 
 /// For writes that depend on an unreadable document or on one without room: each alone, because the
@@ -254,6 +249,6 @@ async fn send_one(connection: &Connection, attempt: &mut Attempt, deadline: Inst
     }
     match batch::unconfirmed(&answer) {
         Some(failure) => Err(failure),
-        None => Ok(batch::changed(&answer, 1) == batch::Changed::Yes),
+        None => Ok(batch::has_changed(&answer)),
     }
 }

@@ -11,6 +11,9 @@ use mongodb::error::{Error, ErrorKind, NO_WRITES_PERFORMED, SYSTEM_OVERLOADED_ER
 use super::code;
 use crate::{store::StoreError, trace::Failed};
 
+/// The code of a `$toInt` of what is no number.
+const CONVERSION_FAILURE: i32 = 241;
+
 /// A failed operation.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
@@ -107,6 +110,11 @@ impl Failure {
     /// The server rejects it because the document would be too large.
     pub(super) fn is_too_large(&self) -> bool {
         self.code.is_some_and(code::is_too_large)
+    }
+
+    /// The server left a write undone because it cannot decide it (`pipeline::Unsure::Fails`).
+    pub(super) fn is_unsure(&self) -> bool {
+        self.has_code(CONVERSION_FAILURE)
     }
 
     /// The user lacks a right.

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How much the clocks of the servers and of MongoDB's nodes may differ.
-pub(super) const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
 /// The stored form of a value takes at most this many times the bytes of its BSON. A null takes
 /// three bytes and its name in BSON, and at most ten and its name in stored form.
@@ -96,7 +96,12 @@ pub(super) fn document_bytes(write: &Write) -> usize {
 /// either and is not remembered, because the server cannot count stored bytes; `compare` decides.
 /// The same holds for a write that needs the stored record, if that is unreadable or in doubt. A
 /// write that needs nothing replaces such a record.
-pub(super) fn update<'a>(write: &'a Write, rules: &WriteRules, may_be_done: Option<bson::DateTime>) -> Statement<'a> {
+pub(super) fn update<'a>(
+    write: &'a Write,
+    rules: &WriteRules,
+    may_be_done: Option<bson::DateTime>,
+    unsure: Unsure,
+) -> Statement<'a> {
     let planned = Planned::of(write, rules);
     // The stage of the given features comes after the first one, which removes a field of this name
     // that was edited into the document.
@@ -116,8 +121,16 @@ pub(super) fn update<'a>(write: &'a Write, rules: &WriteRules, may_be_done: Opti
         }));
     }
     stages.push(set(doc! { "_attempt.outcome": outcome(write, planned.as_ref(), rules) }));
+    let decided = match unsure {
+        Unsure::ChangesNothing => Bson::from("$_attempt.outcome"),
+        Unsure::Fails => {
+            let is_unsure = doc! { "$eq": ["$_attempt.outcome", "unsure"] };
+            // "unsure" is not a number, so this fails.
+            doc! { "$cond": [is_unsure, { "$toInt": "$_attempt.outcome" }, "$_attempt.outcome"] }.into()
+        }
+    };
     stages.push(set(doc! {
-        "_attempt.changed": { "$in": ["$_attempt.outcome", ["written", "deleted"]] },
+        "_attempt.changed": { "$in": [decided, ["written", "deleted"]] },
         "_attempt.next": { "$max": [
             { "$add": ["$_attempt.revision", 1_i64] },
             { "$multiply": [{ "$toLong": "$$NOW" }, 1000_i64] },
@@ -147,6 +160,16 @@ pub(super) fn update<'a>(write: &'a Write, rules: &WriteRules, may_be_done: Opti
         given: planned.filter(|planned| planned.refused.is_none()).map(|planned| planned.given),
         upsert,
     }
+}
+
+/// What a statement does if the server cannot decide it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unsure {
+    /// It changes nothing. The document of a single write is returned with it, and shows that.
+    ChangesNothing,
+    /// It fails with `Failure::is_unsure`. What is read after a command of many statements would not
+    /// show it: a document may have forgotten a write that was done.
+    Fails,
 }
 
 /// How much of the stored record a write needs.
@@ -186,18 +209,18 @@ fn readable(needs: Needs) -> Document {
 }
 
 /// Whether the document may have forgotten a request that was sent at `since`: all requests that it
-/// remembers may be later. The clock of `since` may differ from MongoDB's by `slack`.
-pub(super) fn may_have_forgotten(document: &RawDocument, since: bson::DateTime, slack: Duration) -> bool {
+/// remembers may be later.
+pub(super) fn may_have_forgotten(document: &RawDocument, since: bson::DateTime) -> bool {
     let Ok(requests) = document.get_array("requests") else { return false };
     let mut entries = requests.into_iter().flatten();
     let oldest = entries.next().and_then(|entry| entry.as_document()?.get_datetime("at").ok());
     let is_full = 1 + entries.count() >= REMEMBERED_REQUESTS;
-    is_full && oldest.is_none_or(|at| at.timestamp_millis() >= earliest(since, slack))
+    is_full && oldest.is_none_or(|at| at.timestamp_millis() >= earliest(since))
 }
 
 /// The earliest time at which a write that was sent then may have been done, by another clock.
-fn earliest(since: bson::DateTime, slack: Duration) -> i64 {
-    since.timestamp_millis().saturating_sub_unsigned(slack.as_millis() as u64)
+fn earliest(since: bson::DateTime) -> i64 {
+    since.timestamp_millis().saturating_sub_unsigned(CLOCKS_DIFFER.as_millis() as u64)
 }
 
 /// The present state: whether the request is a repeat, whether there is a live record, and the
@@ -211,7 +234,7 @@ fn standing(write: &Write, may_be_done: Option<bson::DateTime>) -> Document {
         let oldest = doc! { "$ifNull": [{ "$arrayElemAt": [of_requests("$requests.at"), 0] }, "$$NOW"] };
         doc! { "$and": [
             { "$gte": [{ "$size": of_requests("$requests") }, REMEMBERED_REQUESTS as i32] },
-            { "$gte": [oldest, bson::DateTime::from_millis(earliest(since, CLOCKS_DIFFER))] },
+            { "$gte": [oldest, bson::DateTime::from_millis(earliest(since))] },
         ] }
         .into()
     });

@@ -9,7 +9,7 @@ use super::{
     compare::{self, Group},
     connection::{Command, Connection, Lane},
     document,
-    pipeline::{self, Needs},
+    pipeline::{self, Needs, Unsure},
     read, remembered, statement,
 };
 use crate::{
@@ -46,7 +46,7 @@ async fn write_named(connection: &Connection, write: Write, deadline: Instant) -
         let since = may_be_done.then_some(first_sent);
         let done = connection.run(Command::new("findAndModify", FEATURES), Lane::Users, deadline, |prepared, left| {
             let features = prepared.majority(FEATURES);
-            let mut statement = pipeline::update(&write, rules, since);
+            let mut statement = pipeline::update(&write, rules, since, Unsure::ChangesNothing);
             let (filter, upsert) = (std::mem::take(&mut statement.filter), statement.upsert);
             let pipeline = statement.into_tree();
             async move {

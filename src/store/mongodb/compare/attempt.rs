@@ -105,7 +105,7 @@ impl Attempt {
             return Evaluated::Settled(group.tries.swap_remove(tried).answers);
         }
         if let (Some(document), Some(since)) = (document, group.since)
-            && pipeline::may_have_forgotten(document, since, pipeline::CLOCKS_DIFFER)
+            && pipeline::may_have_forgotten(document, since)
             && !group.writes.iter().any(|(_, write)| remembered::request(document, &write.request_id).is_some())
         {
             return Evaluated::Settled(group.all(&unseen()).collect());

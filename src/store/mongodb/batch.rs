@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use bson::doc;
+use bson::{RawDocument, doc};
 use tokio::time::Instant;
 
 use super::{
@@ -13,14 +13,14 @@ use super::{
     connection::{Command, Connection, Lane},
     document,
     failure::Failure,
-    pipeline::{self, Outline, Unsure},
+    pipeline::{self, Needs, Outline, Unsure},
     read, remembered,
     statement::{self, Statement},
     write::{TRIES, nothing},
 };
 use crate::{
     record::{RecordKey, State},
-    store::{Outcome, Receipt, StoreError, Write, WriteRules},
+    store::{Change, Outcome, Receipt, StoreError, Write, WriteRules},
 };
 
 /// A command may have 16 MiB, and a single write may need most of that. Several writes are sent in
@@ -174,6 +174,15 @@ impl Item {
         self.may_be_done.then_some(self.first_sent)
     }
 
+    /// What the document says became of it. If later writes have pushed it out of what the document
+    /// remembers, it is not done again, because that would undo these. Nothing but these can hide it,
+    /// so a replacement was written.
+    fn outcome(&self, document: &RawDocument) -> Option<Outcome> {
+        let is_upsert = matches!(self.write.change, Change::Upsert(_)) && self.on_nothing.is_none();
+        let only_written = is_upsert && Needs::of(&self.write) == Needs::Nothing && !self.may_be_done;
+        remembered::outcome_of(document, &self.write).or(only_written.then_some(Outcome::Written))
+    }
+
     fn into_failed(self) -> (usize, Done) {
         match &self.failure {
             Some(failure) if failure.is_unsure() => self.into_unsure(),
@@ -183,7 +192,7 @@ impl Item {
     }
 
     fn into_error(self) -> (usize, Done) {
-        let unknown = || Failure::unknown("the write left no trace");
+        let unknown = || Failure::unknown("the document does not remember the write, as later ones pushed it out");
         let error = self.failure.unwrap_or_else(unknown).of_write(self.may_be_done);
         (self.index, Done::Answer(Err(error)))
     }
@@ -234,13 +243,6 @@ pub(super) fn failures_of(answer: &bson::Document) -> Result<Vec<(usize, Failure
     answer.get_array("writeErrors").into_iter().flatten().filter_map(failure).collect()
 }
 
-/// Whether a command of one statement changed the document, or made one. MongoDB does not count what
-/// changes nothing.
-pub(super) fn has_changed(answer: &bson::Document) -> bool {
-    answer.get_i32("nModified").is_ok_and(|modified| modified > 0)
-        || answer.get_array("upserted").is_ok_and(|made| !made.is_empty())
-}
-
 /// Why the whole command may lack its majority.
 pub(super) fn unconfirmed(answer: &bson::Document) -> Option<Failure> {
     let error = answer.get_document("writeConcernError").ok()?;
@@ -271,9 +273,7 @@ async fn read_back(connection: &Connection, items: Vec<Item>, whole: bool, deadl
                 None => item.into_error(),
             };
         };
-        // Later writes have pushed it out of what the document remembers. It is not done again, because
-        // that would undo these.
-        let Some(outcome) = remembered::outcome_of(document, &item.write) else { return item.into_error() };
+        let Some(outcome) = item.outcome(document) else { return item.into_error() };
         if whole {
             let state = document::state(document).map_err(|error| StoreError::DoneUnreadable(error.to_string().into()));
             return (item.index, Done::Answer(state.map(|state| (receipt_of(outcome, &state), state))));

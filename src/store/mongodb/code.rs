@@ -29,6 +29,7 @@ pub(super) fn name(code: i32) -> Option<&'static str> {
         96 => "OperationFailed",
         100 => "UnsatisfiableWriteConcern",
         112 => "WriteConflict",
+        241 => "ConversionFailure",
         115 => "CommandNotSupported",
         121 => "DocumentValidationFailure",
         134 => "ReadConcernMajorityNotAvailableYet",

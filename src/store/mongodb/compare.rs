@@ -8,6 +8,7 @@
 mod attempt;
 
 use bson::doc;
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use self::attempt::{Attempt, Evaluated, Seen};
@@ -203,16 +204,23 @@ async fn one_by_one(connection: &Connection, group: Group, error: &StoreError, d
 /// Sends each attempt by its own command, because the reply to that shows whether the document was
 /// changed. A later read would not show it, if other writes had pushed this one out.
 async fn send(connection: &Connection, attempts: Vec<Attempt>, deadline: Instant) -> Vec<(Attempt, Option<Failure>)> {
-    let mut sent = Vec::with_capacity(attempts.len());
-    for mut attempt in attempts {
-        let failure = match send_one(connection, &mut attempt, deadline).await {
-            Ok(changed) => {
-                attempt.is_done = changed;
-                None
-            }
-            Err(failure) => Some(failure),
-        };
-        sent.push((attempt, failure));
+    let mut sent: Vec<(Attempt, Option<Failure>)> = attempts.into_iter().map(|attempt| (attempt, None)).collect();
+    let mut rest = &mut sent[..];
+    while !rest.is_empty() {
+        // While commands are sent, this process holds them several times.
+        let mut bytes = 0;
+        let fit = rest.iter().take_while(|(attempt, _)| {
+            bytes += attempt.bytes();
+            bytes <= batch::MAX_COMMAND_BYTES
+        });
+        let count = fit.count().max(1);
+        let (now, later) = rest.split_at_mut(count);
+        join_all(now.iter_mut().map(async |(attempt, failed)| match send_one(connection, attempt, deadline).await {
+            Ok(is_done) => attempt.is_done = is_done,
+            Err(failure) => *failed = Some(failure),
+        }))
+        .await;
+        rest = later;
     }
     let unchanging =
         |(attempt, failure): &&mut (Attempt, Option<Failure>)| failure.is_none() && !attempt.changes_something();
@@ -232,7 +240,7 @@ async fn send(connection: &Connection, attempts: Vec<Attempt>, deadline: Instant
     sent
 }
 
-/// Whether it changed the document.
+/// Whether it is done. If not, the document was not as it was when it was read.
 async fn send_one(connection: &Connection, attempt: &mut Attempt, deadline: Instant) -> Result<bool, Failure> {
     attempt.sent_at.get_or_insert_with(|| connection.now());
     let attempt = &*attempt;
@@ -242,6 +250,9 @@ async fn send_one(connection: &Connection, attempt: &mut Attempt, deadline: Inst
     });
     let answer = answer.await?;
     if let Some((_, failure)) = batch::failures_of(&answer)?.into_iter().next() {
+        if failure.is_unsure() {
+            return Ok(false);
+        }
         if failure.is_refusal() {
             connection.suspect();
         }
@@ -249,6 +260,6 @@ async fn send_one(connection: &Connection, attempt: &mut Attempt, deadline: Inst
     }
     match batch::unconfirmed(&answer) {
         Some(failure) => Err(failure),
-        None => Ok(batch::has_changed(&answer)),
+        None => Ok(true),
     }
 }

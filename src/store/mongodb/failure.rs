@@ -70,8 +70,8 @@ impl Failure {
             11600 | 11602 | 189 | 91 | 6 | 7 | 89 | 9001 => (Meaning::Unknown, true),
             // MaxTimeMSExpired, ExceededTimeLimit, write concern timeouts.
             50 | 262 | 64 => (Meaning::OutOfTime, false),
-            // The majority cannot be reached.
-            100 | 79 | 134 => (Meaning::Unknown, false),
+            // The majority cannot be reached; a router was interrupted, or did not reach a shard.
+            100 | 79 | 134 | 11601 | 202 => (Meaning::Unknown, false),
             // DuplicateKey: another upsert of the same new key was faster; WriteConflict.
             11000 | 112 => (Meaning::Rejected, true),
             // Unauthorized, AuthenticationFailed: nothing works until the configuration is
@@ -114,7 +114,7 @@ impl Failure {
 
     /// The server left a write undone because it cannot decide it (`pipeline::Unsure::Fails`).
     pub(super) fn is_unsure(&self) -> bool {
-        self.has_code(CONVERSION_FAILURE)
+        self.is_refusal() && self.has_code(CONVERSION_FAILURE)
     }
 
     /// The user lacks a right.

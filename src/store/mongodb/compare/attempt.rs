@@ -64,7 +64,7 @@ impl Effect {
 pub(super) struct Attempt {
     pub(super) group: Group,
     pub(super) sent_at: Option<bson::DateTime>,
-    /// Whether a later read showed that it is done.
+    /// Whether the reply to its command showed that it is done.
     pub(super) is_done: bool,
     receipts: Vec<Receipt>,
     effect: Effect,
@@ -190,8 +190,13 @@ impl Attempt {
             let added: Vec<Document> = added.iter().map(done_now).collect();
             fields.insert("requests", doc! { "$concatArrays": [literal(kept.to_vec()), added] });
         }
-        let mut stages = vec![set(doc! { "_attempt": { "same": is_same } })];
+        // Somebody may have given the document such a field.
+        let mut stages =
+            vec![doc! { "$unset": "_attempt" }, set(doc! { "_attempt": { "same": is_same, "not": "same" } })];
         if !fields.is_empty() {
+            // If it is not the same, this fails, because "same" is not a number.
+            let checked = doc! { "$cond": ["$_attempt.same", true, { "$toInt": "$_attempt.not" }] };
+            stages.push(set(doc! { "_attempt.same": checked }));
             let if_same = |(name, new): (String, Bson)| {
                 let old = format!("${name}");
                 (name, Bson::from(doc! { "$cond": ["$_attempt.same", new, old] }))

@@ -79,6 +79,35 @@ async fn what_is_done_and_forgotten_before_it_is_read_back_is_not_done_again() {
     }
 }
 
+/// Writes of one record in one batch become one update, which is done only if the record is as it was read. What others left in
+/// the document must not make it look done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_that_lost_a_race_is_done_again_whatever_the_document_holds() {
+    let mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();
+    let bench = Bench::on(&mongod, rules()).await;
+    bench.write(upsert("raced", one(0))).await;
+    fail(&bench, "update", 1, doc! { "blockConnection": true, "blockTimeMS": 1500 }).await;
+    let number = |name| merge([(name, Kind::Int32Val(1))]);
+    let batch = vec![upsert("raced", number("a")), upsert("raced", number("b"))];
+    let store = bench.store.clone();
+    let writing = tokio::spawn(async move { store.write_batch(batch, soon()).await });
+    let admin = bench.database.client().database("admin");
+    eventually("the update is on its way", async || {
+        let block = doc! { "waitForFailPoint": "failCommand", "timesEntered": 1, "maxTimeMS": 5000 };
+        admin.run_command(block).await.is_ok()
+    })
+    .await;
+    let other = bench.write(upsert("raced", one(7))).await.0;
+    bench.edit("raced", doc! { "$set": { "_attempt": [1] } }).await;
+    let answers = writing.await.unwrap();
+    let done = |answer: &Result<Receipt, StoreError>| {
+        answer.as_ref().is_ok_and(|receipt| receipt.outcome == Outcome::Written && receipt.revision > other.revision)
+    };
+    assert!(answers.iter().all(done), "{answers:?} after {other:?}");
+    let snapshot = bench.snapshot("raced").await;
+    assert_eq!(snapshot.features.len(), 3, "{snapshot:?}");
+}
+
 #[tokio::test]
 async fn one_bad_answer_is_made_good_by_a_repeat_that_applies_once() {
     let mongod = tokio::task::spawn_blocking(Mongod::replica_set).await.unwrap();

@@ -98,8 +98,8 @@ fn host_of_url(p: &mut Parser, host: &str) -> String {
     host.to_owned()
 }
 
-/// A setting that needs a Redis is rejected without one, because whoever set it believes that Redis
-/// is used.
+/// A setting that needs a Redis is rejected without one, because the operator who set it
+/// believes that Redis is used.
 fn refuse_without_redis(p: &mut Parser) {
     const OF_A_REDIS: [&str; 8] = [
         "redis.port",

@@ -70,8 +70,8 @@ impl Parser {
         self.errors.push(format!("{key}: {why}{source}"));
     }
 
-    /// A key without a default. An empty value is an error: whoever sets it means something, and
-    /// must not get what the absence of the key means.
+    /// A key without a default. An empty value is an error: the operator who sets it expects
+    /// something else than what the absence of the key means.
     pub(super) fn optional(&mut self, key: &str) -> Option<String> {
         let text = self.settings.get(key).map(|setting| setting.text.clone())?;
         if text.is_empty() {

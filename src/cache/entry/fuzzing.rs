@@ -10,10 +10,10 @@ use crate::fuzzing::Input;
 /// A value is its own revision.
 type Slot = Option<Entry<i64, u8>>;
 
-/// What L1 has issued and been told in the present life of the entry.
+/// What L1 has issued and learned in the present life of the entry.
 #[derive(Debug, Default)]
 struct Life {
-    /// The highest revision that it was told of.
+    /// The highest revision that a call has named to it.
     told: i64,
     lease: Option<(u8, u64)>,
     permits: BTreeMap<u8, u64>,

@@ -192,7 +192,7 @@ impl Item {
     }
 
     fn into_error(self) -> (usize, Done) {
-        let unknown = || Failure::unknown("the document does not remember the write, as later ones pushed it out");
+        let unknown = || Failure::unknown("the stored document does not show what became of the write");
         let error = self.failure.unwrap_or_else(unknown).of_write(self.may_be_done);
         (self.index, Done::Answer(Err(error)))
     }

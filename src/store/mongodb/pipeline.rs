@@ -10,7 +10,7 @@ use bson::{Bson, Document, RawDocument, doc};
 
 use super::{
     document, remembered, sound,
-    statement::{Given, MAX_DOCUMENT_BYTES, Statement, literal, set},
+    statement::{Given, MAX_DOCUMENT_BYTES, Statement, literal, or_fail, set},
 };
 use crate::{
     record::{Lifetime, Millis, Record, Revision, WriteMode},
@@ -124,9 +124,8 @@ pub(super) fn update<'a>(
     let decided = match unsure {
         Unsure::ChangesNothing => Bson::from("$_attempt.outcome"),
         Unsure::Fails => {
-            let is_unsure = doc! { "$eq": ["$_attempt.outcome", "unsure"] };
-            // "unsure" is not a number, so this fails.
-            doc! { "$cond": [is_unsure, { "$toInt": "$_attempt.outcome" }, "$_attempt.outcome"] }.into()
+            let is_decided = doc! { "$ne": ["$_attempt.outcome", "unsure"] };
+            or_fail(is_decided, "$_attempt.outcome", "$_attempt.outcome").into()
         }
     };
     stages.push(set(doc! {

@@ -153,6 +153,12 @@ pub(super) fn set(fields: Document) -> Document {
     doc! { "$set": fields }
 }
 
+/// The value if the condition holds. Otherwise the statement fails (`Failure::is_unsure`), because
+/// the text at `path` is not a number; a constant would fail whether the condition holds or not.
+pub(super) fn or_fail(condition: impl Into<Bson>, value: impl Into<Bson>, path: &str) -> Document {
+    doc! { "$cond": [condition.into(), value.into(), { "$toInt": path }] }
+}
+
 /// The value of a client, which is never read as an expression.
 pub(super) fn literal(value: impl Into<Bson>) -> Document {
     doc! { "$literal": value.into() }

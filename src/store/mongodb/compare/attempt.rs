@@ -6,7 +6,7 @@ use mongodb::raw_batch_cursor::RawBatch;
 use super::{
     super::{
         document, pipeline, read, remembered,
-        statement::{self, Given, MAX_DOCUMENT_BYTES, Statement, literal, set},
+        statement::{self, Given, MAX_DOCUMENT_BYTES, Statement, literal, or_fail, set},
     },
     Answer, Group, Mark, TRIES, Tried, unseen,
 };
@@ -192,11 +192,10 @@ impl Attempt {
         }
         // Somebody may have given the document such a field.
         let mut stages =
-            vec![doc! { "$unset": "_attempt" }, set(doc! { "_attempt": { "same": is_same, "not": "same" } })];
+            vec![doc! { "$unset": "_attempt" }, set(doc! { "_attempt": { "same": is_same, "text": "changed" } })];
         if !fields.is_empty() {
-            // If it is not the same, this fails, because "same" is not a number.
-            let checked = doc! { "$cond": ["$_attempt.same", true, { "$toInt": "$_attempt.not" }] };
-            stages.push(set(doc! { "_attempt.same": checked }));
+            // Each field depends on it, so that MongoDB does not leave it out as unused.
+            stages.push(set(doc! { "_attempt.same": or_fail("$_attempt.same", true, "$_attempt.text") }));
             let if_same = |(name, new): (String, Bson)| {
                 let old = format!("${name}");
                 (name, Bson::from(doc! { "$cond": ["$_attempt.same", new, old] }))
